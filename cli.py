@@ -1,0 +1,329 @@
+"""The command line: one thin command a stage. Every one only wires a Python function.
+
+Heavy imports happen inside the commands, so that ``cocoseg --help`` answers at once.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from . import __version__
+from .errors import CocosegError, ExitCode
+
+if TYPE_CHECKING:
+    from .config import Resolved
+    from .settings import Settings
+
+Command = Callable[..., None]
+
+
+def common_options(command: Command) -> Command:
+    """Add the options that every command has."""
+    options = (
+        click.option("--config", "config_file", metavar="FILE", help="YAML file, or a bundled one: tiny …"),
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="SECTION.KEY=VALUE",
+            help="Override one setting; repeatable. 'cocoseg config show' lists them.",
+        ),
+        click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing."),
+        click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="cocoseg")
+def cli() -> None:
+    """From COCO instance annotations to a trained semantic segmentation model.
+
+    \b
+    cocoseg demo --output demo-out                           try the whole road on drawn pictures
+    cocoseg prepare --annotations J --images D --output S    paint masks, pack shards
+    torchrun … -m cocoseg train --shards S --output RUN      train a SegFormer
+    cocoseg infer --checkpoint RUN --input D --output O      predict masks
+    cocoseg eval --checkpoint RUN --shards S --output O      measure mIoU
+    """
+
+
+@cli.command()
+@click.option("--annotations", multiple=True, metavar="JSON", help="COCO JSON; repeatable, in pairs with --images.")
+@click.option("--images", multiple=True, metavar="DIR", help="Image folder of the --annotations at the same place.")
+@click.option("--output", metavar="SHARDS", help="Folder (or URL) for the shards.")
+@click.option("--classes", metavar="auto|coco|FILE", help="Classes: COCO's 80, the JSON's own, or a YAML file. [auto]")
+@click.option("--overlap", type=click.Choice(["area", "order"]), help="On top: the smaller area, or the later annotation. [area]")
+@click.option("--crowd", type=click.Choice(["paint", "beneath", "ignore", "drop"]), help="What becomes of crowd regions. [paint]")
+@click.option("--exif", type=click.Choice(["auto", "apply", "raw"]), help="Orientation that the annotations mean. [auto]")
+@click.option("--samples-per-shard", type=int, metavar="N", help="Images a shard. [1000]")
+@click.option("--workers", type=int, metavar="N", help="Worker processes. [one for each core]")
+@click.option("--engine", type=click.Choice(["local", "ray"]), help="Where workers run. [local]")
+@click.option("--max-bad", type=int, metavar="N", help="Quarantined images that are no failure. [0]")
+@common_options
+def prepare(
+    config_file: str | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool, **flags: Any
+) -> None:
+    """Paint instances into masks and pack image + mask into WebDataset shards.
+
+    An image that cannot be trusted is left out whole and listed in SHARDS/quarantine.jsonl (exit
+    code 4). Run it again after an interruption: finished shards are kept.
+    """
+    settings = _settings("prepare", config_file, overrides, flags)
+    from .config import to_yaml
+    from .prepare.build import plan_build
+    from .prepare.build import prepare as build
+    from .storage import join, publish_bytes
+
+    config = settings.value.prepare
+    if dry_run:
+        plan = plan_build(config).to_dict()
+        return _print(plan, as_json, _lines(plan))
+    result = build(config, progress=_progress())
+    publish_bytes(
+        join(result.output, "config.yaml"), to_yaml({"prepare": config}).encode()
+    )
+    summary = result.to_dict()
+    _print(summary, as_json, _lines(summary))
+    if len(result.quarantined) > config.max_bad:
+        _log(
+            f"{len(result.quarantined)} images were left out: see "
+            f"{join(result.output, 'quarantine.jsonl')} (--max-bad {config.max_bad})"
+        )
+        sys.exit(ExitCode.QUARANTINED)
+
+
+@cli.command()
+@click.argument("shards")
+@common_options
+def verify(
+    shards: str, config_file: str | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool
+) -> None:
+    """Check SHARDS byte by byte against their manifest: digests, names, pixels, counts."""
+    _settings("verify", config_file, overrides, {})
+    from dataclasses import asdict
+
+    from .shards.manifest import read_manifest
+    from .shards.verify import verify as check
+
+    if dry_run:
+        manifest = read_manifest(shards)
+        plan = {"shards": len(manifest.shards), "samples": manifest.samples, "bytes": manifest.bytes}
+        return _print(plan, as_json, _lines(plan))
+    result = check(shards)
+    lines = [f"{problem.where}: {problem.what}" for problem in result.problems]
+    state = f"{len(lines)} problems" if lines else "all good"
+    lines.append(f"{result.shards} shards, {result.samples} samples, {result.bytes} bytes: {state}")
+    _print(asdict(result), as_json, "\n".join(lines))
+    if result.problems:
+        sys.exit(ExitCode.BAD_DATA)
+
+
+@cli.command()
+@click.option("--shards", multiple=True, metavar="SHARDS", help="Training shards; repeatable.")
+@click.option("--val-shards", multiple=True, metavar="SHARDS", help="Validation shards; repeatable.")
+@click.option("--output", "save_dir", metavar="RUN", help="Folder of the run (train.save_dir).")
+@click.option("--resume", type=click.Choice(["auto", "never"]), help="Go on where RUN stands. [auto]")
+@common_options
+def train(
+    config_file: str | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool, **flags: Any
+) -> None:
+    """Train a SegFormer on shards; under torchrun on several GPUs or processes.
+
+    \b
+    cocoseg train --config tiny --shards S --val-shards V --output RUN
+    torchrun --standalone --nproc-per-node 4 -m cocoseg train --shards S --val-shards V --output RUN
+
+    Run it again to go on from the newest checkpoint.
+    """
+    settings = _settings("train", config_file, overrides, flags, {"save_dir": "--output"})
+    from .train.loop import plan_run, run
+
+    value = settings.value
+    if dry_run:
+        plan = plan_run(value.train, value.model, value.augment).to_dict()
+        return _print(plan, as_json, _lines(plan))
+    result = run(value.train, value.model, value.augment, progress=_progress())
+    if result is not None:  # rank 0 alone reports
+        _print(result.to_dict(), as_json, _lines(result.to_dict()))
+
+
+@cli.command()
+@click.option("--checkpoint", metavar="CKPT", help="A run, a checkpoint folder, a Hugging Face name, or a .pt file.")
+@click.option("--input", metavar="PATH", help="An image, a folder of images, or a folder of shards.")
+@click.option("--output", metavar="DIR", help="Folder for the masks.")
+@click.option("--tta/--no-tta", "use_tta", default=None, help="Average several scales and flips. [on]")
+@click.option("--batch-size", type=int, metavar="N", help="Images a batch. [8]")
+@click.option("--color", is_flag=True, default=None, help="Also write coloured masks to DIR/color.")
+@click.option("--overlay", is_flag=True, default=None, help="Also write overlays to DIR/overlay.")
+@common_options
+def infer(
+    config_file: str | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool, **flags: Any
+) -> None:
+    """Predict a train-id mask (single-channel PNG, original size) for every image."""
+    settings = _settings("infer", config_file, overrides, flags, {"use_tta": "--tta/--no-tta"})
+    from .infer.predict import plan_prediction, predict
+
+    value = settings.value
+    if dry_run:
+        plan = plan_prediction(value.infer, value.model).to_dict()
+        return _print(plan, as_json, _lines(plan))
+    result = predict(value.infer, value.model, progress=_progress())
+    _print(result.to_dict(), as_json, _lines(result.to_dict()))
+    if result.unreadable:
+        _log(f"{len(result.unreadable)} images could not be read")
+        sys.exit(ExitCode.QUARANTINED)
+
+
+@cli.command("eval")
+@click.option("--checkpoint", metavar="CKPT", help="A run, a checkpoint folder, a Hugging Face name, or a .pt file.")
+@click.option("--shards", multiple=True, metavar="SHARDS", help="Shards to score on; repeatable.")
+@click.option("--output", metavar="DIR", help="Folder for metrics.json and pictures.")
+@click.option("--tta/--no-tta", "use_tta", default=None, help="Average several scales and flips. [on]")
+@click.option("--batch-size", type=int, metavar="N", help="Images a batch. [8]")
+@click.option("--pictures", type=int, metavar="N", help="Write N image / truth / prediction pictures. [0]")
+@common_options
+def evaluate(
+    config_file: str | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool, **flags: Any
+) -> None:
+    """Measure a checkpoint on shards: mIoU and IoU of every class, at the masks' own resolution."""
+    settings = _settings("eval", config_file, overrides, flags, {"use_tta": "--tta/--no-tta"})
+    from .infer.evaluate import evaluate as measure
+    from .infer.evaluate import plan_evaluation
+
+    value = settings.value
+    if dry_run:
+        plan = plan_evaluation(value.infer, value.model).to_dict()
+        return _print(plan, as_json, _lines(plan))
+    result = measure(value.infer, value.model, progress=_progress())
+    _print(result.to_dict(), as_json, result.table())
+
+
+@cli.group("config")
+def config_group() -> None:
+    """Show the settings and where each came from."""
+
+
+@config_group.command("show")
+@common_options
+def config_show(
+    config_file: str | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool
+) -> None:
+    """Print every setting with its origin: default, FILE:LINE or --set."""
+    del dry_run  # showing changes nothing anyway
+    from .config import show
+
+    settings = _settings("config show", config_file, overrides, {})
+    content = {"settings": settings.value.model_dump(mode="json"), "origins": dict(settings.origins)}
+    _print(content, as_json, show(settings))
+
+
+@config_group.command("schema")
+@common_options
+def config_schema(
+    config_file: str | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool
+) -> None:
+    """Print the JSON schema of the YAML file, descriptions included (for editors)."""
+    del dry_run, as_json  # it is JSON, and changes nothing
+    from .settings import Settings
+
+    _settings("config schema", config_file, overrides, {})
+    click.echo(json.dumps(Settings.model_json_schema(), indent=1))
+
+
+@cli.command()
+@click.option("--output", metavar="DIR", default="demo-out", show_default=True, help="Folder for all that it makes.")
+@common_options
+def demo(
+    output: str,
+    config_file: str | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Draw a small COCO data set and walk the whole road on it: prepare, train, infer, eval."""
+    settings = _settings("demo", config_file or "demo", overrides, {})
+    from .demo.run import plan_demo, run_demo
+
+    if dry_run:
+        plan = plan_demo(settings.value, output).to_dict()
+        return _print(plan, as_json, _lines(plan))
+    result = run_demo(settings.value, output, progress=_progress(), say=_log)
+    _print(result.to_dict(), as_json, result.story())
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with one of `ExitCode`."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        cli.main(standalone_mode=False)
+        code = ExitCode.OK
+    except click.ClickException as error:
+        error.show()
+        code = ExitCode(error.exit_code) if error.exit_code in set(ExitCode) else ExitCode.FAILURE
+    except CocosegError as error:
+        code = error.exit_code
+        if code != ExitCode.USAGE or os.environ.get("RANK", "0") == "0":  # said once is enough
+            _log(f"{'' if code == ExitCode.INTERRUPTED else 'error: '}{error}")
+    except (KeyboardInterrupt, click.Abort):
+        _log("interrupted; run the same command again to go on")
+        code = ExitCode.INTERRUPTED
+    except BrokenPipeError:  # 'cocoseg … | head'
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGPIPE)
+        code = ExitCode.FAILURE
+    sys.exit(code)
+
+
+def _settings(
+    command: str,
+    config_file: str | None,
+    overrides: tuple[str, ...],
+    flags: Mapping[str, Any],
+    names: Mapping[str, str] | None = None,
+) -> "Resolved[Settings]":
+    """Resolve the settings of one command; a flag `batch_size` is the key ``infer.batch_size``."""
+    from .config import load
+    from .settings import Settings
+
+    section = {"eval": "infer"}.get(command, command)
+    named = {
+        f"{section}.{key}": ((names or {}).get(key, f"--{key.replace('_', '-')}"), value)
+        for key, value in flags.items()
+    }
+    return load(Settings, config_file, overrides, named)
+
+
+def _print(content: Mapping[str, Any], as_json: bool, text: str) -> None:
+    click.echo(json.dumps(content, ensure_ascii=False) if as_json else text)
+
+
+def _lines(content: Mapping[str, Any]) -> str:
+    """Write a flat result as aligned lines."""
+    width = max(len(name) for name in content) + 2
+    lines = []
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{key} {item}" for key, item in value.items()) or "none"
+        elif isinstance(value, (list, tuple)):
+            value = ", ".join(map(str, value)) or "none"
+        elif isinstance(value, float):
+            value = f"{value:.4g}"
+        lines.append(f"{name.replace('_', ' '):<{width}}{value}")
+    return "\n".join(lines)
+
+
+def _log(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _progress() -> bool:
+    return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,41 @@
+"""Errors that a user can mend, and the exit codes of every command."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes shared by every command."""
+
+    OK = 0
+    FAILURE = 1
+    USAGE = 2
+    BAD_DATA = 3
+    QUARANTINED = 4
+    INTERRUPTED = 130
+
+
+class CocosegError(Exception):
+    """Something that a user can mend: the text says what, where, and what to do next.
+
+    The command line prints the text without a traceback and exits with `exit_code`.
+    """
+
+    exit_code = ExitCode.FAILURE
+
+
+class ConfigError(CocosegError):
+    """A command was called wrongly: a flag, a config key or a path that is not there."""
+
+    exit_code = ExitCode.USAGE
+
+
+class DataError(CocosegError):
+    """The input cannot be trusted: annotations, images, shards or a checkpoint."""
+
+    exit_code = ExitCode.BAD_DATA
+
+
+class Interrupted(CocosegError):
+    """A signal asked to stop; the text says what was kept and how to go on."""
+
+    exit_code = ExitCode.INTERRUPTED

@@ -1,0 +1,1 @@
+"""Predict masks for photographs, and score a checkpoint on shards."""

@@ -1,0 +1,36 @@
+"""Settings of ``cocoseg infer`` and ``cocoseg eval``."""
+
+from typing import Annotated
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from ..config import PathField, PathMarker, Section
+
+
+class InferConfig(Section):
+    """From a checkpoint to masks and scores."""
+
+    checkpoint: Annotated[str, PathMarker(only_existing=True)] | None = None
+    """A run, a checkpoint folder, a Hugging Face name, or a .pt/.pth file (which needs --config)."""
+    input: PathField | None = None
+    """What 'infer' predicts: an image, a folder of images (recursive), or a folder of shards."""
+    shards: tuple[PathField, ...] = ()
+    """What 'eval' scores: folders of shards."""
+    output: PathField | None = None
+    """Folder that receives masks, or scores."""
+    use_tta: bool = True
+    """Average the probabilities of several scales and flips."""
+    tta_scales: tuple[PositiveFloat, ...] = (0.75, 1.0, 1.25)
+    """Factors of the input size."""
+    tta_flip: bool = True
+    """Add the horizontally flipped image at every scale."""
+    batch_size: PositiveInt = 8
+    """Images a batch. Of the last bits of a score it is a part: keep it to compare exactly."""
+    color: bool = False
+    """Write VOC-coloured masks to OUTPUT/color/."""
+    overlay: bool = False
+    """Write masks over their photographs to OUTPUT/overlay/."""
+    pictures: NonNegativeInt = 0
+    """How many image / truth / prediction pictures 'eval' writes to OUTPUT/pictures/."""
+    device: str = "auto"
+    """'auto' (a GPU where there is one), 'cpu', 'cuda' …"""

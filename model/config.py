@@ -1,0 +1,39 @@
+"""Settings of the network, shared by training and inference."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, field_validator
+
+from ..config import PathMarker, Section
+
+SIZES = ("tiny", "b0", "b1", "b2", "b3", "b4", "b5")
+
+
+class ModelConfig(Section):
+    """Which network, and at which size it sees an image."""
+
+    name: Annotated[str, PathMarker(only_existing=True)] = (
+        "nvidia/segformer-b5-finetuned-ade-640-640"
+    )
+    """A Hugging Face name or a local folder: pretrained, with a new classifier where the classes
+    differ. Or 'segformer-tiny', 'segformer-b0' … 'segformer-b5': randomly initialised, needs no
+    network."""
+    num_classes: PositiveInt | None = None
+    """Classes, background included; by default those of the shards, else it must equal them."""
+    input_size: PositiveInt = 640
+    """Side of training crops and of the square that an image is resized to [pixels]."""
+    keep_ratio: bool = False
+    """Resize the longer side to `input_size` and keep the shape, instead of a square."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """Dropout before the classifier, 0…1; by default that of the pretrained network."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """Attention backend: PyTorch's fused one, or the plain one."""
+
+    @field_validator("name")
+    @classmethod
+    def _known_size(cls, name: str) -> str:
+        size = name.removeprefix("segformer-")
+        if "/" not in name and name.startswith("segformer-") and size not in SIZES:
+            known = ", ".join(f"segformer-{s}" for s in SIZES)
+            raise ValueError(f"random initialisation knows {known}")
+        return name

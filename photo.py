@@ -1,0 +1,164 @@
+"""A photograph's bytes: which format it is, how EXIF turns it, and its pixels as uint8 RGB."""
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from .errors import DataError
+
+# Pillow's format name → extension in a shard. A PNG photo must not be named as the mask is.
+EXTENSIONS = {
+    "JPEG": "jpg",
+    "MPO": "jpg",  # a JPEG with further pictures behind it (phones); its first one counts
+    "PNG": "image.png",
+    "WEBP": "webp",
+    "TIFF": "tif",
+    "BMP": "bmp",
+    "GIF": "gif",
+}
+
+# EXIF orientation (TIFF 6.0, tag 274) → what turns the stored pixels upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION_TAG = 0x0112
+
+
+class BadPhoto(DataError):
+    """A photograph that cannot be trusted; `reason` is its quarantine code."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (BadPhoto, (self.reason, self.detail))
+
+
+@dataclass(frozen=True, slots=True)
+class PhotoInfo:
+    """What a photograph's header says."""
+
+    extension: str
+    """Extension by content, lower case, as shards name it (``jpg``, ``image.png`` …)."""
+    width: int
+    height: int
+    """Size of the stored pixels, before any turn [pixels]."""
+    orientation: int
+    """EXIF orientation, 1…8; 1 where there is none."""
+    mode: str
+    """Pillow's mode: ``RGB``, ``L``, ``CMYK``, ``P``, ``I;16`` …"""
+
+    def size(self, orientation: int) -> tuple[int, int]:
+        """Return (width, height) [pixels] after a turn by `orientation`."""
+        turned = orientation >= 5  # 5…8 swap the axes
+        return (self.height, self.width) if turned else (self.width, self.height)
+
+
+def inspect(content: bytes) -> PhotoInfo:
+    """Read a photograph's header.
+
+    Raises
+    ------
+    BadPhoto
+        ``empty-file``, ``undecodable-image``, ``unsupported-format`` or ``image-too-large``.
+    """
+    with _open(content) as image:
+        return _info(image)
+
+
+def check(content: bytes) -> PhotoInfo:
+    """Read the header and decode every pixel, so that a truncated file is found.
+
+    Raises
+    ------
+    BadPhoto
+        As `inspect`, and ``truncated-image``.
+    """
+    with _open(content) as image:
+        info = _info(image)
+        _load(image)
+        return info
+
+
+def decode(content: bytes, orientation: int | None = None) -> NDArray[np.uint8]:
+    """Decode a photograph to RGB.
+
+    Gray is repeated, palettes and CMYK are converted, alpha is dropped, 16-bit samples keep their
+    upper byte (Pillow's own conversion would clip them to white).
+
+    Parameters
+    ----------
+    orientation
+        The turn to apply, 1…8; by default the one in EXIF.
+
+    Returns
+    -------
+    ndarray
+        uint8 RGB, shape (H, W, 3), C-contiguous.
+
+    Raises
+    ------
+    BadPhoto
+        If the bytes are no complete image of a supported format.
+    """
+    with _open(content) as image:
+        turn = _info(image).orientation if orientation is None else orientation
+        _load(image)
+        upright: Image.Image = image
+        if image.mode.startswith("I"):  # I;16, I;16B, I: TIFF and PNG, 16 bits a sample
+            upright = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+        if upright.mode != "RGB":
+            upright = upright.convert("RGB")
+        if turn in _TURNS:
+            upright = upright.transpose(_TURNS[turn])
+        return np.array(upright, dtype=np.uint8)
+
+
+def _open(content: bytes) -> Image.Image:
+    if not content:
+        raise BadPhoto("empty-file", "the file has 0 bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:
+        start = bytes(content[:16])
+        raise BadPhoto("undecodable-image", f"is no image: it starts with {start!r}") from None
+    except Image.DecompressionBombError as error:
+        raise BadPhoto("image-too-large", str(error)) from None
+    except Exception as error:  # Pillow's plugins raise many kinds on hostile headers
+        raise BadPhoto("undecodable-image", f"{type(error).__name__}: {error}") from None
+
+
+def _info(image: Image.Image) -> PhotoInfo:
+    extension = EXTENSIONS.get(image.format or "")
+    if extension is None:
+        known = ", ".join(EXTENSIONS)
+        raise BadPhoto("unsupported-format", f"is {image.format}; supported: {known}")
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # a broken EXIF block says nothing of the pixels; counted as "no turn"
+        orientation = 1
+    if not isinstance(orientation, int) or not 1 <= orientation <= 8:
+        orientation = 1
+    return PhotoInfo(extension, image.width, image.height, orientation, image.mode)
+
+
+def _load(image: Image.Image) -> None:
+    try:
+        image.load()
+    except Exception as error:  # OSError, SyntaxError, struct.error …: whatever the plugin meets
+        raise BadPhoto("truncated-image", f"{type(error).__name__}: {error}") from None

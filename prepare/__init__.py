@@ -1,0 +1,1 @@
+"""Paint COCO instance annotations into masks and pack image + mask into shards."""

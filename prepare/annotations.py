@@ -1,0 +1,188 @@
+"""Read COCO JSON: categories, images, and the instances of each image.
+
+Segmentations stay raw JSON until a worker paints them: most of the file is never turned into
+Python objects here. What makes the whole file untrustworthy is refused on the spot; what concerns
+one image is found when that image is painted.
+"""
+
+import hashlib
+import mmap
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TypeVar
+
+import msgspec
+import numpy as np
+
+from .. import storage
+from ..errors import ConfigError, DataError
+from ..taxonomy import Category
+
+_NULL = msgspec.Raw(b"null")
+
+
+class ImageEntry(msgspec.Struct, frozen=True, gc=False):
+    """An entry of ``images``."""
+
+    id: int
+    file_name: str
+    width: int
+    height: int
+
+
+class AnnotationEntry(msgspec.Struct, frozen=True, gc=False):
+    """An entry of ``annotations``; ``area`` and ``bbox`` are not trusted and not read."""
+
+    image_id: int
+    category_id: int
+    id: int | None = None
+    segmentation: msgspec.Raw = _NULL
+    iscrowd: int | bool = 0
+
+
+class CategoryEntry(msgspec.Struct, frozen=True, gc=False):
+    """An entry of ``categories``."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotationFile:
+    """One COCO JSON, checked as a whole."""
+
+    name: str
+    """File name without folders."""
+    sha256: str
+    categories: tuple[Category, ...]
+    images: tuple[ImageEntry, ...]
+    instances: Mapping[int, tuple[AnnotationEntry, ...]]
+    """By image id, in JSON order; an image without annotations is absent."""
+    annotations: int
+    duplicate_annotation_ids: int
+
+
+def read_annotations(path: str) -> AnnotationFile:
+    """Read and check a COCO JSON file.
+
+    Parameters
+    ----------
+    path
+        A local path (memory-mapped) or a URL.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such file.
+    DataError
+        If it is no JSON, no COCO, holds a top-level list twice, or if its ids clash or point
+        nowhere; the text names the file and the place in it.
+    """
+    content = _content(path)
+    sections = _sections(path, content)
+    categories = _decode(path, "categories", sections, list[CategoryEntry])
+    images = _decode(path, "images", sections, list[ImageEntry])
+    annotations = _decode(path, "annotations", sections, list[AnnotationEntry])
+    _refuse_duplicates(path, "categories", [entry.id for entry in categories])
+    _refuse_duplicates(path, "images", [entry.id for entry in images])
+    if not images:
+        raise DataError(f"{path}: $.images is empty: there is nothing to prepare")
+
+    category_ids = {entry.id for entry in categories}
+    by_image: dict[int, list[AnnotationEntry]] = {entry.id: [] for entry in images}
+    for position, entry in enumerate(annotations):
+        where = f"{path}: $.annotations[{position}] (id {entry.id})"
+        if entry.category_id not in category_ids:
+            raise DataError(f"{where}: category_id {entry.category_id} is not in $.categories")
+        if entry.image_id not in by_image:
+            raise DataError(f"{where}: image_id {entry.image_id} is not in $.images")
+        by_image[entry.image_id].append(entry)
+    known_ids = [entry.id for entry in annotations if entry.id is not None]
+    return AnnotationFile(
+        name=PurePosixPath(path).name,
+        sha256=hashlib.sha256(content).hexdigest(),
+        categories=tuple(Category(entry.id, entry.name) for entry in categories),
+        images=tuple(images),
+        instances={image_id: tuple(found) for image_id, found in by_image.items() if found},
+        annotations=len(annotations),
+        duplicate_annotation_ids=len(known_ids) - len(set(known_ids)),
+    )
+
+
+def _content(path: str) -> memoryview:
+    """Return the file's bytes without a byte order mark; a local file is mapped, not copied."""
+    if storage.is_remote(path):
+        content = memoryview(storage.read_bytes(path))
+    else:
+        try:
+            with open(path.removeprefix("file://"), "rb") as file:
+                content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: no such file") from None
+        except IsADirectoryError:
+            raise ConfigError(f"{path}: is a folder, expected a COCO JSON file") from None
+        except ValueError:  # an empty file cannot be mapped
+            raise DataError(f"{path}: is empty") from None
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    return content[3:] if content[:3] == b"\xef\xbb\xbf" else content
+
+
+_BETWEEN = re.compile(rb'\s*[{,]\s*"(?:[^"\\]|\\.)*"\s*:\s*')
+
+
+def _sections(path: str, content: memoryview) -> dict[str, msgspec.Raw]:
+    """Split the top level into its values, without decoding them.
+
+    A decoder keeps the last of two equal keys, silently. Its values are slices of `content`: where
+    more than one key lies between two of them, a value was dropped.
+    """
+    try:
+        sections = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+    except msgspec.ValidationError:
+        raise DataError(
+            f"{path}: is not COCO: expected an object with images, annotations and categories"
+        ) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: is not JSON: {error}") from None
+    base = _address(content)
+    end = 0
+    for value in sorted((memoryview(raw) for raw in sections.values()), key=_address):
+        start = _address(value) - base
+        if not _BETWEEN.fullmatch(content, end, start):
+            raise DataError(f"{path}: a top-level key is given twice (before byte {start})")
+        end = start + value.nbytes
+    if content[end:].tobytes().strip() != (b"}" if sections else b"{}"):
+        raise DataError(f"{path}: a top-level key is given twice (after byte {end})")
+    return sections
+
+
+def _address(view: memoryview) -> int:
+    return int(np.frombuffer(view, np.uint8).__array_interface__["data"][0]) if view.nbytes else 0
+
+
+Entry = TypeVar("Entry")
+
+
+def _decode(
+    path: str, name: str, sections: Mapping[str, msgspec.Raw], kind: type[list[Entry]]
+) -> list[Entry]:
+    if name not in sections:
+        found = ", ".join(sorted(sections)[:8]) or "nothing"
+        raise DataError(f"{path}: is not COCO: $.{name} is missing (the top level holds {found})")
+    try:
+        return msgspec.json.decode(sections[name], type=kind)
+    except msgspec.ValidationError as error:
+        text = str(error).replace(" - at `$", f" - at `$.{name}")
+        raise DataError(f"{path}: {text}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: $.{name} is not JSON: {error}") from None
+
+
+def _refuse_duplicates(path: str, name: str, ids: list[int]) -> None:
+    if len(set(ids)) != len(ids):
+        twice = [value for value, count in Counter(ids).items() if count > 1]
+        raise DataError(f"{path}: $.{name}: id {twice[0]} is given {Counter(ids)[twice[0]]} times")

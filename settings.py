@@ -1,0 +1,17 @@
+"""The whole configuration: one section for each stage, as a YAML file holds them."""
+
+from .config import Section
+from .infer.config import InferConfig
+from .model.config import ModelConfig
+from .prepare.config import PrepareConfig
+from .train.config import AugmentConfig, TrainConfig
+
+
+class Settings(Section):
+    """All sections; each command uses its own."""
+
+    prepare: PrepareConfig = PrepareConfig()
+    model: ModelConfig = ModelConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+    infer: InferConfig = InferConfig()

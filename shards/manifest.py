@@ -1,0 +1,265 @@
+"""What a folder of shards says of itself: ``manifest.json`` and the index beside it.
+
+The manifest is written last: a folder is complete when it is there. The index tells where each
+sample lies, so that a reader needs no tar parsing; it is plain NumPy (``index.npy``, one record a
+sample, and ``index-classes.npy``, the classes in each), memory-mapped and shared by all workers.
+"""
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import storage
+from ..errors import ConfigError, DataError
+from ..taxonomy import Taxonomy
+
+MANIFEST_NAME = "manifest.json"
+FORMAT = "cocoseg-shards"
+VERSION = 1
+MEMBERS = ("image", "mask", "json")
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """A file beside the shards."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class ShardEntry(msgspec.Struct, frozen=True):
+    """One tar."""
+
+    name: str
+    bytes: int
+    sha256: str
+    samples: int
+
+
+class SourceEntry(msgspec.Struct, frozen=True):
+    """One annotation file that the shards were made from."""
+
+    name: str
+    sha256: str
+    images: int
+    annotations: int
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """The whole of ``manifest.json``: no times, no host names, no worker counts."""
+
+    format: str
+    version: int
+    taxonomy: dict[str, Any]
+    settings: dict[str, Any]
+    sources: tuple[SourceEntry, ...]
+    versions: dict[str, str]
+    samples: int
+    bytes: int
+    counts: dict[str, int]
+    """What was met on the way: instances, crowds, quarantined images …"""
+    class_pixels: tuple[int, ...]
+    """Mask pixels by train id."""
+    ignored_pixels: int
+    shards: tuple[ShardEntry, ...]
+    index: FileEntry
+    index_classes: FileEntry
+
+    @property
+    def classes(self) -> Taxonomy:
+        """The taxonomy that the masks follow."""
+        return Taxonomy.from_dict(self.taxonomy)
+
+    def encode(self) -> bytes:
+        """Return the file's bytes."""
+        return json.dumps(msgspec.to_builtins(self), indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+class IndexRow(msgspec.Struct, frozen=True):
+    """Where one sample lies; the shard is known from the context."""
+
+    key: str
+    extension: str
+    """Extension of the photograph's member."""
+    offsets: tuple[int, int, int]
+    """First byte of the image, mask and json data in the tar."""
+    lengths: tuple[int, int, int]
+    """Their sizes [bytes]."""
+    digests: tuple[bytes, bytes, bytes]
+    """Their `member_digest`."""
+    width: int
+    height: int
+    """Size of the mask [pixels]."""
+    orientation: int
+    """The turn, an EXIF orientation 1…8, that brings the stored photograph over the mask."""
+    class_pixels: tuple[tuple[int, int], ...]
+    """(train id, pixels) of the values in the mask, ascending; the ignore index included."""
+
+
+def member_digest(content: bytes) -> bytes:
+    """Return the 16-byte BLAKE2b digest that the index keeps of each member."""
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """All samples of a folder, in the order of the shards; N samples."""
+
+    samples: NDArray[np.void]
+    """Structured, shape (N,): see `_dtype`."""
+    classes: NDArray[np.void]
+    """Structured (train_id, pixels), one record for each class in each sample."""
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def row(self, position: int) -> IndexRow:
+        """Return the row of one sample, 0 ≤ position < N."""
+        record = self.samples[position]
+        start, count = int(record["classes_start"]), int(record["classes"])
+        offsets, lengths = record["offsets"].tolist(), record["lengths"].tolist()
+        digests = tuple(record["digests"][i].tobytes() for i in range(3))
+        return IndexRow(
+            key=record["key"].decode(),
+            extension=record["extension"].decode(),
+            offsets=tuple(offsets),
+            lengths=tuple(lengths),
+            digests=digests,  # type: ignore[arg-type]  # three, by the dtype
+            width=int(record["width"]),
+            height=int(record["height"]),
+            orientation=int(record["orientation"]),
+            class_pixels=tuple((int(t), int(n)) for t, n in self.classes[start : start + count]),
+        )
+
+
+_CLASS_DTYPE = np.dtype([("train_id", "<u2"), ("pixels", "<u4")])
+
+
+def _dtype(key_length: int) -> np.dtype[np.void]:
+    return np.dtype(
+        [
+            ("key", f"S{key_length}"),
+            ("shard", "<u4"),
+            ("extension", "S9"),
+            ("offsets", "<u8", 3),
+            ("lengths", "<u4", 3),
+            ("digests", "u1", (3, 16)),
+            ("width", "<u4"),
+            ("height", "<u4"),
+            ("orientation", "u1"),
+            ("classes_start", "<u8"),
+            ("classes", "<u4"),
+        ]
+    )
+
+
+def build_index(shards: Sequence[Sequence[IndexRow]]) -> Index:
+    """Join the rows of all shards, in shard order."""
+    rows = [(shard, row) for shard, part in enumerate(shards) for row in part]
+    samples = np.zeros(len(rows), _dtype(max((len(row.key) for _, row in rows), default=1)))
+    classes: list[tuple[int, int]] = []
+    for i, (shard, row) in enumerate(rows):
+        digests = np.frombuffer(b"".join(row.digests), np.uint8).reshape(3, 16)
+        start, count = len(classes), len(row.class_pixels)
+        samples[i] = (
+            row.key.encode(),
+            shard,
+            row.extension.encode(),
+            row.offsets,
+            row.lengths,
+            digests,
+            row.width,
+            row.height,
+            row.orientation,
+            start,
+            count,
+        )
+        classes.extend(row.class_pixels)
+    return Index(samples, np.array(classes, _CLASS_DTYPE))
+
+
+def publish_index(folder: str, index: Index) -> tuple[FileEntry, FileEntry]:
+    """Write the two index files into `folder` and return their entries for the manifest."""
+    entries = []
+    for name, array in (("index.npy", index.samples), ("index-classes.npy", index.classes)):
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        content = buffer.getvalue()
+        storage.publish_bytes(storage.join(folder, name), content)
+        entries.append(FileEntry(name, len(content), hashlib.sha256(content).hexdigest()))
+    return entries[0], entries[1]
+
+
+def read_manifest(folder: str) -> Manifest:
+    """Read ``manifest.json``.
+
+    Raises
+    ------
+    ConfigError
+        If `folder` does not exist.
+    DataError
+        If it holds no manifest (unfinished, or made by another program) or one that is broken.
+    """
+    url = storage.join(folder, MANIFEST_NAME)
+    try:
+        content = storage.read_bytes(url)
+    except ConfigError:
+        if not storage.exists(folder):
+            raise ConfigError(f"{folder}: no such folder") from None
+        raise DataError(
+            f"{folder}: holds no {MANIFEST_NAME}: 'cocoseg prepare' has not finished there (run it "
+            "again to complete it), or it is no folder of cocoseg shards"
+        ) from None
+    try:
+        manifest = msgspec.json.decode(content, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise DataError(f"{url}: broken manifest: {error}") from None
+    if manifest.format != FORMAT or manifest.version != VERSION:
+        raise DataError(
+            f"{url}: format {manifest.format!r} version {manifest.version}; this cocoseg reads "
+            f"{FORMAT!r} version {VERSION}"
+        )
+    return manifest
+
+
+def read_index(folder: str, manifest: Manifest) -> Index:
+    """Read the index: memory-mapped on a local disk, from memory otherwise.
+
+    Raises
+    ------
+    DataError
+        If a file is missing, differs from the manifest's digest, or does not fit the manifest.
+    """
+    samples, classes = (
+        _read_array(folder, entry) for entry in (manifest.index, manifest.index_classes)
+    )
+    names = samples.dtype.names or ()
+    if names != (_dtype(1).names or ()) or classes.dtype != _CLASS_DTYPE:
+        raise DataError(f"{folder}: the index has other columns than this version reads: {names}")
+    counts = np.bincount(samples["shard"], minlength=len(manifest.shards))
+    if counts.tolist() != [shard.samples for shard in manifest.shards]:
+        raise DataError(f"{folder}: the index and the manifest count samples differently")
+    return Index(samples, classes)
+
+
+def _read_array(folder: str, entry: FileEntry) -> NDArray[np.void]:
+    url = storage.join(folder, entry.name)
+    try:
+        content = storage.read_bytes(url)
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+    if hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise DataError(f"{url}: differs from the manifest (sha256); fetch or prepare it again")
+    if storage.is_remote(url):
+        array = np.load(io.BytesIO(content), allow_pickle=False)
+    else:
+        array = np.load(url.removeprefix("file://"), mmap_mode="r", allow_pickle=False)
+    result: NDArray[np.void] = array
+    return result

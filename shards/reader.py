@@ -1,0 +1,181 @@
+"""Read samples by the index: one ranged read each, checked against its digest.
+
+Nothing is unpickled, extracted or chosen by extension: only bytes that the manifest vouches for are
+decoded, as an image or as a mask.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .. import photo, storage
+from ..errors import ConfigError, DataError
+from ..photo import BadPhoto
+from ..taxonomy import Taxonomy
+from .manifest import MEMBERS, Index, IndexRow, Manifest, member_digest, read_index, read_manifest
+
+Mask = NDArray[np.uint8] | NDArray[np.uint16]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One decoded sample."""
+
+    key: str
+    image: NDArray[np.uint8]
+    """RGB, shape (H, W, 3), turned as the mask is."""
+    mask: Mask
+    """Train ids, shape (H, W)."""
+
+
+class ShardSet:
+    """One or several folders of shards as one sequence of samples.
+
+    Parameters
+    ----------
+    folders
+        Local paths or URLs of folders that hold a ``manifest.json``; all of one taxonomy.
+
+    Raises
+    ------
+    ConfigError
+        If a folder does not exist, or the taxonomies differ.
+    DataError
+        If a manifest or index is missing or broken.
+    """
+
+    def __init__(self, folders: Sequence[str]) -> None:
+        if not folders:
+            raise ConfigError("no folder of shards was given")
+        self.folders = tuple(folders)
+        self.manifests: tuple[Manifest, ...] = tuple(read_manifest(folder) for folder in folders)
+        self._indices: tuple[Index, ...] = tuple(
+            read_index(folder, manifest)
+            for folder, manifest in zip(folders, self.manifests, strict=True)
+        )
+        self._ends = np.cumsum([len(index) for index in self._indices])
+        self.taxonomy: Taxonomy = self.manifests[0].classes
+        for folder, manifest in zip(folders, self.manifests, strict=True):
+            if manifest.classes.names != self.taxonomy.names:
+                raise ConfigError(
+                    f"{folder} and {folders[0]} were prepared with different classes; "
+                    "prepare both with the same --classes"
+                )
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __reduce__(self) -> tuple[type["ShardSet"], tuple[tuple[str, ...]]]:
+        return ShardSet, (self.folders,)  # a spawned worker maps the index again
+
+    @property
+    def shard_sizes(self) -> list[int]:
+        """Samples in each shard, through all folders: what `plan.Plan` needs."""
+        return [shard.samples for manifest in self.manifests for shard in manifest.shards]
+
+    def row(self, position: int) -> IndexRow:
+        """Return what the index says of a sample, 0 ≤ position < len(self)."""
+        part, local = self._place(position)
+        return self._indices[part].row(local)
+
+    def read(self, position: int) -> Sample:
+        """Read and decode one sample.
+
+        Raises
+        ------
+        DataError
+            If its bytes differ from the manifest or cannot be decoded; names shard and key.
+        """
+        part, local = self._place(position)
+        row = self._indices[part].row(local)
+        shard = self.manifests[part].shards[int(self._indices[part].samples["shard"][local])]
+        url = storage.join(self.folders[part], shard.name)
+        content, mask = read_members(url, row, ("image", "mask"))
+        where = f"{url}: sample {row.key}"
+        try:
+            image = photo.decode(content, row.orientation)
+        except BadPhoto as bad:
+            raise DataError(f"{where}: image: {bad.detail}") from None
+        return Sample(row.key, image, decode_mask(mask, where, expected=image.shape[:2]))
+
+    def _place(self, position: int) -> tuple[int, int]:
+        if not 0 <= position < len(self):
+            raise IndexError(f"sample {position} of {len(self)}")
+        part = int(np.searchsorted(self._ends, position, side="right"))
+        return part, position - (int(self._ends[part - 1]) if part else 0)
+
+
+def read_members(url: str, row: IndexRow, names: Sequence[str]) -> list[bytes]:
+    """Read members of one sample in one request, and check their digests.
+
+    Parameters
+    ----------
+    url
+        The shard.
+    names
+        Out of ``image``, ``mask``, ``json``.
+
+    Raises
+    ------
+    DataError
+        If the shard is missing, cut, or differs from the index.
+    """
+    chosen = [MEMBERS.index(name) for name in names]
+    first = min(row.offsets[i] for i in chosen)
+    last = max(row.offsets[i] + row.lengths[i] for i in chosen)
+    try:
+        content = storage.read_range(url, first, last - first)
+    except FileNotFoundError:
+        raise DataError(f"{url}: the shard is missing") from None
+    members = []
+    for i in chosen:
+        start = row.offsets[i] - first
+        member = content[start : start + row.lengths[i]]
+        if member_digest(member) != row.digests[i]:
+            cut = "ends inside" if len(member) < row.lengths[i] else "differs from the index in"
+            raise DataError(
+                f"{url}: sample {row.key}: the shard {cut} its {MEMBERS[i]}; fetch or prepare it "
+                "again ('cocoseg verify' checks all of it)"
+            )
+        members.append(member)
+    return members
+
+
+def decode_mask(content: bytes, where: str, expected: tuple[int, ...] | None = None) -> Mask:
+    """Decode a mask file.
+
+    Parameters
+    ----------
+    content
+        A single-channel grayscale PNG, 8 or 16 bits.
+    where
+        Named in errors.
+    expected
+        (H, W) that it must have.
+
+    Returns
+    -------
+    ndarray
+        Train ids, shape (H, W), uint8 or uint16.
+
+    Raises
+    ------
+    DataError
+        If it is anything else.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            pixels = np.array(image)
+            mode = image.mode
+    except Exception as error:  # Pillow raises many kinds on broken files
+        raise DataError(f"{where}: mask: {type(error).__name__}: {error}") from None
+    if mode not in ("L", "I;16"):
+        raise DataError(f"{where}: mask: mode {mode}, expected 8- or 16-bit grayscale")
+    if expected is not None and pixels.shape != tuple(expected):
+        raise DataError(f"{where}: mask {pixels.shape} and image {expected} differ in size")
+    mask: Mask = pixels.astype(np.uint8 if mode == "L" else np.uint16, copy=False)
+    return mask

@@ -1,0 +1,221 @@
+"""Reading and publishing on local disks and object stores, through fsspec.
+
+Nothing is ever published half-written: a local file gets a temporary name, is fsynced and renamed;
+an object is put in one request. Folders on object stores are just prefixes.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+
+
+def is_remote(url: str) -> bool:
+    """Tell whether `url` names anything but a local path."""
+    return "://" in url and not url.startswith("file://")
+
+
+def join(url: str, *parts: str) -> str:
+    """Join path parts with the separator of `url`'s store."""
+    if is_remote(url):
+        return "/".join((url.rstrip("/"), *parts))
+    return os.path.join(_local(url), *parts)
+
+
+def exists(url: str) -> bool:
+    """Tell whether a file or folder is there."""
+    if not is_remote(url):
+        return os.path.exists(_local(url))
+    fs, path = _remote(url)
+    return bool(fs.exists(path))
+
+
+def is_dir(url: str) -> bool:
+    """Tell whether `url` is a folder (on an object store: a prefix that holds something)."""
+    if not is_remote(url):
+        return os.path.isdir(_local(url))
+    fs, path = _remote(url)
+    return bool(fs.isdir(path))
+
+
+def list_files(url: str) -> dict[str, int]:
+    """Return the files directly in a folder, name → size [bytes]; an absent folder is empty."""
+    if not is_remote(url):
+        folder = Path(_local(url))
+        if not folder.is_dir():
+            return {}
+        return {entry.name: entry.stat().st_size for entry in folder.iterdir() if entry.is_file()}
+    fs, path = _remote(url)
+    fs.invalidate_cache()
+    with contextlib.suppress(FileNotFoundError):
+        listed = fs.ls(path, detail=True)
+        return {Path(e["name"]).name: int(e["size"]) for e in listed if e["type"] == "file"}
+    return {}
+
+
+def read_bytes(url: str) -> bytes:
+    """Return a whole file.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such file.
+    """
+    try:
+        if not is_remote(url):
+            return Path(_local(url)).read_bytes()
+        fs, path = _remote(url)
+        return bytes(fs.cat_file(path))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{url}: no such file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{url}: is a folder, expected a file") from None
+
+
+def read_range(url: str, offset: int, length: int) -> bytes:
+    """Return `length` bytes from `offset` [bytes]; fewer only where the file ends."""
+    if not is_remote(url):
+        with open(_local(url), "rb", buffering=0) as file:  # 15 us; a JPEG decodes in 1,500
+            return os.pread(file.fileno(), length, offset)
+    fs, path = _remote(url)
+    return bytes(fs.cat_file(path, start=offset, end=offset + length))
+
+
+def publish_bytes(url: str, content: bytes) -> None:
+    """Write a file whole, or not at all."""
+    if is_remote(url):
+        fs, path = _remote(url)
+        fs.pipe_file(path, content)
+        return
+    with _temporary_sibling(Path(_local(url))) as temporary:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, _local(url))
+    _sync_folder(Path(_local(url)).parent)
+
+
+def publish_file(local: Path, url: str) -> None:
+    """Move a finished local file to `url`, whole, or not at all.
+
+    On a local disk, `local` must lie on the same file system (see `scratch_folder`).
+    """
+    if is_remote(url):
+        fs, path = _remote(url)
+        fs.put_file(str(local), path)
+        local.unlink()
+        return
+    sync_file(local)
+    os.replace(local, _local(url))
+    _sync_folder(Path(_local(url)).parent)
+
+
+def publish_folder(local: Path, url: str, last: str) -> None:
+    """Move a finished local folder to `url`; file `last` arrives after all the others."""
+    files = sorted(path for path in local.rglob("*") if path.is_file())
+    files.sort(key=lambda path: path.name == last)
+    if is_remote(url):
+        fs, root = _remote(url)
+        for file in files:
+            fs.put_file(str(file), f"{root}/{file.relative_to(local).as_posix()}")
+        shutil.rmtree(local)
+        return
+    for file in files:
+        sync_file(file)
+    _sync_folder(local)
+    os.replace(local, _local(url))
+    _sync_folder(Path(_local(url)).parent)
+
+
+@contextlib.contextmanager
+def scratch_folder(url: str) -> Iterator[Path]:
+    """Give a private local folder from which files can be published under the folder `url`."""
+    parent = None
+    if not is_remote(url):
+        parent = _local(url)
+        make_folder(url)
+    scratch = Path(tempfile.mkdtemp(prefix=".tmp-", dir=parent))
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def make_folder(url: str) -> None:
+    """Create a local folder and its parents; object stores need none."""
+    if is_remote(url):
+        return
+    try:
+        os.makedirs(_local(url), exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ConfigError(f"{url}: is not a folder") from None
+
+
+def remove(url: str) -> None:
+    """Remove a file or a folder with all it holds; what is not there is no error."""
+    if is_remote(url):
+        fs, path = _remote(url)
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm(path, recursive=True)
+    elif os.path.isdir(_local(url)) and not os.path.islink(_local(url)):
+        shutil.rmtree(_local(url))
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_local(url))
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a local file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_file(path: Path) -> None:
+    """Flush a local file to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _temporary_sibling(path: Path) -> Iterator[Path]:
+    make_folder(str(path.parent))
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        yield temporary
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def _local(url: str) -> str:
+    return url.removeprefix("file://")
+
+
+def _remote(url: str) -> tuple[Any, str]:
+    import fsspec  # 0.1 s: only for those who need it
+
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise ConfigError(f"{url}: {error}. For S3: pip install 'cocoseg[s3]'") from None
+    except ValueError as error:
+        raise ConfigError(f"{url}: {error}") from None
+    return fs, path
