@@ -26,7 +26,9 @@ Command = Callable[..., None]
 def common_options(command: Command) -> Command:
     """Add the options that every command has."""
     options = (
-        click.option("--config", "config_file", metavar="FILE", help="YAML file, or a bundled one: tiny …"),
+        click.option(
+            "--config", "config_file", metavar="FILE", help="YAML file, or a bundled one: tiny …"
+        ),
         click.option(
             "--set",
             "overrides",
@@ -35,7 +37,9 @@ def common_options(command: Command) -> Command:
             help="Override one setting; repeatable. 'cocoseg config show' lists them.",
         ),
         click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing."),
-        click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object."),
+        click.option(
+            "--json", "as_json", is_flag=True, help="Print the result as one JSON object."
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -45,7 +49,7 @@ def common_options(command: Command) -> Command:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="cocoseg")
 def cli() -> None:
-    """From COCO instance annotations to a trained semantic segmentation model.
+    r"""From COCO instance annotations to a trained semantic segmentation model.
 
     \b
     cocoseg demo --output demo-out                           try the whole road on drawn pictures
@@ -57,17 +61,45 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--annotations", multiple=True, metavar="JSON", help="COCO JSON; repeatable, in pairs with --images.")
-@click.option("--images", multiple=True, metavar="DIR", help="Image folder of the --annotations at the same place.")
+@click.option(
+    "--annotations",
+    multiple=True,
+    metavar="JSON",
+    help="COCO JSON; repeatable, in pairs with --images.",
+)
+@click.option(
+    "--images",
+    multiple=True,
+    metavar="DIR",
+    help="Image folder of the --annotations at the same place.",
+)
 @click.option("--output", metavar="SHARDS", help="Folder (or URL) for the shards.")
-@click.option("--classes", metavar="auto|coco|FILE", help="Classes: COCO's 80, the JSON's own, or a YAML file. [auto]")
-@click.option("--overlap", type=click.Choice(["area", "order"]), help="On top: the smaller area, or the later annotation. [area]")
-@click.option("--crowd", type=click.Choice(["paint", "beneath", "ignore", "drop"]), help="What becomes of crowd regions. [paint]")
-@click.option("--exif", type=click.Choice(["auto", "apply", "raw"]), help="Orientation that the annotations mean. [auto]")
+@click.option(
+    "--classes",
+    metavar="auto|coco|FILE",
+    help="Classes: COCO's 80, the JSON's own, or a YAML file. [auto]",
+)
+@click.option(
+    "--overlap",
+    type=click.Choice(["area", "order"]),
+    help="On top: the smaller area, or the later annotation. [area]",
+)
+@click.option(
+    "--crowd",
+    type=click.Choice(["paint", "beneath", "ignore", "drop"]),
+    help="What becomes of crowd regions. [paint]",
+)
+@click.option(
+    "--exif",
+    type=click.Choice(["auto", "apply", "raw"]),
+    help="Orientation that the annotations mean. [auto]",
+)
 @click.option("--samples-per-shard", type=int, metavar="N", help="Images a shard. [1000]")
 @click.option("--workers", type=int, metavar="N", help="Worker processes. [one for each core]")
 @click.option("--engine", type=click.Choice(["local", "ray"]), help="Where workers run. [local]")
-@click.option("--max-bad", type=int, metavar="N", help="Quarantined images that are no failure. [0]")
+@click.option(
+    "--max-bad", type=int, metavar="N", help="Quarantined images that are no failure. [0]"
+)
 @common_options
 def prepare(
     config_file: str | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool, **flags: Any
@@ -88,9 +120,7 @@ def prepare(
         plan = plan_build(config).to_dict()
         return _print(plan, as_json, _lines(plan))
     result = build(config, progress=_progress())
-    publish_bytes(
-        join(result.output, "config.yaml"), to_yaml({"prepare": config}).encode()
-    )
+    publish_bytes(join(result.output, "config.yaml"), to_yaml({"prepare": config}).encode())
     summary = result.to_dict()
     _print(summary, as_json, _lines(summary))
     if len(result.quarantined) > config.max_bad:
@@ -116,7 +146,11 @@ def verify(
 
     if dry_run:
         manifest = read_manifest(shards)
-        plan = {"shards": len(manifest.shards), "samples": manifest.samples, "bytes": manifest.bytes}
+        plan = {
+            "shards": len(manifest.shards),
+            "samples": manifest.samples,
+            "bytes": manifest.bytes,
+        }
         return _print(plan, as_json, _lines(plan))
     result = check(shards)
     lines = [f"{problem.where}: {problem.what}" for problem in result.problems]
@@ -129,14 +163,18 @@ def verify(
 
 @cli.command()
 @click.option("--shards", multiple=True, metavar="SHARDS", help="Training shards; repeatable.")
-@click.option("--val-shards", multiple=True, metavar="SHARDS", help="Validation shards; repeatable.")
+@click.option(
+    "--val-shards", multiple=True, metavar="SHARDS", help="Validation shards; repeatable."
+)
 @click.option("--output", "save_dir", metavar="RUN", help="Folder of the run (train.save_dir).")
-@click.option("--resume", type=click.Choice(["auto", "never"]), help="Go on where RUN stands. [auto]")
+@click.option(
+    "--resume", type=click.Choice(["auto", "never"]), help="Go on where RUN stands. [auto]"
+)
 @common_options
 def train(
     config_file: str | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool, **flags: Any
 ) -> None:
-    """Train a SegFormer on shards; under torchrun on several GPUs or processes.
+    r"""Train a SegFormer on shards; under torchrun on several GPUs or processes.
 
     \b
     cocoseg train --config tiny --shards S --val-shards V --output RUN
@@ -149,7 +187,7 @@ def train(
 
     value = settings.value
     if dry_run:
-        plan = plan_run(value.train, value.model, value.augment).to_dict()
+        plan = plan_run(value.train, value.model).to_dict()
         return _print(plan, as_json, _lines(plan))
     result = run(value.train, value.model, value.augment, progress=_progress())
     if result is not None:  # rank 0 alone reports
@@ -157,10 +195,18 @@ def train(
 
 
 @cli.command()
-@click.option("--checkpoint", metavar="CKPT", help="A run, a checkpoint folder, a Hugging Face name, or a .pt file.")
-@click.option("--input", metavar="PATH", help="An image, a folder of images, or a folder of shards.")
+@click.option(
+    "--checkpoint",
+    metavar="CKPT",
+    help="A run, a checkpoint folder, a Hugging Face name, or a .pt file.",
+)
+@click.option(
+    "--input", metavar="PATH", help="An image, a folder of images, or a folder of shards."
+)
 @click.option("--output", metavar="DIR", help="Folder for the masks.")
-@click.option("--tta/--no-tta", "use_tta", default=None, help="Average several scales and flips. [on]")
+@click.option(
+    "--tta/--no-tta", "use_tta", default=None, help="Average several scales and flips. [on]"
+)
 @click.option("--batch-size", type=int, metavar="N", help="Images a batch. [8]")
 @click.option("--color", is_flag=True, default=None, help="Also write coloured masks to DIR/color.")
 @click.option("--overlay", is_flag=True, default=None, help="Also write overlays to DIR/overlay.")
@@ -174,7 +220,7 @@ def infer(
 
     value = settings.value
     if dry_run:
-        plan = plan_prediction(value.infer, value.model).to_dict()
+        plan = plan_prediction(value.infer).to_dict()
         return _print(plan, as_json, _lines(plan))
     result = predict(value.infer, value.model, progress=_progress())
     _print(result.to_dict(), as_json, _lines(result.to_dict()))
@@ -184,12 +230,20 @@ def infer(
 
 
 @cli.command("eval")
-@click.option("--checkpoint", metavar="CKPT", help="A run, a checkpoint folder, a Hugging Face name, or a .pt file.")
+@click.option(
+    "--checkpoint",
+    metavar="CKPT",
+    help="A run, a checkpoint folder, a Hugging Face name, or a .pt file.",
+)
 @click.option("--shards", multiple=True, metavar="SHARDS", help="Shards to score on; repeatable.")
 @click.option("--output", metavar="DIR", help="Folder for metrics.json and pictures.")
-@click.option("--tta/--no-tta", "use_tta", default=None, help="Average several scales and flips. [on]")
+@click.option(
+    "--tta/--no-tta", "use_tta", default=None, help="Average several scales and flips. [on]"
+)
 @click.option("--batch-size", type=int, metavar="N", help="Images a batch. [8]")
-@click.option("--pictures", type=int, metavar="N", help="Write N image / truth / prediction pictures. [0]")
+@click.option(
+    "--pictures", type=int, metavar="N", help="Write N image / truth / prediction pictures. [0]"
+)
 @common_options
 def evaluate(
     config_file: str | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool, **flags: Any
@@ -201,7 +255,7 @@ def evaluate(
 
     value = settings.value
     if dry_run:
-        plan = plan_evaluation(value.infer, value.model).to_dict()
+        plan = plan_evaluation(value.infer).to_dict()
         return _print(plan, as_json, _lines(plan))
     result = measure(value.infer, value.model, progress=_progress())
     _print(result.to_dict(), as_json, result.table())
@@ -222,7 +276,10 @@ def config_show(
     from .config import show
 
     settings = _settings("config show", config_file, overrides, {})
-    content = {"settings": settings.value.model_dump(mode="json"), "origins": dict(settings.origins)}
+    content = {
+        "settings": settings.value.model_dump(mode="json"),
+        "origins": dict(settings.origins),
+    }
     _print(content, as_json, show(settings))
 
 
@@ -240,7 +297,13 @@ def config_schema(
 
 
 @cli.command()
-@click.option("--output", metavar="DIR", default="demo-out", show_default=True, help="Folder for all that it makes.")
+@click.option(
+    "--output",
+    metavar="DIR",
+    default="demo-out",
+    show_default=True,
+    help="Folder for all that it makes.",
+)
 @common_options
 def demo(
     output: str,
@@ -253,16 +316,18 @@ def demo(
     settings = _settings("demo", config_file or "demo", overrides, {})
     from .demo.run import plan_demo, run_demo
 
+    plan = plan_demo(settings.value, output)
     if dry_run:
-        plan = plan_demo(settings.value, output).to_dict()
-        return _print(plan, as_json, _lines(plan))
-    result = run_demo(settings.value, output, progress=_progress(), say=_log)
+        described = plan.to_dict()
+        return _print(described, as_json, _lines(described))
+    result = run_demo(plan, progress=_progress(), say=_log)
     _print(result.to_dict(), as_json, result.story())
 
 
 def main() -> NoReturn:
     """Run the command line and exit with one of `ExitCode`."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("cocoseg").setLevel(logging.INFO)
     try:
         cli.main(standalone_mode=False)
         code = ExitCode.OK

@@ -139,7 +139,9 @@ def find_config(name: str) -> Path:
     if path.is_file():
         return path
     bundled = resources.files(__package__ or "cocoseg") / "configs"
-    names = sorted(Path(entry.name).stem for entry in bundled.iterdir() if entry.name[-5:] == ".yaml")
+    names = sorted(
+        Path(entry.name).stem for entry in bundled.iterdir() if entry.name[-5:] == ".yaml"
+    )
     if path.parent == Path() and path.stem in names and path.suffix in ("", ".yaml"):
         return Path(str(bundled / f"{path.stem}.yaml"))
     raise ConfigError(
@@ -159,8 +161,12 @@ def show(resolved: Resolved[Any]) -> str:
     for section, content in resolved.value.model_dump(mode="json").items():
         lines.append(f"{section}:")
         for name, value in content.items():
-            text = yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n")
-            lines.append(f"  {f'{name}: {text.strip()}':<58}  # {resolved.origins[f'{section}.{name}']}")
+            text = yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix(
+                "\n...\n"
+            )
+            lines.append(
+                f"  {f'{name}: {text.strip()}':<58}  # {resolved.origins[f'{section}.{name}']}"
+            )
     return "\n".join(lines)
 
 

@@ -33,6 +33,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 0x0112
+_OPPOSITE = {6: 8, 8: 6}  # which turn undoes a turn; all others undo themselves
+_TURNED_BY_PILLOW = ("TIFF",)  # these alone it turns by itself, the size when opened
 
 
 class BadPhoto(DataError):
@@ -115,15 +117,19 @@ def decode(content: bytes, orientation: int | None = None) -> NDArray[np.uint8]:
         If the bytes are no complete image of a supported format.
     """
     with _open(content) as image:
-        turn = _info(image).orientation if orientation is None else orientation
+        info = _info(image)
         _load(image)
+        turns = [info.orientation if orientation is None else orientation]
+        if image.format in _TURNED_BY_PILLOW:
+            turns.insert(0, _OPPOSITE.get(info.orientation, info.orientation))
         upright: Image.Image = image
-        if image.mode.startswith("I"):  # I;16, I;16B, I: TIFF and PNG, 16 bits a sample
+        if image.mode.startswith("I;16"):  # TIFF and PNG, 16 bits a sample
             upright = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
         if upright.mode != "RGB":
             upright = upright.convert("RGB")
-        if turn in _TURNS:
-            upright = upright.transpose(_TURNS[turn])
+        for turn in turns:
+            if turn in _TURNS:
+                upright = upright.transpose(_TURNS[turn])
         return np.array(upright, dtype=np.uint8)
 
 
@@ -148,13 +154,18 @@ def _info(image: Image.Image) -> PhotoInfo:
     if extension is None:
         known = ", ".join(EXTENSIONS)
         raise BadPhoto("unsupported-format", f"is {image.format}; supported: {known}")
+    if image.mode in ("I", "F"):  # measurements, not a photograph: no range to bring to 0…255
+        raise BadPhoto("unsupported-format", "has 32-bit samples; supported: 8 and 16 bits")
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # a broken EXIF block says nothing of the pixels; counted as "no turn"
         orientation = 1
     if not isinstance(orientation, int) or not 1 <= orientation <= 8:
         orientation = 1
-    return PhotoInfo(extension, image.width, image.height, orientation, image.mode)
+    width, height = image.size
+    if image.format in _TURNED_BY_PILLOW and orientation >= 5:
+        width, height = height, width
+    return PhotoInfo(extension, width, height, orientation, image.mode)
 
 
 def _load(image: Image.Image) -> None:

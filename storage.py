@@ -59,6 +59,39 @@ def list_files(url: str) -> dict[str, int]:
     return {}
 
 
+def walk_files(url: str) -> list[str]:
+    """Return the paths of all files below a folder, relative to it, with slashes, sorted."""
+    if not is_remote(url):
+        root = Path(_local(url))
+        found = (p for p in root.rglob("*") if p.is_file())
+        return sorted(p.relative_to(root).as_posix() for p in found)
+    fs, root_path = _remote(url)
+    return sorted(path.removeprefix(root_path).lstrip("/") for path in fs.find(root_path))
+
+
+def list_folders(url: str) -> list[str]:
+    """Return the names of the folders directly in a folder; an absent folder has none."""
+    if not is_remote(url):
+        folder = Path(_local(url))
+        return [entry.name for entry in folder.iterdir() if entry.is_dir()] if exists(url) else []
+    fs, path = _remote(url)
+    fs.invalidate_cache()
+    with contextlib.suppress(FileNotFoundError):
+        listed = fs.ls(path, detail=True)
+        return [Path(e["name"]).name for e in listed if e["type"] == "directory"]
+    return []
+
+
+def fetch_folder(url: str) -> Path:
+    """Return a local folder with the files of `url`: itself, or a temporary copy."""
+    if not is_remote(url):
+        return Path(_local(url))
+    local = Path(tempfile.mkdtemp(prefix="cocoseg-"))
+    for name in list_files(url):
+        (local / name).write_bytes(read_bytes(join(url, name)))
+    return local
+
+
 def read_bytes(url: str) -> bytes:
     """Return a whole file.
 

@@ -237,7 +237,9 @@ def _distinct_names(source: Sequence[Category]) -> dict[int, str]:
     """Name the categories of one source apart: a doubled name gets its id behind it."""
     names = [c.name for c in source]
     return {
-        c.id: c.name if names.count(c.name) == 1 and c.name != BACKGROUND else f"{c.name} (id {c.id})"
+        c.id: c.name
+        if names.count(c.name) == 1 and c.name != BACKGROUND
+        else f"{c.name} (id {c.id})"
         for c in sorted(source, key=lambda c: c.id)
     }
 
@@ -250,7 +252,9 @@ def _own_classes(sources: Sequence[Sequence[Category]]) -> ClassMap:
             ids_of.setdefault(name, set()).add(category_id)
     things = (SemanticClass(name, tuple(sorted(ids))) for name, ids in ids_of.items())
     train_ids = {name: i for i, name in enumerate(ids_of, start=1)}
-    maps = tuple({category_id: train_ids[name] for category_id, name in n.items()} for n in by_source)
+    maps = tuple(
+        {category_id: train_ids[name] for category_id, name in n.items()} for n in by_source
+    )
     return ClassMap(Taxonomy((SemanticClass(BACKGROUND), *things)), maps)
 
 
@@ -308,7 +312,9 @@ def _read_classes_file(path: str) -> _Rules:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("classes"), dict):
-        raise ConfigError(f"{path}: expected 'classes:' with one line a class, 'name: [categories]'")
+        raise ConfigError(
+            f"{path}: expected 'classes:' with one line a class, 'name: [categories]'"
+        )
     unknown = set(content) - {"classes", "background", "ignore", "others"}
     if unknown:
         raise ConfigError(f"{path}: unknown key {sorted(map(str, unknown))[0]!r}")
@@ -317,7 +323,9 @@ def _read_classes_file(path: str) -> _Rules:
         raise ConfigError(f"{path}: others: {others!r} is neither 'background' nor 'ignore'")
     classes = {str(name): _members(path, name, value) for name, value in content["classes"].items()}
     if BACKGROUND in classes:
-        raise ConfigError(f"{path}: 'background' is train id 0 by itself; list it under 'background:'")
+        raise ConfigError(
+            f"{path}: 'background' is train id 0 by itself; list it under 'background:'"
+        )
     bins = {
         f"{name}:": _members(path, name, content.get(name, [])) for name in ("background", "ignore")
     }

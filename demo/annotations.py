@@ -22,7 +22,6 @@ def annotate(scene: Scene, rng: np.random.Generator) -> list[dict[str, Any]]:
     -------
     list of dict
         COCO annotations without ids, the category by name, in shuffled order.
-
     """
     annotations = [_annotation(scene, number, rng) for number in range(len(scene.instances))]
     return [annotations[k] for k in rng.permutation(len(annotations))]
@@ -33,25 +32,22 @@ def _annotation(scene: Scene, number: int, rng: np.random.Generator) -> dict[str
     height, width = scene.owner.shape
     visible = scene.owner == number
     coverage = instance.coverage.copy()
-    in_front = np.zeros_like(visible)
+    full = instance.coverage >= 0.5
+    hiders = []
     for other in scene.instances[number + 1 :]:
         coverage *= 1 - other.coverage
-        in_front |= other.coverage >= 0.5
+        if np.any(full & (other.coverage >= 0.5)):
+            hiders.append(other)
     outlines = () if instance.is_crowd else trace(visible, coverage)
-    full = instance.coverage >= 0.5
     # The whole shape may stand only where the mask contract paints it before all that hides it; a
     # tenth is left for the pixels by which two rasterizations may differ.
-    hiders = [
-        other for other in scene.instances[number + 1 :] if np.any(full & (other.coverage >= 0.5))
-    ]
-    if hiders and all(other.area < 0.9 * instance.area for other in hiders):
+    if outlines and hiders and all(other.area < 0.9 * instance.area for other in hiders):
         whole = trace(full, instance.coverage)
         if not _has_hole(whole) and (_has_hole(outlines) or rng.random() < 0.35):
             visible, outlines = full, whole
-    as_polygons = outlines and not _has_hole(outlines)
     compressed = coco_mask.encode(np.asfortranarray(visible.astype(np.uint8)))
     segmentation: Any
-    if as_polygons:
+    if outlines and not _has_hole(outlines):
         segmentation = [outline.points.ravel().tolist() for outline in outlines]
         painted = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
         corners = np.concatenate([outline.points for outline in outlines])

@@ -37,7 +37,6 @@ class Backdrop:
         float32, shape (H, W, 3), 0-255; objects are painted into it.
     horizon
         Row [pixels] from which things can stand: 0 is a view from above, H a view into the sky.
-
     """
 
     rgb: Floats

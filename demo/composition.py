@@ -36,7 +36,6 @@ class Instance:
         float32, shape (H, W), 0-1: the share of each pixel that it covers, hidden or not.
     is_crowd
         Whether it stands for many small objects.
-
     """
 
     category: str
@@ -62,7 +61,6 @@ class Scene:
     owner
         int16, shape (H, W): index into `instances` of the frontmost one that covers half of the
         pixel, -1 for the background.
-
     """
 
     rgb: NDArray[np.uint8]
@@ -92,18 +90,12 @@ def draw_scene(rng: np.random.Generator, anchor: Kind, index: int) -> Scene:
         The first object's category; it has a say in the place.
     index
         The image's number in its split: some numbers are without objects, some have a crowd.
-
     """
     short = int(rng.integers(160, 241))
     long = int(short * rng.choice([1.0, 1.2, 1.25, 1.333, 1.5], p=[0.1, 0.2, 0.2, 0.35, 0.15]))
     size = (short, long) if rng.random() < 0.65 else (long, short)
-    names = tuple(BACKDROPS)
-    at_home = rng.random() < 0.7
-    place = (
-        anchor.homes[rng.integers(len(anchor.homes))]
-        if at_home
-        else names[rng.integers(len(names))]
-    )
+    places = anchor.homes if rng.random() < 0.7 else tuple(BACKDROPS)
+    place = places[rng.integers(len(places))]
     backdrop = BACKDROPS[place](rng, size)
     light = float(rng.uniform(200, 340))
     placed: list[_Placed] = []

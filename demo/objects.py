@@ -55,7 +55,6 @@ class Kind:
         The backgrounds where it is usually met.
     mirrors
         Whether it may be drawn left to right; writing may not.
-
     """
 
     name: str
@@ -101,15 +100,9 @@ def paint_bus(pad: Sketch, rng: np.random.Generator) -> None:
 
 def paint_boat(pad: Sketch, rng: np.random.Generator) -> None:
     """Draw a sailing boat: hull, mast, two sails."""
-    hulls: list[Colour] = [
-        (150, 62, 40),
-        (36, 58, 110),
-        (236, 234, 226),
-        (190, 40, 44),
-        (40, 110, 104),
-    ]
-    sails: list[Colour] = [(246, 242, 230), (246, 242, 230), (214, 78, 58), (238, 190, 86)]
-    hull, sail = tint(rng, hulls[rng.integers(5)]), tint(rng, sails[rng.integers(4)])
+    hulls: list[Colour] = [(150, 62, 40), (36, 58, 110), (190, 40, 44), (40, 110, 104)]
+    sails: list[Colour] = [(246, 242, 230), (246, 242, 230), (214, 78, 58)]
+    hull, sail = tint(rng, hulls[rng.integers(4)]), tint(rng, sails[rng.integers(3)])
     pad.fill(sail)
     keel = curve([(-0.95, 0.42), (-0.55, 0.8), (0, 0.86), (0.6, 0.8), (0.82, 0.46)], closed=False)
     pad.solid(np.concatenate([keel, [(0.0, 0.52)]]), hull)
@@ -301,12 +294,9 @@ def paint_banana(pad: Sketch, rng: np.random.Generator) -> None:
         spine = (arc(0, -0.62, 0.92, 0.98, 168, 22)[::2] - stem) @ turned + stem
         colour = shade(skin, 1 - 0.07 * fruit)
         pad.solid(tube(spine, (0.05, 0.19, 0.24, 0.24, 0.19, 0.05)), colour)
-        pad.detail(
-            tube(np.add(spine, (0.0, 0.09)), (0.0, 0.05, 0.06, 0.05, 0.0)), shade(colour, 0.84)
-        )
-        pad.detail(
-            tube(np.subtract(spine, (0.0, 0.1)), (0.0, 0.03, 0.04, 0.03, 0.0)), shade(colour, 1.14)
-        )
+        ridge, sheen = np.add(spine, (0.0, 0.09)), np.add(spine, (0.0, -0.1))
+        pad.detail(tube(ridge, (0.0, 0.05, 0.06, 0.05, 0.0)), shade(colour, 0.84))
+        pad.detail(tube(sheen, (0.0, 0.03, 0.04, 0.03, 0.0)), shade(colour, 1.14))
         pad.detail(ellipse(spine[-1, 0], spine[-1, 1], 0.08, 0.08), (82, 62, 30))
         for _ in range(int(rng.integers(2, 9))):
             x, y = spine[rng.integers(1, len(spine) - 1)] + rng.uniform(-0.12, 0.12, 2)
@@ -426,7 +416,7 @@ def paint_kite(pad: Sketch, rng: np.random.Generator) -> None:
 
 KINDS: tuple[Kind, ...] = (
     Kind("bus", paint_bus, "stand", 3, 0.1, 1.25, ("street", "meadow", "beach")),
-    Kind("boat", paint_boat, "stand", 7, 0.12, 1.1, ("sea", "beach")),
+    Kind("boat", paint_boat, "stand", 7, 0.12, 1.25, ("sea", "beach")),
     Kind(
         "stop sign",
         paint_stop_sign,
@@ -442,7 +432,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("elephant", paint_elephant, "stand", 4, 0.28, 1.25, ("savanna", "meadow")),
     Kind("teddy bear", paint_teddy_bear, "stand", 12, 0.4, 1.05, ("room", "cloth", "table")),
     Kind("banana", paint_banana, "lie", 180, 0.15, 1.0, ("table", "cloth", "room")),
-    Kind("orange", paint_orange, "lie", 60, 0.2, 0.75, ("table", "cloth", "room")),
+    Kind("orange", paint_orange, "lie", 60, 0.2, 0.85, ("table", "cloth", "room")),
     Kind("pizza", paint_pizza, "lie", 30, 0.3, 1.0, ("table", "cloth")),
     Kind("donut", paint_donut, "lie", 180, 0.2, 0.8, ("cloth", "table")),
     Kind("kite", paint_kite, "fly", 35, 0.12, 1.0, ("sky", "beach", "meadow", "street")),

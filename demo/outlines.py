@@ -28,7 +28,6 @@ class Outline:
         float64, shape (n, 2), x and y [pixels], origin at the image's top left corner.
     is_hole
         Whether the region lies outside the line.
-
     """
 
     points: Points
@@ -47,7 +46,6 @@ def trace(region: NDArray[np.bool_], coverage: Floats) -> tuple[Outline, ...]:
         Shape (H, W).
     coverage
         float32, shape (H, W), 0-1: how much of each pixel the region covers.
-
     """
     height, width = region.shape
     occupied_rows, occupied_cols = np.flatnonzero(region.any(1)), np.flatnonzero(region.any(0))
@@ -58,12 +56,8 @@ def trace(region: NDArray[np.bool_], coverage: Floats) -> tuple[Outline, ...]:
     inside = np.pad(region[top:bottom, left:right], 1)
     # Past the image's border there is nothing to interpolate with: the same again leaves the line
     # on the border.
-    y0, x0, y1, x1 = (
-        max(top - 1, 0),
-        max(left - 1, 0),
-        min(bottom + 1, height),
-        min(right + 1, width),
-    )
+    y0, y1 = max(top - 1, 0), min(bottom + 1, height)
+    x0, x1 = max(left - 1, 0), min(right + 1, width)
     missing = ((y0 - top + 1, bottom + 1 - y1), (x0 - left + 1, right + 1 - x1))
     cover = np.pad(coverage[y0:y1, x0:x1].astype(np.float64), missing, mode="edge")
     columns = inside.shape[1] + 1
@@ -81,10 +75,9 @@ def trace(region: NDArray[np.bool_], coverage: Floats) -> tuple[Outline, ...]:
         y = top - 1 + rows + 0.5 + share * across[0]
         begins = (rows + start[0]) * columns + cols + start[1]
         ends = (rows + end[0]) * columns + cols + end[1]
-        for begin, stop, point in zip(
-            begins.tolist(), ends.tolist(), zip(x.tolist(), y.tolist(), strict=True), strict=True
-        ):
-            crossing[begin, direction] = point
+        steps = zip(begins.tolist(), ends.tolist(), x.tolist(), y.tolist(), strict=True)
+        for begin, stop, at_x, at_y in steps:
+            crossing[begin, direction] = (at_x, at_y)
             following[begin, direction] = stop
     outlines = []
     while following:
@@ -93,11 +86,8 @@ def trace(region: NDArray[np.bool_], coverage: Floats) -> tuple[Outline, ...]:
         while (corner, direction) in following:
             line.append(crossing[corner, direction])
             corner = following.pop((corner, direction))
-            for turn in (
-                1,
-                0,
-                3,
-            ):  # where two parts touch at a corner, right stays on the same part
+            # Where two parts touch at a corner, a turn to the right stays on the same part.
+            for turn in (1, 0, 3):
                 if (corner, (direction + turn) % 4) in crossing:
                     direction = (direction + turn) % 4
                     break

@@ -24,13 +24,18 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True, slots=True)
 class DemoSplit:
-    """Where one split lies, and what it holds."""
+    """Where one split lies."""
 
     name: str
     annotations: Path
+    """COCO JSON."""
     images: Path
-    image_count: int
-    annotation_count: int
+    """Folder of JPEGs."""
+
+    @classmethod
+    def at(cls, folder: Path, name: str) -> "DemoSplit":
+        """Return where a split of the data set in `folder` lies, drawn already or not."""
+        return cls(name, folder / "annotations" / f"instances_{name}.json", folder / name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,11 @@ class DemoDataset:
     folder: Path
     train: DemoSplit
     val: DemoSplit
+
+    @classmethod
+    def at(cls, folder: Path) -> "DemoDataset":
+        """Return where the parts of the data set in `folder` lie, drawn already or not."""
+        return cls(folder, *(DemoSplit.at(folder, name) for name in SPLITS))
 
 
 def draw_dataset(folder: Path, *, train_images: int, val_images: int, seed: int) -> DemoDataset:
@@ -58,21 +68,19 @@ def draw_dataset(folder: Path, *, train_images: int, val_images: int, seed: int)
     ------
     ValueError
         If a split would be empty or the seed is negative.
-
     """
     if train_images < 1 or val_images < 1:
         raise ValueError(f"each split needs an image: got {train_images} and {val_images}")
     if seed < 0:
         raise ValueError(f"the seed must not be negative: got {seed}")
-    train = _draw_split(folder, 0, train_images, seed)
-    val = _draw_split(folder, 1, val_images, seed)
-    return DemoDataset(folder, train, val)
+    data = DemoDataset.at(folder)
+    _draw_split(data.train, 0, train_images, seed)
+    _draw_split(data.val, 1, val_images, seed)
+    return data
 
 
-def _draw_split(folder: Path, split: int, count: int, seed: int) -> DemoSplit:
-    name = SPLITS[split]
-    images = folder / name
-    images.mkdir(parents=True, exist_ok=True)
+def _draw_split(place: DemoSplit, split: int, count: int, seed: int) -> None:
+    place.images.mkdir(parents=True, exist_ok=True)
     category_ids = {category: number for number, category, _ in COCO_CATEGORIES}
     records: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -83,7 +91,7 @@ def _draw_split(folder: Path, split: int, count: int, seed: int) -> DemoSplit:
         file_name = f"{image_id:012d}.jpg"
         jpeg = io.BytesIO()
         Image.fromarray(scene.rgb).save(jpeg, "JPEG", quality=int(rng.integers(86, 95)))
-        (images / file_name).write_bytes(jpeg.getvalue())
+        (place.images / file_name).write_bytes(jpeg.getvalue())
         height, width = scene.owner.shape
         records.append(
             {"id": image_id, "file_name": file_name, "width": width, "height": height, "license": 1}
@@ -96,7 +104,7 @@ def _draw_split(folder: Path, split: int, count: int, seed: int) -> DemoSplit:
             }
             annotations.append(annotation)
     content = {
-        "info": {"description": f"cocoseg demo, {name}", "version": "1.0", "seed": seed},
+        "info": {"description": f"cocoseg demo, {place.name}", "version": "1.0", "seed": seed},
         "licenses": [{"id": 1, "name": "drawn by cocoseg demo, free to use", "url": ""}],
         "images": records,
         "annotations": annotations,
@@ -105,12 +113,8 @@ def _draw_split(folder: Path, split: int, count: int, seed: int) -> DemoSplit:
             for number, category, group in COCO_CATEGORIES
         ],
     }
-    path = folder / "annotations" / f"instances_{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    publish_bytes(
-        str(path), json.dumps(content).encode()
-    )  # last: it says that the images are there
-    return DemoSplit(name, path, images, count, len(annotations))
+    # Written last: being there, it says that the images are too.
+    publish_bytes(str(place.annotations), json.dumps(content).encode())
 
 
 def _anchor(seed: int, split: int, index: int) -> Kind:

@@ -51,7 +51,6 @@ class Sprite:
         float32, shape (h, w): the share of each pixel that the object covers, 0-1.
     prop
         What holds the object up (a sign's pole, a kite's line), same shapes. It is background.
-
     """
 
     rgb: Floats
@@ -116,7 +115,6 @@ class Sketch:
             Where the light comes from [degrees, counted from the right, clockwise on the screen].
         grain
             Strength of the texture (fur, crumbs, rust), 0-1.
-
         """
         small = self._shape.reduce(SUPERSAMPLING)
         prop = self._prop.reduce(SUPERSAMPLING) if self._prop else None

@@ -11,7 +11,7 @@ class InferConfig(Section):
     """From a checkpoint to masks and scores."""
 
     checkpoint: Annotated[str, PathMarker(only_existing=True)] | None = None
-    """A run, a checkpoint folder, a Hugging Face name, or a .pt/.pth file (which needs --config)."""
+    """A run, a checkpoint folder, a Hugging Face name, or a .pt/.pth file (with --config)."""
     input: PathField | None = None
     """What 'infer' predicts: an image, a folder of images (recursive), or a folder of shards."""
     shards: tuple[PathField, ...] = ()

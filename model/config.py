@@ -1,8 +1,8 @@
 """Settings of the network, shared by training and inference."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import PositiveInt, field_validator
 
 from ..config import PathMarker, Section
 
@@ -24,10 +24,6 @@ class ModelConfig(Section):
     """Side of training crops and of the square that an image is resized to [pixels]."""
     keep_ratio: bool = False
     """Resize the longer side to `input_size` and keep the shape, instead of a square."""
-    dropout: float | None = Field(None, ge=0, lt=1)
-    """Dropout before the classifier, 0…1; by default that of the pretrained network."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    """Attention backend: PyTorch's fused one, or the plain one."""
 
     @field_validator("name")
     @classmethod

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 import numpy as np
@@ -24,10 +24,14 @@ from ..taxonomy import Category
 _NULL = msgspec.Raw(b"null")
 
 
+# Keys are made of ids, and names in a tar are short.
+Id = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+
 class ImageEntry(msgspec.Struct, frozen=True, gc=False):
     """An entry of ``images``."""
 
-    id: int
+    id: Id
     file_name: str
     width: int
     height: int
@@ -128,7 +132,7 @@ def _content(path: str) -> memoryview:
             raise DataError(f"{path}: is empty") from None
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    return content[3:] if content[:3] == b"\xef\xbb\xbf" else content
+    return content[3:] if bytes(content[:3]) == b"\xef\xbb\xbf" else content
 
 
 _BETWEEN = re.compile(rb'\s*[{,]\s*"(?:[^"\\]|\\.)*"\s*:\s*')
@@ -176,8 +180,9 @@ def _decode(
     try:
         return msgspec.json.decode(sections[name], type=kind)
     except msgspec.ValidationError as error:
-        text = str(error).replace(" - at `$", f" - at `$.{name}")
-        raise DataError(f"{path}: {text}") from None
+        text = str(error)
+        where = text.replace("`$", f"`$.{name}") if "`$" in text else f"{text} - at `$.{name}`"
+        raise DataError(f"{path}: {where}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path}: $.{name} is not JSON: {error}") from None
 

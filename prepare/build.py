@@ -499,7 +499,9 @@ def _publish(
             storage.remove(storage.join(output, shard_name(shard.number)))
         storage.remove(storage.join(output, _BUILDING))
         first = "\n".join(f"  {q.file_name}: {q.reason}: {q.detail}" for q in quarantined[:3])
-        raise DataError(f"all {len(quarantined)} images are bad; nothing was written. First:\n{first}")
+        raise DataError(
+            f"all {len(quarantined)} images are bad; nothing was written. First:\n{first}"
+        )
 
     index = shard_manifest.build_index([shard.record.rows for shard in built])
     index_entry, classes_entry = shard_manifest.publish_index(output, index)
@@ -523,9 +525,7 @@ def _publish(
         class_pixels=tuple(pixels[: taxonomy.num_classes].tolist()),
         ignored_pixels=int(pixels[taxonomy.ignore_index]),
         shards=tuple(
-            ShardEntry(
-                shard_name(s.number), s.record.bytes, s.record.sha256, len(s.record.rows)
-            )
+            ShardEntry(shard_name(s.number), s.record.bytes, s.record.sha256, len(s.record.rows))
             for s in built
         ),
         index=index_entry,
@@ -535,7 +535,7 @@ def _publish(
         lines = b"".join(msgspec.json.encode(entry) + b"\n" for entry in quarantined)
         storage.publish_bytes(storage.join(output, "quarantine.jsonl"), lines)
     storage.publish_bytes(
-        storage.join(output, shard_manifest.MANIFEST_NAME), manifest.encode()
+        storage.join(output, shard_manifest.MANIFEST_NAME), manifest.to_json().encode()
     )
     storage.remove(storage.join(output, _BUILDING))
     return PrepareResult(output, manifest, quarantined)

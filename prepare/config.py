@@ -17,11 +17,12 @@ class PrepareConfig(Section):
     output: PathField | None = None
     """Folder (or URL) that receives the shards."""
     classes: Annotated[str, PathMarker(words=("auto", "coco"))] = "auto"
-    """'auto' (COCO's 80 when the categories are COCO's, else the JSON's own), 'coco', or a YAML file."""
+    """'auto' (COCO's 80 when the categories are COCO's, else the JSON's own), 'coco', or a YAML
+    file."""
     overlap: Literal["area", "order"] = "area"
     """Where instances overlap: the smaller rasterized area wins, or the later annotation."""
     crowd: Literal["paint", "beneath", "ignore", "drop"] = "paint"
-    """Crowd regions: as any instance, under all others, ignored where they are alone, or left out."""
+    """Crowd regions: as any instance, under all others, ignored where alone, or left out."""
     exif: Literal["auto", "apply", "raw"] = "auto"
     """Which orientation the annotations mean: the one whose size matches, upright, or as stored."""
     samples_per_shard: PositiveInt = 1000

@@ -90,7 +90,9 @@ def _run_ray(
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError:
-        raise ConfigError("--engine ray: Ray is not installed: pip install 'cocoseg[ray]'") from None
+        raise ConfigError(
+            "--engine ray: Ray is not installed: pip install 'cocoseg[ray]'"
+        ) from None
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     remote = ray.remote(max_retries=3)(function)

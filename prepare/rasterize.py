@@ -144,7 +144,12 @@ def _polygons(polygons: list[Any], width: int, height: int) -> _Shape:
                 "bad-polygon",
                 f"{where}: {len(polygon)} numbers; a polygon is x, y of three or more points",
             )
-        points = np.array(polygon, np.float64).reshape(-1, 2)
+        try:
+            points = np.array(polygon, np.float64).reshape(-1, 2)
+        except OverflowError:
+            raise BadAnnotation(
+                "coordinates-far-off", f"{where}: an integer beyond any float"
+            ) from None
         low, high = points.min(axis=0), points.max(axis=0)
         if not (np.isfinite(points).all() and low.min() >= -limit and high.max() <= 2 * limit):
             raise BadAnnotation(

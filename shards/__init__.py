@@ -1,1 +1,1 @@
-"""The contract between the stages: tar shards, their manifest and index, and the order of samples."""
+"""The contract between the stages: tar shards, manifest, index, and the order of samples."""

@@ -77,9 +77,9 @@ class Manifest(msgspec.Struct, frozen=True):
         """The taxonomy that the masks follow."""
         return Taxonomy.from_dict(self.taxonomy)
 
-    def encode(self) -> bytes:
-        """Return the file's bytes."""
-        return json.dumps(msgspec.to_builtins(self), indent=1, ensure_ascii=False).encode() + b"\n"
+    def to_json(self) -> str:
+        """Return the file's text."""
+        return json.dumps(msgspec.to_builtins(self), indent=1, ensure_ascii=False) + "\n"
 
 
 class IndexRow(msgspec.Struct, frozen=True):
@@ -131,7 +131,7 @@ class Index:
             extension=record["extension"].decode(),
             offsets=tuple(offsets),
             lengths=tuple(lengths),
-            digests=digests,  # type: ignore[arg-type]  # three, by the dtype
+            digests=digests,
             width=int(record["width"]),
             height=int(record["height"]),
             orientation=int(record["orientation"]),
@@ -241,7 +241,8 @@ def read_index(folder: str, manifest: Manifest) -> Index:
         _read_array(folder, entry) for entry in (manifest.index, manifest.index_classes)
     )
     names = samples.dtype.names or ()
-    if names != (_dtype(1).names or ()) or classes.dtype != _CLASS_DTYPE:
+    expected = _dtype(samples.dtype["key"].itemsize if "key" in names else 1)
+    if samples.dtype != expected or classes.dtype != _CLASS_DTYPE:
         raise DataError(f"{folder}: the index has other columns than this version reads: {names}")
     counts = np.bincount(samples["shard"], minlength=len(manifest.shards))
     if counts.tolist() != [shard.samples for shard in manifest.shards]:
@@ -257,9 +258,12 @@ def _read_array(folder: str, entry: FileEntry) -> NDArray[np.void]:
         raise DataError(str(error)) from None
     if hashlib.sha256(content).hexdigest() != entry.sha256:
         raise DataError(f"{url}: differs from the manifest (sha256); fetch or prepare it again")
-    if storage.is_remote(url):
-        array = np.load(io.BytesIO(content), allow_pickle=False)
-    else:
-        array = np.load(url.removeprefix("file://"), mmap_mode="r", allow_pickle=False)
+    try:
+        if storage.is_remote(url):
+            array = np.load(io.BytesIO(content), allow_pickle=False)
+        else:
+            array = np.load(url.removeprefix("file://"), mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{url}: is no index: {error}") from None
     result: NDArray[np.void] = array
     return result

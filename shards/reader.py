@@ -169,13 +169,12 @@ def decode_mask(content: bytes, where: str, expected: tuple[int, ...] | None = N
     """
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-            pixels = np.array(image)
             mode = image.mode
+            pixels: NDArray[np.generic] = np.array(image)
     except Exception as error:  # Pillow raises many kinds on broken files
         raise DataError(f"{where}: mask: {type(error).__name__}: {error}") from None
     if mode not in ("L", "I;16"):
         raise DataError(f"{where}: mask: mode {mode}, expected 8- or 16-bit grayscale")
     if expected is not None and pixels.shape != tuple(expected):
         raise DataError(f"{where}: mask {pixels.shape} and image {expected} differ in size")
-    mask: Mask = pixels.astype(np.uint8 if mode == "L" else np.uint16, copy=False)
-    return mask
+    return pixels.astype(np.uint8) if mode == "L" else pixels.astype(np.uint16)

@@ -12,7 +12,15 @@ import numpy as np
 from .. import photo, storage
 from ..errors import DataError
 from ..photo import BadPhoto
-from .manifest import Index, IndexRow, Manifest, ShardEntry, member_digest, read_index, read_manifest
+from .manifest import (
+    Index,
+    IndexRow,
+    Manifest,
+    ShardEntry,
+    member_digest,
+    read_index,
+    read_manifest,
+)
 from .reader import decode_mask
 
 
@@ -62,9 +70,7 @@ def verify(folder: str) -> Verification:
         rows = [index.row(int(i)) for i in np.flatnonzero(index.samples["shard"] == number)]
         content = storage.read_bytes(storage.join(folder, shard.name))
         problems += _shard(shard, content, rows, manifest)
-    return Verification(
-        len(manifest.shards), manifest.samples, manifest.bytes, tuple(problems)
-    )
+    return Verification(len(manifest.shards), manifest.samples, manifest.bytes, tuple(problems))
 
 
 def _totals(manifest: Manifest, index: Index) -> Iterator[Problem]:
@@ -115,9 +121,7 @@ def _shard(
         yield from _sample(f"{entry.name}: {row.key}", content, row, manifest)
 
 
-def _sample(
-    where: str, content: bytes, row: IndexRow, manifest: Manifest
-) -> Iterator[Problem]:
+def _sample(where: str, content: bytes, row: IndexRow, manifest: Manifest) -> Iterator[Problem]:
     image, mask, meta = (
         content[offset : offset + length]
         for offset, length in zip(row.offsets, row.lengths, strict=True)
@@ -133,7 +137,7 @@ def _sample(
             size = info.size(row.orientation)
             yield Problem(where, f"the image is {size}, the index says {row.width, row.height}")
         pixels = decode_mask(mask, where, expected=(row.height, row.width))
-        values, counts = np.unique(pixels, return_counts=True)
+        values, counts = np.unique(pixels.astype(np.int64), return_counts=True)
         classes = manifest.classes
         strange = values[(values >= classes.num_classes) & (values != classes.ignore_index)]
         if strange.size:

@@ -49,7 +49,7 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> ShardRecord:
 
     Owners, times and modes are fixed, so that equal samples give equal bytes.
     """
-    rows = []
+    rows: list[IndexRow] = []
     with open(path, "xb") as file:
         digesting = _Digesting(file)
         # USTAR: a header is one block of 512 bytes, so offsets are known without parsing.

@@ -48,7 +48,8 @@ class TrainConfig(Section):
     max_steps: PositiveInt | None = None
     """Optimizer steps, instead of `epochs`."""
     batch_size: PositiveInt = 4
-    """Images a process and micro-batch; global batch = batch_size · processes · accumulation_steps."""
+    """Images a process and micro-batch; the global batch is batch_size · processes ·
+    accumulation_steps."""
     accumulation_steps: PositiveInt = 2
     """Micro-batches an optimizer step."""
     workers: NonNegativeInt = 2
@@ -82,7 +83,9 @@ class TrainConfig(Section):
     block_shards: PositiveInt = 4
     """Shards whose samples are shuffled together."""
     val_every: NonNegativeInt = 0
-    """Steps between validations and checkpoints; 0 means once an epoch."""
+    """Optimizer steps between validations; 0 means once an epoch."""
+    checkpoint_every: NonNegativeInt = 0
+    """Optimizer steps between checkpoints; 0 means with each validation."""
     val_batch_size: PositiveInt = 8
     """Images a validation batch."""
     log_every: PositiveInt = 10

@@ -1,0 +1,41 @@
+# Every target makes .venv by itself, from constraints.txt.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO ?= demo-out
+READY := .venv/.ready
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	mkdir -p .venv/typing && ln -sfn ../.. .venv/typing/cocoseg  # any folder name: mypy sees 'cocoseg'
+	touch $@
+
+venv: $(READY)  ## Create .venv and install cocoseg into it, editable
+
+demo: $(READY)  ## Draw a small COCO data set; prepare, train, infer, eval (5 minutes, 2 cores)
+	$(BIN)/cocoseg demo --output $(DEMO)
+
+test: $(READY)  ## Run the tests
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: $(READY)  ## Run every test, the full fault matrices too
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## Format, lint, types, layers; no tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	MYPYPATH=.venv/typing $(BIN)/mypy --package cocoseg --exclude '/(tests|benchmarks)/'
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## Measure the speed ratios that benchmarks/RESULTS.md quotes
+	$(BIN)/python benchmarks/run.py
+
+clean:  ## Remove .venv and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
+
+.PHONY: help venv demo test test-long check bench clean

@@ -1,0 +1,100 @@
+"""From a photograph to the network's input, and from its logits back to the photograph's size."""
+
+# B batch, C classes, H W pixels of the photograph, h w of the network's input
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """Sizes and normalisation that belong to a network; saved with it."""
+
+    input_size: int
+    """Side of the square, or with `keep_ratio` the longer side [pixels]."""
+    keep_ratio: bool = False
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Per channel RGB, of values 0…1."""
+
+    def target_size(self, width: int, height: int, scale: float = 1.0) -> tuple[int, int]:
+        """Return (w, h) [pixels] that a photograph is resized to; never below 32."""
+        side = max(32, round(self.input_size * scale))
+        if not self.keep_ratio:
+            return side, side
+        factor = side / max(width, height)
+        return max(32, round(width * factor)), max(32, round(height * factor))
+
+    def resize(self, image: NDArray[np.uint8], scale: float = 1.0) -> NDArray[np.uint8]:
+        """Resize a photograph bilinearly, antialiased, as transformers' image processor does.
+
+        Parameters
+        ----------
+        image
+            uint8 RGB, shape (H, W, 3).
+        scale
+            Factor of `input_size`.
+
+        Returns
+        -------
+        ndarray
+            uint8 RGB, shape (h, w, 3).
+        """
+        height, width = image.shape[:2]
+        target = self.target_size(width, height, scale)
+        resized = Image.fromarray(image).resize(target, Image.Resampling.BILINEAR)
+        return np.asarray(resized)
+
+    def normalise(self, images_BhwC: Tensor) -> Tensor:
+        """Turn uint8 RGB, shape (B, h, w, 3), into float32, shape (B, 3, h, w), on its device."""
+        device = images_BhwC.device
+        mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)
+        return (images_BhwC.permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of ``preprocessor_config.json``, as transformers reads it."""
+        return {
+            "image_processor_type": "SegformerImageProcessor",
+            "do_resize": True,
+            "size": {"height": self.input_size, "width": self.input_size},
+            "keep_ratio": self.keep_ratio,  # ours alone: transformers always resizes to a square
+            "resample": int(Image.Resampling.BILINEAR),
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "do_reduce_labels": False,
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Preprocess":
+        """Read a ``preprocessor_config.json``, ours or another's.
+
+        `do_reduce_labels` is not looked at: it is about ADE20K's labels, which nothing here has.
+        """
+        size = content.get("size", 512)
+        if isinstance(size, Mapping):
+            size = size.get("height", size.get("shortest_edge", 512))
+        mean = tuple(content.get("image_mean") or IMAGENET_MEAN)
+        std = tuple(content.get("image_std") or IMAGENET_STD)
+        return cls(int(size), bool(content.get("keep_ratio", False)), mean, std)
+
+
+def upsample(logits_BChw: Tensor, height: int, width: int) -> Tensor:
+    """Bring logits to (B, C, height, width) bilinearly, in float32 at least."""
+    if logits_BChw.dtype in (torch.float16, torch.bfloat16):
+        logits_BChw = logits_BChw.float()
+    return F.interpolate(logits_BChw, (height, width), mode="bilinear", align_corners=False)

@@ -1,0 +1,118 @@
+"""Score a network on shards: the one path that validation during training and ``eval`` share."""
+
+# B batch, C classes, H W pixels of the photograph, h w of the network's input
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from ..metrics import confusion_matrix
+from ..shards.reader import Sample, ShardSet
+from .device import loader_context
+from .preprocess import Preprocess, upsample
+
+Predictor = Callable[[Sequence[NDArray[np.uint8]]], list[NDArray[np.integer]]]
+"""Photographs, uint8 RGB (H, W, 3) each, to train-id masks (H, W) each."""
+
+
+def forward(
+    network: nn.Module,
+    preprocess: Preprocess,
+    images: Sequence[NDArray[np.uint8]],
+    scale: float = 1.0,
+    flip: bool = False,
+) -> list[Tensor]:
+    """Run the network on photographs of any size.
+
+    Parameters
+    ----------
+    images
+        uint8 RGB, shape (H, W, 3) each. Those of one input shape go through in one batch.
+    scale
+        Factor of the input size.
+    flip
+        Mirror left and right before the network. The result is mirrored back.
+
+    Returns
+    -------
+    list of Tensor
+        Logits, float32, shape (C, h/4, w/4) each, on the network's device.
+    """
+    device = next(network.parameters()).device
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    resized = [preprocess.resize(image, scale) for image in images]
+    for i, image in enumerate(resized):
+        groups[image.shape].append(i)
+    logits: list[Tensor] = [torch.empty(0)] * len(images)
+    with torch.inference_mode():
+        for places in groups.values():
+            batch = torch.from_numpy(np.stack([resized[i] for i in places])).to(device)
+            x = preprocess.normalise(batch.flip(2) if flip else batch)
+            out = network(pixel_values=x).logits
+            for i, one in zip(places, out.flip(3) if flip else out, strict=True):
+                logits[i] = one
+    return logits
+
+
+def predict_plain(
+    network: nn.Module, preprocess: Preprocess, images: Sequence[NDArray[np.uint8]]
+) -> list[NDArray[np.integer]]:
+    """Predict masks at the photographs' sizes: one view, argmax of the upsampled logits."""
+    return [
+        to_mask(upsample(logits[None], *image.shape[:2])[0])
+        for logits, image in zip(forward(network, preprocess, images), images, strict=True)
+    ]
+
+
+def to_mask(scores_CHW: Tensor) -> NDArray[np.integer]:
+    """Return the best class of each pixel: uint8, or uint16 beyond 256 classes, shape (H, W)."""
+    best = scores_CHW.argmax(dim=0).cpu().numpy()
+    return best.astype(np.uint8 if scores_CHW.shape[0] <= 256 else np.uint16)
+
+
+def predictions(
+    predict: Predictor, shards: ShardSet, batches: Sequence[Sequence[int]], workers: int = 0
+) -> Iterator[tuple[Sample, NDArray[np.integer]]]:
+    """Predict the samples of `batches`, each batch as a whole, and yield them one by one.
+
+    Parameters
+    ----------
+    batches
+        Sample numbers; canonical ones come from `plan.evaluation_batches`.
+    workers
+        Loader processes.
+    """
+    loader: DataLoader[Sample] = DataLoader(
+        _Samples(shards),
+        batch_sampler=[list(batch) for batch in batches],
+        collate_fn=list,
+        num_workers=workers,
+        multiprocessing_context=loader_context(workers),
+    )
+    for samples in loader:
+        masks = predict([sample.image for sample in samples])
+        yield from zip(samples, masks, strict=True)
+
+
+def score(
+    predict: Predictor, shards: ShardSet, batches: Sequence[Sequence[int]], workers: int = 0
+) -> NDArray[np.int64]:
+    """Return the confusion matrix of `predict` over the samples of `batches`, int64, (C, C)."""
+    taxonomy = shards.taxonomy
+    matrix = np.zeros((taxonomy.num_classes, taxonomy.num_classes), np.int64)
+    for sample, mask in predictions(predict, shards, batches, workers):
+        matrix += confusion_matrix(sample.mask, mask, taxonomy.num_classes, taxonomy.ignore_index)
+    return matrix
+
+
+class _Samples(Dataset[Sample]):
+    def __init__(self, shards: ShardSet) -> None:
+        self.shards = shards
+
+    def __getitem__(self, position: int) -> Sample:
+        return self.shards.read(position)

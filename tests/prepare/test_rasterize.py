@@ -1,0 +1,307 @@
+"""One image's instances: exactly pycocotools' pixels, the painting order, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from cocoseg.prepare.png import encode_mask
+from cocoseg.prepare.rasterize import (
+    BadAnnotation,
+    Instance,
+    PaintRules,
+    decode_counts,
+    rasterize,
+)
+from cocoseg.shards.reader import decode_mask
+from hypothesis import example, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from pycocotools import mask as coco_mask
+
+WIDTH, HEIGHT = 16, 12
+RULES = PaintRules(overlap="area", crowd="paint", ignore_index=255)
+
+
+def box(left, top, right, bottom):
+    return [[left, top, right, top, right, bottom, left, bottom]]
+
+
+def instance(segmentation, train_id=1, crowd=False):
+    raw = segmentation if isinstance(segmentation, str) else json.dumps(segmentation)
+    return Instance(4711, train_id, crowd, raw.encode())
+
+
+def paint(*instances, overlap="area", crowd="paint"):
+    return rasterize(instances, WIDTH, HEIGHT, PaintRules(overlap, crowd, 255))
+
+
+# ---- what an instance may not be
+
+
+def rle(counts, size=(HEIGHT, WIDTH)):
+    return {"size": list(size), "counts": counts}
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "reason"),
+    [
+        ("[[]]", "bad-polygon"),
+        ("[[1,1,5,1,5,5],[]]", "bad-polygon"),
+        ("[[1,1]]", "bad-polygon"),
+        ("[[1,1,5,5]]", "bad-polygon"),  # pycocotools takes it for a box
+        ("[[1,1,5,1,5]]", "bad-polygon"),
+        ("[[1,1,5,1,5,5,1]]", "bad-polygon"),
+        ("[1,1,5,1,5,5]", "bad-polygon"),
+        ("[[[1,1],[5,1],[5,5]]]", "bad-polygon"),
+        ('[["1",1,5,1,5,5]]', "bad-polygon"),
+        ("[[true,1,5,1,5,5]]", "bad-polygon"),
+        ("[[null,1,5,1,5,5]]", "bad-polygon"),
+        ('[{"size":[12,16],"counts":[192]}]', "bad-polygon"),
+        ("[[1e999,1,5,1,5,5]]", "bad-segmentation"),
+        ("[[1e9,1,5,1,5,5]]", "coordinates-far-off"),
+        ("[[1,-1e308,5,1,5,5]]", "coordinates-far-off"),
+        pytest.param(f"[[{'9' * 400},1,5,1,5,5]]", "coordinates-far-off", id="400 digits"),
+        ("[[32.01,1,5,1,5,5]]", "coordinates-far-off"),
+        ("[[1,-16.01,5,1,5,5]]", "coordinates-far-off"),
+        ('"abc"', "bad-segmentation"),
+        ("5", "bad-segmentation"),
+        ("true", "bad-segmentation"),
+        pytest.param("[" * 5000 + "]" * 5000, "bad-segmentation", id="5000 deep"),
+        (rle([10, 20]), "rle-sum-mismatch"),
+        (rle([193]), "rle-sum-mismatch"),
+        (rle([]), "rle-sum-mismatch"),
+        (rle(""), "rle-sum-mismatch"),
+        (rle([2**64, 192]), "rle-sum-mismatch"),
+        (rle([192], (WIDTH, HEIGHT)), "rle-size-mismatch"),
+        (rle([192], (1, 192)), "rle-size-mismatch"),
+        (rle([192], (12.0, 16)), "bad-rle"),
+        (rle([192], (12,)), "bad-rle"),
+        ({"counts": [192]}, "bad-rle"),
+        ({"size": [HEIGHT, WIDTH]}, "bad-rle"),
+        (rle([-1, 193]), "bad-rle"),
+        (rle([96.0, 96.0]), "bad-rle"),
+        (rle([True, 191]), "bad-rle"),
+        (rle(None), "bad-rle"),
+        (rle("é"), "bad-rle"),
+        (rle(" "), "bad-rle"),
+        (rle("PP"), "bad-rle"),  # ends inside a number
+        (rle("o" * 40), "bad-rle"),
+        (rle("P6\x00"), "bad-rle"),
+    ],
+)
+@pytest.mark.parametrize("rules", [RULES, PaintRules("order", "drop", 255)], ids=["paint", "drop"])
+def test_a_bad_segmentation_has_its_reason_even_where_it_would_not_be_painted(
+    segmentation, reason, rules
+):
+    good = instance(box(1, 1, 3, 3))
+    with pytest.raises(BadAnnotation) as bad:
+        rasterize([good, instance(segmentation, crowd=True)], WIDTH, HEIGHT, rules)
+    assert bad.value.reason == reason
+    assert bad.value.annotation_id == 4711
+    assert bad.value.detail
+
+
+# ---- what is accepted and counted
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "counted"),
+    [
+        ("null", "no_segmentation"),
+        ("[]", "no_segmentation"),
+        ("{}", "no_segmentation"),
+        ("[[1,1,1,1,1,1]]", "zero_area"),
+        ("[[5.2,5.2,5.3,5.2,5.3,5.3]]", "zero_area"),
+        (rle([192]), "zero_area"),
+        (box(-16, -16, 32, 32), "out_of_bounds"),
+        (box(10, 10, 16.01, 12), "out_of_bounds"),
+        (box(10, 10, 16, 12.01), "out_of_bounds"),
+        (box(-0.01, 0, 16, 12), "out_of_bounds"),
+    ],
+)
+def test_oddities_are_painted_as_far_as_they_go_and_counted(segmentation, counted, oracle):
+    painting = paint(instance(segmentation))
+    assert painting.counts == {"instances": 1, counted: 1}
+    if counted == "out_of_bounds":
+        assert np.array_equal(
+            painting.mask.astype(bool), oracle.instance_pixels(segmentation, HEIGHT, WIDTH)
+        )
+    else:
+        assert not painting.mask.any()
+
+
+def test_an_instance_on_the_very_border_is_not_out_of_bounds():
+    assert paint(instance(box(0, 0, 16, 12))).counts == {"instances": 1}
+
+
+def test_no_instances_give_background_alone():
+    painting = rasterize([], WIDTH, HEIGHT, RULES)
+    assert (painting.mask.shape, painting.mask.dtype) == ((HEIGHT, WIDTH), np.uint8)
+    assert not painting.mask.any()
+    assert "crowds" not in painting.counts
+
+
+# ---- who is on top
+
+LARGE, SMALL = box(1, 1, 11, 11), box(3, 3, 6, 6)
+
+
+@pytest.mark.parametrize("small_first", [True, False])
+def test_the_smaller_area_is_on_top_wherever_it_stands(small_first):
+    pair = [instance(LARGE, 1), instance(SMALL, 2)]
+    mask = paint(*(reversed(pair) if small_first else pair)).mask
+    assert (mask[4, 4], mask[8, 8]) == (2, 1)
+
+
+def test_in_annotation_order_the_later_is_on_top():
+    mask = paint(instance(SMALL, 2), instance(LARGE, 1), overlap="order").mask
+    assert 2 not in mask
+
+
+def test_of_equal_areas_the_later_is_on_top():
+    left, right = box(1, 1, 5, 5), box(3, 3, 7, 7)
+    assert paint(instance(left, 1), instance(right, 2)).mask[4, 4] == 2
+    assert paint(instance(right, 2), instance(left, 1)).mask[4, 4] == 1
+
+
+def test_area_is_counted_in_pixels_not_in_covered_polygons():
+    twice = box(1, 1, 7, 7) + box(1, 1, 7, 7)  # 36 pixels, 72 by the sum of its parts
+    between = box(1, 1, 8, 8)
+    assert paint(instance(twice, 1), instance(between, 2)).mask[3, 3] == 1
+
+
+@pytest.mark.parametrize(
+    ("crowd", "on_the_single", "on_the_crowd"),
+    [("paint", 2, 2), ("beneath", 1, 2), ("ignore", 1, 255), ("drop", 1, 0)],
+)
+def test_crowd_modes(crowd, on_the_single, on_the_crowd):
+    single, region = instance(LARGE, 1), instance(box(4, 4, 14, 8), 2, crowd=True)
+    for pair in ((single, region), (region, single)):
+        painting = paint(*pair, crowd=crowd)
+        assert painting.mask[5, 5] == on_the_single
+        assert painting.mask[5, 13] == on_the_crowd
+        assert painting.counts == {"instances": 2, "crowds": 1}
+
+
+def test_a_class_dropped_to_background_still_hides_what_is_behind_it():
+    mask = paint(instance(LARGE, 1), instance(SMALL, 0)).mask
+    assert (mask[4, 4], mask[8, 8]) == (0, 1)
+
+
+def test_an_ignored_class_is_painted_with_the_ignore_index():
+    rules = PaintRules("area", "paint", 65535)
+    painting = rasterize([instance(LARGE, 300), instance(SMALL, 65535)], WIDTH, HEIGHT, rules)
+    assert painting.mask.dtype == np.uint16
+    assert set(np.unique(painting.mask)) == {0, 300, 65535}
+
+
+# ---- exactly the pixels of the oracle
+
+
+@st.composite
+def scenes(draw):
+    """(width, height, annotations): anything that the contract accepts, down to one pixel."""
+    width, height = draw(st.integers(1, 24)), draw(st.integers(1, 24))
+    limit = max(width, height)
+    number = st.one_of(
+        st.integers(-limit, 2 * limit),
+        st.integers(0, limit).map(lambda v: v + 0.5),
+        st.floats(-limit, 2 * limit).map(lambda v: round(v, 2)),
+        st.floats(0, limit),
+    )
+    point = st.tuples(number, number)
+    anywhere = st.lists(point, min_size=3, max_size=8)
+    collinear = st.tuples(point, point).map(lambda ends: [ends[0], ends[1], ends[0]])
+    polygon = st.one_of(anywhere, collinear).map(lambda points: [v for p in points for v in p])
+    pixels = hnp.arrays(np.uint8, (height, width), elements=st.integers(0, 1))
+    segmentation = st.one_of(
+        st.lists(polygon, min_size=1, max_size=3),
+        pixels.map(uncompressed),
+        pixels.map(compressed),
+    )
+    annotation = st.fixed_dictionaries(
+        {
+            "segmentation": segmentation,
+            "category_id": st.integers(0, 5),
+            "iscrowd": st.integers(0, 1),
+        }
+    )
+    return width, height, draw(st.lists(annotation, max_size=6))
+
+
+def run_lengths(mask):
+    """Pixels in turn off and on, down the columns, counted one by one."""
+    runs, value = [0], 0
+    for pixel in mask.ravel(order="F").tolist():
+        if pixel != value:
+            runs.append(0)
+            value = pixel
+        runs[-1] += 1
+    return runs
+
+
+def uncompressed(mask):
+    return {"size": list(mask.shape), "counts": run_lengths(mask)}
+
+
+def compressed(mask):
+    counts = coco_mask.encode(np.asfortranarray(mask))["counts"]
+    return {"size": list(mask.shape), "counts": counts.decode()}
+
+
+@pytest.mark.parametrize("overlap", ["area", "order"])
+@pytest.mark.parametrize("crowd", ["paint", "beneath", "ignore", "drop"])
+@given(scene=scenes())
+@example(scene=(1, 1, [{"segmentation": box(0, 0, 1, 1), "category_id": 3, "iscrowd": 0}]))
+@example(scene=(9, 1, [{"segmentation": box(2, 0, 5, 1), "category_id": 3, "iscrowd": 1}]))
+def test_every_scene_is_painted_as_the_oracle_paints_it(oracle, overlap, crowd, scene):
+    width, height, annotations = scene
+    instances = [
+        instance(a["segmentation"], a["category_id"], bool(a["iscrowd"])) for a in annotations
+    ]
+    painting = rasterize(instances, width, height, PaintRules(overlap, crowd, 255))
+    train_ids = {i: i for i in range(6)}
+    truth = oracle.paint(annotations, train_ids, height, width, overlap=overlap, crowd=crowd)
+    assert np.array_equal(painting.mask, truth)
+
+
+@given(
+    hnp.arrays(
+        np.uint8,
+        hnp.array_shapes(min_dims=2, max_dims=2, max_side=40),
+        elements=st.integers(0, 1),
+    )
+)
+@example(np.zeros((1, 1), np.uint8))
+@example(np.ones((300, 400), np.uint8))
+@example(np.pad(np.ones((1, 70_000), np.uint8), ((3, 0), (0, 9))))
+def test_decode_counts_inverts_the_encoding_of_pycocotools(mask):
+    assert decode_counts(compressed(mask)["counts"]) == run_lengths(mask)
+
+
+@given(st.text(st.characters(min_codepoint=40, max_codepoint=120), max_size=12))
+def test_any_text_as_counts_is_painted_as_pycocotools_would_or_refused(text):
+    try:
+        painting = paint(instance(rle(text)))
+    except BadAnnotation:
+        return
+    truth = coco_mask.decode({"size": [HEIGHT, WIDTH], "counts": text.encode()})
+    assert np.array_equal(painting.mask, truth)
+
+
+# ---- the file
+
+
+@given(
+    hnp.arrays(
+        st.sampled_from([np.uint8, np.uint16]),
+        hnp.array_shapes(min_dims=2, max_dims=2, max_side=20),
+    )
+)
+def test_a_mask_file_holds_every_value_of_its_mask(mask):
+    content = encode_mask(mask)
+    color_type, bit_depth = content[25], content[24]  # of the PNG's IHDR
+    assert (color_type, bit_depth) == (0, 8 * mask.dtype.itemsize)  # gray, no palette
+    read = decode_mask(content, "here", expected=mask.shape)
+    assert read.dtype == mask.dtype
+    assert np.array_equal(read, mask)

@@ -1,0 +1,195 @@
+"""The same bytes, whatever the number of workers and restarts; finished work is kept."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import signal
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+
+def published(folder: Path) -> dict[str, bytes]:
+    """The files that must not depend on how they were made; ``config.yaml`` tells just that."""
+    files = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "config.yaml"}
+    assert "manifest.json" in files
+    return files
+
+
+def identities(folder: Path) -> dict[str, tuple[int, int]]:
+    """What changes when a file is written anew."""
+    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.glob("*.tar")}
+
+
+@pytest.fixture
+def drawn(coco_set):
+    """Fourteen images, every second one annotated, one of them bad."""
+    for image_id in range(1, 15):
+        coco_set.photo(image_id)
+        if image_id % 2:
+            coco_set.annotate(image_id, [[1, 1, 9, 1, 9, image_id / 2, 1, image_id / 2]])
+    (coco_set.images / "5.jpg").write_bytes(b"<html>404</html>")
+    coco_set.write()
+    return coco_set
+
+
+def test_one_and_three_workers_write_the_same_bytes(drawn, tmp_path):
+    for workers in (1, 3):
+        drawn.prepare(tmp_path / f"{workers}", samples_per_shard=3, workers=workers)
+    assert published(tmp_path / "1") == published(tmp_path / "3")
+    assert len(list((tmp_path / "1").glob("*.tar"))) == 5
+
+
+def test_one_and_three_workers_write_the_same_bytes_of_real_coco(real_data, run_cocoseg, tmp_path):
+    coco = real_data / "coco"
+    pair = ("--annotations", coco / "annotations" / "instances_val2017.json")
+    pair += ("--images", coco / "val2017")
+    for workers in (1, 3):
+        output = ("--output", tmp_path / f"{workers}", "--workers", workers)
+        ran = run_cocoseg("prepare", *pair, *output, "--samples-per-shard", 16)
+        assert ran.code == 0
+    assert published(tmp_path / "1") == published(tmp_path / "3")
+
+
+def test_the_place_of_a_sample_follows_the_hash_of_its_key_alone(drawn, tmp_path, stored):
+    drawn.prepare(tmp_path / "shards", samples_per_shard=3)
+    keys = sorted(
+        (f"{image_id:012d}" for image_id in range(1, 15)),
+        key=lambda key: hashlib.sha256(key.encode()).digest(),
+    )
+    expected = [
+        (key, f"shard-{place // 3:06d}.tar")
+        for place, key in enumerate(keys)
+        if key != "000000000005"  # quarantined: its shard is shorter, nothing else moves
+    ]
+    found = [(key, sample.shard) for key, sample in stored(tmp_path / "shards").items()]
+    assert found == expected
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(
+    drawn, spawn_cocoseg, tmp_path, workers
+):
+    flags = (*drawn.flags, "--exif", "raw", "--samples-per-shard", 2, "--max-bad", 1)
+
+    def run(output: Path) -> subprocess.Popen[str]:
+        return spawn_cocoseg("prepare", *flags, "--output", output, "--workers", workers)
+
+    undisturbed = run(tmp_path / "undisturbed")
+    assert undisturbed.wait() == 0, undisturbed.stderr.read()
+
+    # Photographs become named pipes: a worker that opens one waits, so the kill lands mid-work.
+    order = sorted(range(1, 15), key=lambda i: hashlib.sha256(f"{i:012d}".encode()).digest())
+    blocking = [drawn.images / f"{order[2 * shard + 1]}.jpg" for shard in (3, 4)[:workers]]
+    kept = {path: path.read_bytes() for path in blocking}
+    for path in blocking:
+        path.unlink()
+        os.mkfifo(path)
+    killed = run(tmp_path / "killed")
+    ends = [open_when_read(path, killed) for path in blocking]
+    os.killpg(killed.pid, signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    for end in ends:
+        os.close(end)
+
+    finished = identities(tmp_path / "killed")
+    records = list((tmp_path / "killed" / ".building").glob("shard-*.json"))
+    assert len(records) == len(finished) == 3
+    assert not (tmp_path / "killed" / "manifest.json").exists()
+
+    for path, content in kept.items():
+        path.unlink()
+        path.write_bytes(content)
+    again = run(tmp_path / "killed")
+    assert again.wait() == 0, again.stderr.read()
+    assert published(tmp_path / "killed") == published(tmp_path / "undisturbed")
+    assert identities(tmp_path / "killed").items() >= finished.items()
+
+
+def open_when_read(path: Path, process: subprocess.Popen[str]) -> int:
+    """Open a named pipe for writing as soon as `process` reads from it."""
+    assert stat.S_ISFIFO(path.stat().st_mode)
+    while True:
+        try:
+            return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # nobody reads yet
+                raise
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.01)
+            pytest.fail(f"ended before it read {path.name}: {process.stderr.read()}")
+
+
+def test_a_finished_shard_that_was_damaged_meanwhile_is_built_again(drawn, tmp_path, monkeypatch):
+    import cocoseg.prepare.build as build
+
+    class Killed(Exception):
+        pass
+
+    def stop(*_):
+        raise Killed
+
+    drawn.prepare(tmp_path / "undisturbed", samples_per_shard=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "_publish", stop)
+        with pytest.raises(Killed):
+            drawn.prepare(tmp_path / "damaged", samples_per_shard=3)
+    shard = tmp_path / "damaged" / "shard-000001.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+    (tmp_path / "damaged" / "shard-000002.tar").unlink()
+    drawn.prepare(tmp_path / "damaged", samples_per_shard=3)
+    assert published(tmp_path / "damaged") == published(tmp_path / "undisturbed")
+
+
+def test_a_second_run_of_a_complete_output_writes_nothing(drawn, tmp_path, run_cocoseg):
+    flags = ("prepare", *drawn.flags, "--output", tmp_path / "shards", "--workers", 1)
+    first = run_cocoseg(*flags, "--json")
+    before = identities(tmp_path / "shards"), published(tmp_path / "shards")
+    for path in drawn.images.iterdir():
+        path.unlink()  # nor does it need the photographs
+    second = run_cocoseg(*flags, "--json")
+    assert (identities(tmp_path / "shards"), published(tmp_path / "shards")) == before
+    assert (first.code, first.out) == (second.code, second.out) == (4, first.out)
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_other_settings_on_the_same_output_are_refused_with_the_difference(
+    drawn, tmp_path, run_cocoseg, monkeypatch, complete
+):
+    output = ("--output", tmp_path / "shards", "--workers", 1)
+    with monkeypatch.context() as patch:
+        if not complete:
+            patch.setattr("cocoseg.prepare.build._publish", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                drawn.prepare(tmp_path / "shards")
+        else:
+            drawn.prepare(tmp_path / "shards")
+    before = identities(tmp_path / "shards")
+    ran = run_cocoseg("prepare", *drawn.flags, *output, "--overlap", "order")
+    assert (ran.code, ran.out) == (2, "")
+    assert "settings.overlap: 'area' there, 'order' now" in ran.err
+    drawn.annotate(2, [[1, 1, 5, 1, 5, 5]])
+    drawn.write()
+    ran = run_cocoseg("prepare", *drawn.flags, *output)
+    assert (ran.code, ran.out) == (2, "")
+    assert "sources.0.annotations: 7 there, 8 now" in ran.err
+    assert identities(tmp_path / "shards") == before
+
+
+def test_shards_of_unknown_origin_are_never_overwritten(drawn, tmp_path, run_cocoseg):
+    (tmp_path / "shards").mkdir()
+    strange = tmp_path / "shards" / "shard-000000.tar"
+    strange.write_bytes(b"mine")
+    ran = run_cocoseg("prepare", *drawn.flags, "--output", tmp_path / "shards")
+    assert ran.code == 2
+    assert "unknown origin" in ran.err
+    assert strange.read_bytes() == b"mine"
+
+
+def test_another_number_of_workers_or_max_bad_makes_no_other_data_set(drawn, tmp_path):
+    first = drawn.prepare(tmp_path / "shards", max_bad=0)
+    second = drawn.prepare(tmp_path / "shards", workers=3, max_bad=5)
+    assert first == second

@@ -1,0 +1,155 @@
+"""Manifest and index: what is written is what is read, and nothing else is taken for it."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from cocoseg.errors import ConfigError, DataError
+from cocoseg.shards.manifest import (
+    Index,
+    IndexRow,
+    build_index,
+    publish_index,
+    read_index,
+    read_manifest,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+digests = st.binary(min_size=16, max_size=16)
+rows = st.builds(
+    IndexRow,
+    key=st.text("0123456789-", min_size=1, max_size=24),
+    extension=st.sampled_from(["jpg", "image.png", "webp", "tif"]),
+    offsets=st.tuples(*[st.integers(0, 2**63)] * 3),
+    lengths=st.tuples(*[st.integers(0, 2**32 - 1)] * 3),
+    digests=st.tuples(digests, digests, digests),
+    width=st.integers(1, 2**31),
+    height=st.integers(1, 2**31),
+    orientation=st.integers(1, 8),
+    class_pixels=st.lists(
+        st.tuples(st.integers(0, 65535), st.integers(1, 2**32 - 1)), max_size=5
+    ).map(tuple),
+)
+
+
+@given(st.lists(st.lists(rows, max_size=4), max_size=4))
+def test_an_index_gives_back_every_row_in_the_order_of_the_shards(shards):
+    index = build_index(shards)
+    assert len(index) == sum(map(len, shards))
+    expected = [(number, row) for number, part in enumerate(shards) for row in part]
+    found = [(int(index.samples["shard"][i]), index.row(i)) for i in range(len(index))]
+    assert found == expected
+
+
+def test_published_and_read_again_manifest_and_index_are_the_same(golden):
+    folder = str(golden.shards("train"))
+    manifest = read_manifest(folder)
+    assert manifest.classes.to_dict() == manifest.taxonomy
+    assert (len(manifest.classes.names), manifest.samples) == (81, 8)
+    index = read_index(folder, manifest)
+    assert isinstance(index.samples, np.memmap)  # shared by all workers of a machine
+    again = build_index(
+        [
+            [index.row(int(i)) for i in np.flatnonzero(index.samples["shard"] == number)]
+            for number in range(len(manifest.shards))
+        ]
+    )
+    assert np.array_equal(again.samples, index.samples)
+    assert np.array_equal(again.classes, index.classes)
+
+
+def test_index_files_are_plain_numpy_that_needs_no_pickle(tmp_path, golden):
+    manifest = read_manifest(str(golden.shards("val")))
+    index = read_index(str(golden.shards("val")), manifest)
+    entries = publish_index(str(tmp_path), Index(index.samples, index.classes))
+    assert entries == (manifest.index, manifest.index_classes)
+    for entry in entries:
+        content = (tmp_path / entry.name).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == entry.sha256
+        np.load(tmp_path / entry.name, allow_pickle=False)
+
+
+def test_the_manifest_tells_nothing_of_when_where_and_how(golden):
+    text = (golden.shards("train") / "manifest.json").read_text()
+    content = json.loads(text)
+    assert set(content) == {
+        "format", "version", "taxonomy", "settings", "sources", "versions", "samples", "bytes",
+        "counts", "class_pixels", "ignored_pixels", "shards", "index", "index_classes",
+    }  # fmt: skip
+    assert set(content["settings"]) == {
+        "classes", "overlap", "crowd", "exif", "samples_per_shard", "train_ids",
+    }  # fmt: skip
+    assert content["sources"][0]["name"] == "instances_train.json"
+    assert "/" not in text
+
+
+def test_a_folder_that_is_not_there_is_a_usage_error_one_without_manifest_bad_data(tmp_path):
+    with pytest.raises(ConfigError, match="no such folder"):
+        read_manifest(str(tmp_path / "absent"))
+    with pytest.raises(DataError, match="run it again to complete it"):
+        read_manifest(str(tmp_path))
+
+
+@pytest.fixture
+def copied(golden, tmp_path):
+    """The golden validation shards, to be spoiled."""
+    for path in golden.shards("val").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"format": "cocoseg-shards"', '"format": "other"', "format 'other'"),
+        ('"version": 1,', '"version": 99,', "version 99"),
+        ('"version": 1,', '"version": "1",', "broken manifest"),
+        ('"samples": 4,', "", "broken manifest"),
+        ('"train_id": 2,', '"train_id": 3,', "train ids must be"),
+        ("{", "", "broken manifest"),
+    ],
+)
+def test_a_manifest_that_is_broken_or_of_another_version_is_refused(copied, old, new, message):
+    path = copied / "manifest.json"
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(DataError, match=message):
+        _ = read_manifest(str(copied)).classes
+
+
+def resigned(folder, name, content):
+    """Change an index file, and its digest in the manifest."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / name).write_bytes(content)
+    for entry in (manifest["index"], manifest["index_classes"]):
+        if entry["name"] == name:
+            entry["sha256"] = hashlib.sha256(content).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("name", ["index.npy", "index-classes.npy"])
+@pytest.mark.parametrize("damage", ["missing", "flipped", "cut", "pickled", "no array"])
+def test_an_index_that_is_damaged_or_would_have_to_be_unpickled_is_refused(copied, name, damage):
+    path = copied / name
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "flipped":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif damage == "cut":
+        resigned(copied, name, content[:-9])
+    elif damage == "no array":
+        resigned(copied, name, b"\x80\x04N.")
+    else:
+        np.save(path, np.array([{"a": 1}], object), allow_pickle=True)
+        resigned(copied, name, path.read_bytes())
+    with pytest.raises(DataError, match=name):
+        read_index(str(copied), read_manifest(str(copied)))
+
+
+def test_an_index_of_other_shards_is_refused(copied, golden):
+    for name in ("index.npy", "index-classes.npy"):
+        resigned(copied, name, (golden.shards("train") / name).read_bytes())
+    with pytest.raises(DataError, match="count samples differently"):
+        read_index(str(copied), read_manifest(str(copied)))
