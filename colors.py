@@ -137,7 +137,7 @@ def visualize_prediction(
         sheet.paste(Image.fromarray(pixels), (left, caption))
     for train_id, (x, y) in zip(entries, places, strict=True):
         top = height + caption + gap + y
-        color = tuple(int(v) for v in voc_colormap()[train_id % 256])
+        color = tuple(int(v) for v in voc_colormap(len(names))[train_id])
         draw.rectangle((x, top, x + 10, top + 10), fill=color, outline="black")
         draw.text((x + 14, top - 1), names[train_id], fill="black")
     return sheet

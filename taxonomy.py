@@ -199,7 +199,8 @@ def resolve_classes(classes: str, sources: Sequence[Sequence[Category]]) -> Clas
     ----------
     classes
         ``auto`` (COCO's 80 when every source has exactly these, else the sources' own in ascending
-        id), ``coco`` (by name, whatever the ids), or the path of a classes file (``docs/classes.md``).
+        id), ``coco`` (by name, whatever the ids), or the path of a classes file
+        (``docs/classes.md``).
     sources
         The categories of each annotation file. The same name in two sources is the same class.
 
@@ -279,7 +280,10 @@ def _from_file(path: str, sources: Sequence[Sequence[Category]]) -> ClassMap:
     for names in by_source:
         one: dict[int, int] = {}
         for category_id, name in names.items():
-            place = target.get(name, target.get(str(category_id), rules.others))
+            by_name, by_id = target.get(name), target.get(str(category_id))
+            if by_name and by_id and by_name != by_id:
+                raise ConfigError(f"{path}: category {name!r} (id {category_id}) is in two places")
+            place = by_name or by_id or rules.others
             if place is None:
                 raise ConfigError(
                     f"{path}: says nothing of category {name!r} (id {category_id}): put it into a "
@@ -333,7 +337,7 @@ def _read_classes_file(path: str) -> _Rules:
 
 
 def _members(path: str, name: object, value: object) -> tuple[str, ...]:
-    """Return category names (or ids, as text) from ``name``, ``[names]`` or nothing (the same name)."""
+    """Return category names (or ids, as text) from ``name``, ``[names]`` or nothing (its own)."""
     if value is None:
         return (str(name),)
     items = value if isinstance(value, list) else [value]

@@ -1,4 +1,4 @@
-"""The whole road on a drawn data set: draw → prepare → train → infer → eval, with a contact sheet."""
+"""The whole road on a drawn data set: draw → prepare → train → infer → eval → contact sheet."""
 
 import io
 import json
@@ -26,7 +26,7 @@ from ..train.loop import run
 from .scenes import DemoDataset, draw_dataset
 
 TRAIN_IMAGES, VAL_IMAGES, SEED = 400, 80, 0
-SHEET_ROWS = 8
+SHEET_IMAGES, SHEET_COLUMNS = 16, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,11 +185,11 @@ def _draw(plan: DemoPlan) -> DemoDataset:
 
 
 def _contact_sheet(folder: Path, shards: str) -> None:
-    """Lay out validation images with truth and prediction, two to a row."""
+    """Lay out validation images with truth and prediction, in columns."""
     validation = ShardSet([shards])
-    picks = np.linspace(0, len(validation) - 1, min(2 * SHEET_ROWS, len(validation))).astype(int)
+    picks = np.linspace(0, len(validation) - 1, min(SHEET_IMAGES, len(validation)))
     tiles = []
-    for position in picks:
+    for position in picks.astype(int):
         sample = validation.read(int(position))
         name = f"{sample.key}.png"
         prediction = decode_mask((folder / "predictions" / name).read_bytes(), name)
@@ -197,14 +197,15 @@ def _contact_sheet(folder: Path, shards: str) -> None:
             visualize_prediction(sample.image, sample.mask, prediction, validation.taxonomy.names)
         )
     width = max(tile.width for tile in tiles)
-    rows = [tiles[i : i + 2] for i in range(0, len(tiles), 2)]
-    heights = [max(tile.height for tile in row) for row in rows]
-    sheet = Image.new("RGB", (2 * width, sum(heights)), "white")
-    top = 0
-    for row, height in zip(rows, heights, strict=True):
-        for column, tile in enumerate(row):
-            sheet.paste(tile, (column * width, top))
-        top += height
+    heights = [0] * SHEET_COLUMNS
+    places = []
+    for tile in tiles:  # each below the shortest column
+        column = heights.index(min(heights))
+        places.append((column * width, heights[column]))
+        heights[column] += tile.height
+    sheet = Image.new("RGB", (SHEET_COLUMNS * width, max(heights)), "white")
+    for tile, place in zip(tiles, places, strict=True):
+        sheet.paste(tile, place)
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG", optimize=True)
     storage.publish_bytes(str(folder / "contact-sheet.png"), buffer.getvalue())

@@ -70,9 +70,8 @@ class Evaluation:
         lines = [f"{'class':<{width}}    IoU  accuracy        pixels"]
         for i in sorted(seen, key=lambda i: -scores.iou[i]):
             accuracy = "       -" if np.isnan(scores.accuracy[i]) else f"{scores.accuracy[i]:8.4f}"
-            lines.append(
-                f"{self.names[i]:<{width}} {scores.iou[i]:6.4f}  {accuracy}  {scores.pixels[i]:>12,}"
-            )
+            pixels = f"{scores.pixels[i]:>12,}"
+            lines.append(f"{self.names[i]:<{width}} {scores.iou[i]:6.4f}  {accuracy}  {pixels}")
         absent = len(self.names) - len(seen)
         lines += [
             "",

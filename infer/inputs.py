@@ -1,5 +1,6 @@
 """What ``infer`` predicts: an image, the images below a folder, or the photographs in shards."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -41,26 +42,39 @@ def list_inputs(path: str, output: str) -> list[InputImage]:
     Raises
     ------
     ConfigError
-        If nothing is there, or two photographs would share a mask file, or a mask would replace a
-        photograph or land among the pictures.
+        If nothing is there, or two photographs would share a mask file, or a mask or picture would
+        replace a photograph or land where the other belongs.
     """
-    if not storage.exists(path) and not storage.is_dir(path):
-        raise ConfigError(f"--input {path}: no such file or folder")
-    if not storage.is_dir(path):
-        inputs = [_file(path, PurePosixPath(path).stem)]
-    elif storage.exists(storage.join(path, MANIFEST_NAME)):
-        inputs = _samples(path)
+    output = _resolved(output)
+    if storage.is_dir(path):
+        inputs = _folder(_resolved(path), output)
+    elif storage.exists(path):
+        folder, _, name = path.rpartition("/")
+        inputs = [_file(storage.join(_resolved(folder), name), PurePosixPath(name).stem)]
     else:
-        below = output.removeprefix(path.rstrip("/") + "/")
-        inputs = [
-            _file(storage.join(path, name), str(PurePosixPath(name).with_suffix("")))
-            for name in storage.walk_files(path)
-            if name.lower().endswith(SUFFIXES)
-            and not (below != output and name.startswith(below + "/"))
-        ]
-        if not inputs:
-            raise ConfigError(f"--input {path}: holds no image ({' '.join(SUFFIXES)})")
+        raise ConfigError(f"--input {path}: no such file or folder")
     _refuse_clashes(inputs, output)
+    return inputs
+
+
+def _resolved(url: str) -> str:
+    """Return the one name of a folder: absolute, links followed, no slash behind it."""
+    return url.rstrip("/") if storage.is_remote(url) else os.path.realpath(storage.join(url))
+
+
+def _folder(folder: str, output: str) -> list[InputImage]:
+    if folder == output:
+        raise ConfigError(f"--output {output}: is the --input; give the masks their own folder")
+    if storage.exists(storage.join(folder, MANIFEST_NAME)):
+        return _samples(folder)
+    below = f"{output}/".removeprefix(f"{folder}/")  # unchanged where it lies elsewhere
+    inputs = [
+        _file(storage.join(folder, name), str(PurePosixPath(name).with_suffix("")))
+        for name in storage.walk_files(folder)
+        if name.lower().endswith(SUFFIXES) and not name.startswith(below)
+    ]
+    if not inputs:
+        raise ConfigError(f"--input {folder}: holds no image ({' '.join(SUFFIXES)})")
     return inputs
 
 
@@ -90,16 +104,19 @@ def _samples(folder: str) -> list[InputImage]:
 
 
 def _refuse_clashes(inputs: list[InputImage], output: str) -> None:
-    places: dict[str, str] = {}
+    # All in lower case: names that differ in case alone are one file on macOS and Windows.
+    photographs = {image.source.lower() for image in inputs}
+    masks: dict[str, str] = {}
     for image in inputs:
         mask = storage.join(output, f"{image.name}.png")
-        # Names that differ in case alone are one file on macOS and Windows.
-        other = places.setdefault(mask.lower(), image.source)
+        other = masks.setdefault(mask.lower(), image.source)
         if other != image.source:
             raise ConfigError(f"{other} and {image.source} would both become {mask}; rename one")
-        if mask == image.source:
-            raise ConfigError(f"--output {output}: the mask would replace {image.source}")
-        first = PurePosixPath(image.name).parts[0]
+        pictures = (storage.join(output, kind, f"{image.name}.png") for kind in (COLOR, OVERLAY))
+        for file in (mask, *pictures):
+            if file.lower() in photographs:
+                raise ConfigError(f"--output {output}: {file} is a photograph of --input")
+        first = PurePosixPath(image.name).parts[0].lower()
         if first in (COLOR, OVERLAY) and "/" in image.name:
             raise ConfigError(
                 f"{image.source}: its mask would land in {output}/{first}, which is for pictures; "

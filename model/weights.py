@@ -1,7 +1,10 @@
 """Networks from names, folders and files, and back into folders that transformers understands."""
 
 import contextlib
+import io
 import json
+import os
+import pickle
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,6 +13,8 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, SegformerForSemanticSegmentation
@@ -51,7 +56,9 @@ def start_network(
     Raises
     ------
     ConfigError
-        If the name is unknown, the network is no SegFormer, or weights are missing or left over.
+        If the name is unknown or the network is no SegFormer.
+    DataError
+        If weights are damaged, missing, left over or of other shapes.
     """
     torch.manual_seed(seed)  # decides the new weights
     if is_random(config.name):
@@ -59,24 +66,12 @@ def start_network(
         network = SegformerForSemanticSegmentation(architecture(size, taxonomy))
         return network, Preprocess(config.input_size, config.keep_ratio)
     source = _local(config.name)
-    with _quiet():
-        settings = _pretrained(AutoConfig, source, config.name)
-        if settings.model_type != "segformer":
-            raise ConfigError(f"model.name {config.name}: is a {settings.model_type}, no SegFormer")
-        same = list(settings.id2label.values()) == list(taxonomy.names)
-        settings.update(label_settings(taxonomy))
-        network, report = _pretrained(
-            SegformerForSemanticSegmentation,
-            source,
-            config.name,
-            config=settings,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    _check_report(config.name, report, new_head=True)
+    settings = _settings(source, config.name)
+    same = _labels(settings) == taxonomy.names
+    settings.update(label_settings(taxonomy))
+    network = _network(source, config.name, settings, new_head=True)
     if not same:  # the same number of other classes would slip in silently
-        head: Any = network
-        head._init_weights(head.decode_head.classifier)
+        network._init_weights(network.decode_head.classifier)
     theirs = _preprocess_of(source)
     return network, Preprocess(config.input_size, config.keep_ratio, theirs.mean, theirs.std)
 
@@ -116,23 +111,16 @@ def load_network(checkpoint: str, config: ModelConfig) -> LoadedNetwork:
     ConfigError
         If there is nothing of that name, or a bare file comes without an architecture.
     DataError
-        If weights are missing, left over or of other shapes.
+        If weights are damaged, missing, left over or of other shapes, or contradict what lies
+        beside them.
     """
     if checkpoint.endswith((".pt", ".pth")):
         return _load_file(checkpoint, config)
     folder = _local(resolve_run(checkpoint))
-    with _quiet():
-        network, report = _pretrained(
-            SegformerForSemanticSegmentation, folder, checkpoint, output_loading_info=True
-        )
-    _check_report(checkpoint, report, new_head=False)
-    taxonomy_file = Path(folder) / TAXONOMY_NAME
-    if taxonomy_file.is_file():
-        taxonomy = Taxonomy.from_dict(json.loads(taxonomy_file.read_text(encoding="utf-8")))
-    else:  # another program's: its labels, in order
-        labels = network.config.id2label
-        taxonomy = Taxonomy(tuple(SemanticClass(str(labels[i])) for i in sorted(labels)))
-    return LoadedNetwork(network.eval(), _preprocess_of(folder), taxonomy, str(folder))
+    settings = _settings(folder, checkpoint)
+    network = _network(folder, checkpoint, settings)
+    taxonomy = _taxonomy_of(folder, settings)
+    return LoadedNetwork(network.eval(), _preprocess_of(folder), taxonomy, folder)
 
 
 def resolve_run(checkpoint: str) -> str:
@@ -154,13 +142,14 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
 
     Raises
     ------
+    ConfigError
+        If there is no such file.
     DataError
         If it holds anything but tensors, which are all that is unpickled.
     """
-    if not Path(path).is_file():
-        raise ConfigError(f"--checkpoint {path}: no such file")
+    stored = io.BytesIO(storage.read_bytes(path))
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(stored, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling a hostile or broken file raises anything
         raise DataError(f"{path}: is no file of weights: {str(error).splitlines()[0]}") from None
     for wrapper in _WRAPPERS:
@@ -186,36 +175,44 @@ def _load_file(path: str, config: ModelConfig) -> LoadedNetwork:
     if is_random(config.name):
         settings = architecture(config.name.removeprefix("segformer-"), taxonomy)
     else:
-        with _quiet():
-            settings = _pretrained(AutoConfig, _local(config.name), config.name)
-            settings.update(label_settings(taxonomy))
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+        settings = _settings(_local(config.name), config.name)
+        settings.update(label_settings(taxonomy))
+    with tempfile.TemporaryDirectory() as folder:
         # By way of a folder: transformers converts the key names of its older versions on load.
         settings.save_pretrained(folder)
         plain = {name: value.contiguous().clone() for name, value in weights.items()}
         save_file(plain, Path(folder) / "model.safetensors", metadata={"format": "pt"})
-        try:
-            network, report = SegformerForSemanticSegmentation.from_pretrained(
-                folder, output_loading_info=True
-            )
-        except RuntimeError as error:
-            raise DataError(
-                f"{path}: does not fit model.name {config.name}: {str(error).splitlines()[0]}"
-            ) from None
-    _check_report(path, report, new_head=False)
+        network = _network(folder, f"{path} as {config.name}", settings)
     return LoadedNetwork(
         network.eval(), Preprocess(config.input_size, config.keep_ratio), taxonomy, path
     )
 
 
-def _check_report(name: str, report: Mapping[str, Any], *, new_head: bool) -> None:
-    """Refuse a network that was not loaded whole; `new_head` allows what training replaces."""
+def _settings(source: str, name: str) -> Any:
+    """Read transformers' configuration of a SegFormer, and refuse any other network."""
+    settings = _pretrained(AutoConfig, source, name)
+    if settings.model_type != "segformer":
+        raise ConfigError(f"{name}: is a {settings.model_type}, no SegFormer")
+    return settings
+
+
+def _network(source: str, name: str, settings: Any, *, new_head: bool = False) -> Any:
+    """Load a SegFormer whole; `new_head` allows what training replaces."""
+    network, report = _pretrained(
+        SegformerForSemanticSegmentation,
+        source,
+        name,
+        config=settings,
+        ignore_mismatched_sizes=True,  # reported all the same, by name
+        output_loading_info=True,
+    )
     missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
     mismatched = {key for key, *_ in report["mismatched_keys"]}
     if new_head:
         mismatched -= set(_CLASSIFIER)
-        if all(key.startswith("decode_head.") for key in missing):
-            missing = set()
+        head = {key for key, _ in network.named_parameters() if key.startswith("decode_head.")}
+        if missing >= head:  # an encoder alone; half a head would be an accident
+            missing = {key for key in missing if not key.startswith("decode_head.")}
             unexpected = {key for key in unexpected if not key.startswith("classifier.")}
     problems = {"missing": missing, "left over": unexpected, "of another shape": mismatched}
     told = [
@@ -225,17 +222,46 @@ def _check_report(name: str, report: Mapping[str, Any], *, new_head: bool) -> No
     ]
     if told:
         raise DataError(f"{name}: weights do not fit the network: {'; '.join(told)}")
+    return network
+
+
+def _labels(settings: Any) -> tuple[str, ...]:
+    """Return the class names by train id; a JSON file may list them in any order."""
+    return tuple(str(settings.id2label[i]) for i in sorted(settings.id2label))
+
+
+def _taxonomy_of(folder: str, settings: Any) -> Taxonomy:
+    file = Path(folder) / TAXONOMY_NAME
+    if not file.is_file():  # another program's
+        return Taxonomy(tuple(SemanticClass(name) for name in _labels(settings)))
+    try:
+        taxonomy = Taxonomy.from_dict(json.loads(file.read_bytes()))
+    except (ValueError, DataError) as error:
+        raise DataError(f"{file}: {error}") from None
+    if taxonomy.num_classes != settings.num_labels:
+        raise DataError(
+            f"{file}: has {taxonomy.num_classes} classes, the network {settings.num_labels}"
+        )
+    return taxonomy
 
 
 def _local(reference: str) -> str:
     """Return a local folder, or a name of the hub, that transformers can load."""
-    return str(storage.fetch_folder(reference)) if storage.is_remote(reference) else reference
+    if storage.is_remote(reference):
+        return str(storage.fetch_folder(reference))
+    reference = reference.removeprefix("file://")
+    if os.path.isabs(reference) and not os.path.isdir(reference):
+        raise ConfigError(f"{reference}: no such folder")
+    return reference
 
 
 def _pretrained(kind: Any, source: str, name: str, **options: Any) -> Any:
     try:
-        return kind.from_pretrained(source, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+        with _quiet():
+            return kind.from_pretrained(source, **options)
+    except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        raise DataError(f"{name}: weights are damaged: {str(error).splitlines()[0]}") from None
+    except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
         raise ConfigError(
             f"{name}: cannot be loaded: {str(error).splitlines()[0]}\n"
             "Give a local folder, a name of the Hugging Face hub (needs the network once), or "
@@ -244,17 +270,21 @@ def _pretrained(kind: Any, source: str, name: str, **options: Any) -> Any:
 
 
 def _preprocess_of(folder: str) -> Preprocess:
-    content: Mapping[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError), _quiet():
-        content = transformers.image_processing_base.ImageProcessingMixin.get_image_processor_dict(
-            folder
-        )[0]
-    return Preprocess.from_dict(content)
+    mixin = transformers.image_processing_base.ImageProcessingMixin
+    try:
+        with _quiet():
+            content = mixin.get_image_processor_dict(folder)[0]
+        return Preprocess.from_dict(content)
+    except (OSError, ValueError, TypeError) as error:
+        file = Path(folder) / PREPROCESS_NAME
+        if file.is_file():
+            raise DataError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from None
+        return Preprocess.from_dict({})  # the weights came without any
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence transformers' reports and bars; what they say is checked by `_check_report`."""
+    """Silence transformers' reports and bars; what they say is checked by `_network`."""
     logging = transformers.utils.logging
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()

@@ -267,7 +267,7 @@ def build_shard(task: ShardTask) -> BuiltShard:
 def build_sample(
     image: ImageTask, rules: PaintRules, facing: Orientation
 ) -> tuple[Sample, Counter[str]] | Quarantined:
-    """Check one photograph and paint its mask; an image that cannot be trusted is left out whole."""
+    """Check a photograph and paint its mask; an image that cannot be trusted is left out whole."""
     try:
         content = _read_photo(image)
         info = photo.check(content)

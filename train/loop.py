@@ -63,7 +63,6 @@ class RunPlan:
             "streams": self.plan.streams,
             "block_shards": self.plan.block_shards,
             "global_batch": self.layout.global_batch,
-            "total_steps": self.total_steps,
             "model.name": model.name,
             "model.input_size": model.input_size,
         }
@@ -279,6 +278,12 @@ class _Trainer:
         self.best_miou, self.best_step = state["best_miou"], state["best_step"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.group.leads and state["total_steps"] != self.plan.total_steps:
+            log.warning(
+                "the run was planned for %d steps, now for %d: the learning rate follows the new plan",
+                state["total_steps"],
+                self.plan.total_steps,
+            )
         if self.group.leads and self.best_step is not None:
             # Killed between the checkpoint and the link: the state knows better.
             point(str(self.config.save_dir), "best", self.best_step)
@@ -426,6 +431,7 @@ class _Trainer:
                 "best_step": self.best_step,
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
+                "total_steps": self.plan.total_steps,
                 "identity": self.identity,
             }
             taxonomy = self.plan.shards.taxonomy

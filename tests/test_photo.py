@@ -1,0 +1,163 @@
+"""Photographs: every mode becomes uint8 RGB, and what is no whole photograph is refused."""
+
+import io
+import pickle
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from cocoseg import photo
+from cocoseg.photo import BadPhoto
+from PIL import Image, ImageOps
+
+WIDTH, HEIGHT = 6, 4
+RGB = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+
+
+def encoded(image, form="PNG", **save):
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    buffer = io.BytesIO()
+    image.save(buffer, form, **save)
+    return buffer.getvalue()
+
+
+def png_header(width, height, data=b"\0"):
+    def chunk(kind, content):
+        checksum = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "BMP"])
+def test_rgb_comes_back_as_it_is(form):
+    pixels = photo.decode(encoded(RGB, form))
+    assert (pixels.dtype, pixels.flags.c_contiguous, pixels.flags.writeable) == (
+        np.uint8, True, True,
+    )  # fmt: skip
+    assert np.array_equal(pixels, RGB)
+
+
+def test_gray_is_repeated():
+    assert np.array_equal(photo.decode(encoded(RGB[..., 0])), RGB[..., [0, 0, 0]])
+
+
+def test_black_and_white_is_0_and_255():
+    bits = RGB[..., 0] > 128
+    assert np.array_equal(photo.decode(encoded(bits)), np.repeat(bits[..., None] * 255, 3, 2))
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF"])
+def test_a_palette_is_looked_up(form):
+    palette = Image.fromarray(RGB).quantize(8)
+    expected = np.array(palette.convert("RGB"))
+    assert np.array_equal(photo.decode(encoded(palette, form)), expected)
+
+
+@pytest.mark.parametrize("alpha", [0, 77, 255])
+def test_alpha_is_dropped_not_blended(alpha):
+    rgba = np.dstack([RGB, np.full((HEIGHT, WIDTH), alpha, np.uint8)])
+    assert np.array_equal(photo.decode(encoded(rgba)), RGB)
+    gray_alpha = np.dstack([RGB[..., 0], rgba[..., 3]])
+    assert np.array_equal(
+        photo.decode(encoded(Image.fromarray(gray_alpha, "LA")))[..., 0], RGB[..., 0]
+    )
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_16_bits_keep_their_upper_byte(form):
+    deep = (RGB[..., 0].astype(np.uint16) << 8) | 0x9C
+    assert np.array_equal(photo.decode(encoded(deep, form)), RGB[..., [0, 0, 0]])
+
+
+def test_cmyk_is_converted():
+    flat = Image.new("CMYK", (WIDTH, HEIGHT), (0, 255, 255, 0))
+    red = photo.decode(encoded(flat, "JPEG", quality=100)).reshape(-1, 3).mean(0)
+    assert red[0] > 240
+    assert red[1:].max() < 15
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_32_bit_samples_are_refused_rather_than_clipped(mode):
+    with pytest.raises(BadPhoto) as bad:
+        photo.check(encoded(Image.new(mode, (WIDTH, HEIGHT)), "TIFF"))
+    assert bad.value.reason == "unsupported-format"
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright_is_what_pillow_calls_upright_and_1_is_as_stored(form, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(RGB, form, exif=exif)
+    info = photo.inspect(content)
+    assert (info.width, info.height, info.orientation) == (WIDTH, HEIGHT, orientation)
+    upright, stored = photo.decode(content), photo.decode(content, orientation=1)
+    assert np.array_equal(photo.decode(content, orientation=orientation), upright)
+    assert info.size(orientation) == upright.shape[1::-1]
+    assert info.size(1) == stored.shape[1::-1] == (WIDTH, HEIGHT)
+    with Image.open(io.BytesIO(content)) as image:
+        assert np.array_equal(upright, np.array(ImageOps.exif_transpose(image).convert("RGB")))
+    if form in ("PNG", "TIFF"):
+        assert np.array_equal(stored, RGB)
+
+
+@pytest.mark.parametrize(
+    ("form", "extension"),
+    [("JPEG", "jpg"), ("PNG", "image.png"), ("WEBP", "webp"), ("TIFF", "tif"), ("BMP", "bmp"),
+     ("GIF", "gif"), ("MPO", "jpg")],
+)  # fmt: skip
+def test_the_extension_goes_by_content(form, extension):
+    save = {"save_all": True, "append_images": [Image.fromarray(RGB)]} if form == "MPO" else {}
+    content = encoded(RGB, form, **save)
+    assert photo.check(content).extension == extension
+    assert photo.decode(content).shape == (HEIGHT, WIDTH, 3)
+
+
+noise = np.random.default_rng(1).integers(0, 256, (48, 64, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty-file"),
+        (b"\0" * 500, "undecodable-image"),
+        (b"<!DOCTYPE html><html>404</html>", "undecodable-image"),
+        (b"\xff\xd8\xff", "undecodable-image"),
+        (b"\x89PNG\r\n\x1a\n", "undecodable-image"),
+        (b"RIFF\x00\x00\x00\x00WEBPVP8 ", "undecodable-image"),
+        (encoded(noise, "JPEG")[:-100], "truncated-image"),
+        (encoded(noise, "JPEG")[:900], "truncated-image"),
+        (encoded(noise)[:-100], "truncated-image"),
+        (encoded(noise, "TIFF")[:-1000], "truncated-image"),
+        (encoded(noise, "BMP")[:-100], "truncated-image"),
+        (encoded(noise, "WEBP")[:-100], "undecodable-image"),
+        (png_header(1000, 1000), "truncated-image"),
+        (png_header(0, 0), "undecodable-image"),
+        (png_header(100_000, 100_000), "image-too-large"),
+        (encoded(RGB, "PPM"), "unsupported-format"),
+        (encoded(RGB, "ICO"), "unsupported-format"),
+    ],
+)
+def test_what_is_no_whole_photograph_has_a_reason(content, reason):
+    with pytest.raises(BadPhoto) as bad:
+        photo.check(content)
+    assert bad.value.reason == reason
+    assert bad.value.detail
+    with pytest.raises(BadPhoto):
+        photo.decode(content)
+
+
+def test_a_bad_photo_travels_between_processes_with_its_reason():
+    bad = pickle.loads(pickle.dumps(BadPhoto("empty-file", "the file has 0 bytes")))
+    assert (bad.reason, bad.detail) == ("empty-file", "the file has 0 bytes")
+
+
+def test_a_large_photograph_below_pillows_limit_is_no_warning(recwarn):
+    content = encoded(Image.new("1", (12_000, 8_000)))  # 96 Mpx: Pillow would warn
+    assert photo.inspect(content).width == 12_000
+    assert not recwarn.list

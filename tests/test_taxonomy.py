@@ -1,0 +1,163 @@
+"""Category ids to train ids: COCO's, a data set's own, or a file's."""
+
+import json
+
+import pytest
+from cocoseg.errors import ConfigError, DataError
+from cocoseg.taxonomy import (
+    COCO_CATEGORIES,
+    Category,
+    SemanticClass,
+    Taxonomy,
+    coco_taxonomy,
+    resolve_classes,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+COCO = [Category(category_id, name) for category_id, name, _ in COCO_CATEGORIES]
+PETS = [Category(1, "cat"), Category(2, "dog"), Category(7, "fish")]
+
+
+def test_coco_has_80_categories_in_ascending_id_with_its_gaps():
+    ids = [category_id for category_id, _, _ in COCO_CATEGORIES]
+    assert ids == sorted(set(ids))
+    assert set(range(1, 91)) - set(ids) == {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+    assert len({name for _, name, _ in COCO_CATEGORIES}) == 80
+    taxonomy = coco_taxonomy()
+    assert (taxonomy.num_classes, taxonomy.ignore_index, taxonomy.bits) == (81, 255, 8)
+    assert taxonomy.names[0] == "background"
+    assert taxonomy.names[1] == "person"
+    assert taxonomy.names[80] == "toothbrush"
+
+
+def test_coco_is_what_the_official_file_says(real_data):
+    path = real_data / "coco" / "annotations" / "instances_val2017.json"
+    official = json.loads(path.read_text())["categories"]
+    assert [(c["id"], c["name"], c["supercategory"]) for c in official] == list(COCO_CATEGORIES)
+
+
+def test_auto_gives_cocos_train_ids_for_cocos_categories_in_any_order():
+    for source in (COCO, COCO[::-1]):
+        resolved = resolve_classes("auto", [source])
+        assert resolved.taxonomy == coco_taxonomy()
+        assert resolved.train_ids[0][1] == 1
+        assert resolved.train_ids[0][13] == 12
+        assert resolved.train_ids[0][90] == 80
+
+
+@pytest.mark.parametrize(
+    "source",
+    [COCO[:-1], [*COCO, Category(91, "hat")], [*COCO[:-1], Category(91, "toothbrush")]],
+    ids=["one less", "one more", "another id"],
+)
+def test_auto_takes_anything_else_as_the_jsons_own(source):
+    resolved = resolve_classes("auto", [source])
+    assert resolved.taxonomy.num_classes == len(source) + 1
+    ids = sorted(category.id for category in source)
+    assert resolved.train_ids[0] == {c: i for i, c in enumerate(ids, start=1)}
+
+
+def test_auto_over_coco_and_another_source_is_nobodys_coco():
+    resolved = resolve_classes("auto", [COCO, [Category(1, "newt"), Category(2, "person")]])
+    assert resolved.taxonomy.num_classes == 82
+    assert resolved.train_ids[1] == {1: 81, 2: 1}
+
+
+def test_coco_by_name_takes_a_part_of_coco_under_any_ids():
+    resolved = resolve_classes("coco", [[Category(0, "toothbrush"), Category(5, "person")]])
+    assert resolved.taxonomy == coco_taxonomy()
+    assert resolved.train_ids == ({0: 80, 5: 1},)
+
+
+def test_a_name_given_twice_in_one_source_stays_two_classes():
+    source = [Category(1, "thing"), Category(4, "thing"), Category(5, "background")]
+    names = resolve_classes("auto", [source]).taxonomy.names
+    assert names == ("background", "thing (id 1)", "thing (id 4)", "background (id 5)")
+
+
+@pytest.mark.parametrize(
+    ("classes", "bits", "ignore_index"),
+    [(1, 8, 255), (254, 8, 255), (255, 16, 65535), (300, 16, 65535)],
+)
+def test_254_classes_fit_into_8_bits(classes, bits, ignore_index):
+    source = [Category(i, f"c{i}") for i in range(1, classes + 1)]
+    taxonomy = resolve_classes("auto", [source]).taxonomy
+    assert (taxonomy.bits, taxonomy.ignore_index) == (bits, ignore_index)
+    assert taxonomy.num_classes - 1 < taxonomy.ignore_index
+
+
+@given(st.lists(st.builds(SemanticClass, st.text(), st.tuples(st.integers())), min_size=1))
+def test_a_taxonomy_survives_its_json_form(classes):
+    taxonomy = Taxonomy(tuple(classes))
+    assert Taxonomy.from_dict(taxonomy.to_dict()) == taxonomy
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"classes": []},
+        {"classes": None},
+        {"classes": [{"name": "a", "category_ids": []}]},
+        {"classes": [{"train_id": 1, "name": "a", "category_ids": []}]},
+        {"classes": [{"train_id": 0, "name": "a", "category_ids": ["x"]}]},
+    ],
+)
+def test_a_broken_taxonomy_is_bad_data(content):
+    with pytest.raises(DataError, match="taxonomy"):
+        Taxonomy.from_dict(content)
+
+
+@pytest.fixture
+def by_file(tmp_path):
+    """Resolve the pets, or `sources`, by the text of a classes file."""
+
+    def resolve(text, *sources):
+        path = tmp_path / "classes.yaml"
+        path.write_text(text)
+        return resolve_classes(str(path), sources or (PETS,))
+
+    return resolve
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected 'classes:'"),
+        ("[cat]", "expected 'classes:'"),
+        ("classes: [cat, dog]", "expected 'classes:'"),
+        ("classes: {cat: ", "cannot be read as YAML"),
+        ("{classes: {cat: }, other: background}", "unknown key 'other'"),
+        ("{classes: {cat: }, others: drop}", "neither 'background' nor 'ignore'"),
+        ("{classes: {cat: , bird: }, others: ignore}", "bird: unknown category 'bird'"),
+        ("{classes: {cat: }, ignore: [bird], others: ignore}", "unknown category 'bird'"),
+        ("{classes: {cat: }, others: ignore, background: 99}", "unknown category '99'"),
+        ("{classes: {cat: , pet: [cat, dog]}, others: ignore}", "'cat' is in two places"),
+        ("{classes: {cat: }, ignore: cat, others: ignore}", "'cat' is in two places"),
+        ("{classes: {cat: , first: 1}, others: ignore}", "'cat' (id 1) is in two places"),
+        ("classes: {cat: , dog: }", "says nothing of category 'fish' (id 7)"),
+        ("classes: {background: cat}", "list it under 'background:'"),
+        ("classes: {cat: {a: b}}", "expected category names or ids"),
+        ("classes: {cat: [true]}", "expected category names or ids"),
+        ("classes: {cat: 1.5}", "expected category names or ids"),
+    ],
+)
+def test_a_classes_file_that_does_not_fit_is_a_usage_error(by_file, text, message):
+    with pytest.raises(ConfigError) as refused:
+        by_file(text)
+    assert message in str(refused.value)
+    assert "classes.yaml" in str(refused.value)
+
+
+def test_a_classes_file_that_is_not_there_is_a_usage_error(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        resolve_classes(str(tmp_path / "absent.yaml"), [PETS])
+
+
+def test_a_classes_file_speaks_of_all_sources_at_once(by_file):
+    newts = [Category(1, "newt"), Category(9, "cat")]
+    resolved = by_file("{classes: {feline: cat, newt: }, others: ignore}", PETS, newts)
+    assert resolved.taxonomy.names == ("background", "feline", "newt")
+    assert resolved.taxonomy.classes[1].category_ids == (1, 9)
+    assert resolved.train_ids == ({1: 1, 2: 255, 7: 255}, {1: 2, 9: 1})

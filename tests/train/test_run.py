@@ -1,0 +1,188 @@
+"""Whole runs: they learn, they resume exactly, and the number of processes changes nothing."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from cocoseg.errors import CocosegError, ConfigError
+from cocoseg.infer.config import InferConfig
+from cocoseg.infer.evaluate import evaluate
+from cocoseg.model.config import ModelConfig
+from cocoseg.train.checkpoint import list_steps
+from cocoseg.train.loop import RunResult
+from safetensors.torch import load_file
+
+Train = Callable[..., RunResult]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "last" / "model.safetensors")
+
+
+def journal(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in journal(run) if "loss" in line}
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different
+
+
+def test_the_loss_falls(train_small: Train, tmp_path: Path) -> None:
+    train_small(tmp_path, max_steps=40, val_every=40, learning_rate=3e-3, backbone_lr_ratio=1.0)
+    values = losses(tmp_path)
+    first, last = [values[i] for i in range(1, 6)], [values[i] for i in range(36, 41)]
+    assert sum(last) < 0.7 * sum(first)
+
+
+@pytest.mark.parametrize("loss_type", ["ce", "dice", "focal"])
+def test_the_other_losses_train_too(train_small: Train, tmp_path: Path, loss_type: str) -> None:
+    train_small(tmp_path, max_steps=2, val_every=2, loss_type=loss_type)
+    assert len(losses(tmp_path)) == 2
+
+
+def test_a_run_that_is_cut_anywhere_ends_with_the_same_bits(
+    train_small: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cocoseg.train import loop
+
+    train_small(tmp_path / "whole")
+    for fatal in (1, 4, 5):  # before, and after, the checkpoint at step 3
+        steps = 0
+        update = loop._Trainer.update
+
+        def dies(self, batches, fatal=fatal, update=update):  # noqa: ANN001, ANN202
+            nonlocal steps
+            steps += 1
+            if steps == fatal:
+                raise KeyboardInterrupt
+            return update(self, batches)
+
+        run = tmp_path / f"cut-{fatal}"
+        with monkeypatch.context() as patch:
+            patch.setattr(loop._Trainer, "update", dies)
+            with pytest.raises(KeyboardInterrupt):
+                train_small(run)
+        assert list_steps(str(run)) == ([] if fatal == 1 else [3])
+        train_small(run)
+        assert_same_weights(run, tmp_path / "whole")
+        assert losses(run) == losses(tmp_path / "whole")
+        assert [line["step"] for line in journal(run)] == [1, 2, 3, 3, 4, 5, 6, 6]
+
+
+def test_the_same_call_finds_a_finished_run_finished(train_small: Train, tmp_path: Path) -> None:
+    first = train_small(tmp_path)
+    stamp = (tmp_path / "last" / "model.safetensors").stat().st_mtime_ns
+    assert train_small(tmp_path) == first
+    assert (tmp_path / "last" / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 5}, "seed: 0 there, 5 now"),
+        ({"batch_size": 3}, "global_batch: 4 there, 6 now"),
+        ({"model": ModelConfig(name="segformer-b0", input_size=32)}, "model.name"),
+    ],
+)
+def test_a_run_of_other_settings_is_not_gone_on_with(
+    train_small: Train, tmp_path: Path, change: dict, named: str
+) -> None:
+    train_small(tmp_path)
+    with pytest.raises(ConfigError, match=named):
+        train_small(tmp_path, **change)
+
+
+def test_resume_never_refuses_a_folder_that_holds_a_run(train_small: Train, tmp_path: Path) -> None:
+    train_small(tmp_path, resume="never")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train_small(tmp_path, resume="never")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
+    train_small: Train, tmp_path: Path
+) -> None:
+    train_small(tmp_path)
+    with pytest.raises(CocosegError, match="the loss is (nan|inf)"):
+        train_small(tmp_path / "wild", learning_rate=1e30, warmup_steps=0, max_steps=20)
+
+
+def test_validation_while_training_is_eval_without_tta(
+    train_small: Train, tmp_path: Path, golden
+) -> None:
+    train_small(tmp_path / "run", val_batch_size=3)
+    during = [line for line in journal(tmp_path / "run") if "val_mIoU" in line][-1]
+    config = InferConfig(
+        checkpoint=str(tmp_path / "run" / "last"),
+        shards=(str(golden.shards("val")),),
+        output=str(tmp_path / "eval"),
+        use_tta=False,
+        batch_size=3,
+        device="cpu",
+    )
+    after = evaluate(config, ModelConfig()).to_dict()
+    assert during["val_mIoU"] == after["mIoU"]
+    assert during["val_pixel_accuracy"] == after["pixel_accuracy"]
+    assert during["val_mean_accuracy"] == after["mean_accuracy"]
+
+
+def test_a_run_without_validation_ends_with_last_alone(train_small: Train, tmp_path: Path) -> None:
+    result = train_small(tmp_path, val_shards=())
+    assert result.best_miou is None
+    assert (tmp_path / "last").is_symlink()
+    assert not (tmp_path / "best").is_symlink()
+
+
+def test_two_processes_follow_one(torchrun, train_small: Train, tmp_path: Path) -> None:
+    """The same global batches; batch norm and dropout see other halves, so curves only follow."""
+    both = torchrun(tmp_path / "two", 2, accumulation_steps=1)
+    out, err = both.communicate(timeout=240)
+    assert both.returncode == 0, err
+    assert json.loads(out)["steps"] == 6
+    train_small(tmp_path / "one", accumulation_steps=1, batch_size=4)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert two[1] == pytest.approx(one[1], rel=0.02)
+    assert two[6] == pytest.approx(one[6], rel=0.1)
+
+
+def test_two_processes_killed_mid_run_end_with_the_same_bits(torchrun, tmp_path: Path) -> None:
+    settings = {"max_steps": 30, "val_every": 5, "workers": 1}
+    whole = torchrun(tmp_path / "whole", 2, **settings)
+    assert whole.wait(timeout=240) == 0, whole.communicate()[1]
+
+    killed = torchrun(tmp_path / "killed", 2, **settings)
+    while not list_steps(str(tmp_path / "killed")):
+        with_patience(killed)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    reached = list_steps(str(tmp_path / "killed"))
+    assert reached
+    assert reached[-1] < 30  # the kill landed mid-work
+
+    again = torchrun(tmp_path / "killed", 2, **settings)
+    out, err = again.communicate(timeout=240)
+    assert again.returncode == 0, err
+    assert f"from step {reached[-1]}" in err
+    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def with_patience(process: subprocess.Popen[str]) -> None:
+    """Let a process work a moment; it must not end meanwhile."""
+    try:
+        process.wait(timeout=0.05)
+    except subprocess.TimeoutExpired:
+        return
+    raise AssertionError(f"ended early: {process.communicate()[1]}")
