@@ -49,8 +49,7 @@ def list_inputs(path: str, output: str) -> list[InputImage]:
     if storage.is_dir(path):
         inputs = _folder(_resolved(path), output)
     elif storage.exists(path):
-        folder, _, name = path.rpartition("/")
-        inputs = [_file(storage.join(_resolved(folder), name), PurePosixPath(name).stem)]
+        inputs = [_file(_resolved(path), PurePosixPath(path).stem)]
     else:
         raise ConfigError(f"--input {path}: no such file or folder")
     _refuse_clashes(inputs, output)
@@ -58,7 +57,7 @@ def list_inputs(path: str, output: str) -> list[InputImage]:
 
 
 def _resolved(url: str) -> str:
-    """Return the one name of a folder: absolute, links followed, no slash behind it."""
+    """Return the one name of a path: absolute, links followed, no slash behind it."""
     return url.rstrip("/") if storage.is_remote(url) else os.path.realpath(storage.join(url))
 
 

@@ -1,12 +1,12 @@
 """Where a network runs, and how the processes that feed it start."""
 
 import ctypes
-import multiprocessing
-from multiprocessing.context import BaseContext
+from typing import Any
 
 import torch
 
 from ..errors import ConfigError
+from ..processes import end_with_parent, start_context
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
@@ -29,12 +29,15 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
-def loader_context(workers: int) -> BaseContext | None:
-    """Return how loader processes start: never by fork, which copies locks and CUDA's state."""
+def loader_options(workers: int) -> dict[str, Any]:
+    """Return the `DataLoader` options that say how its worker processes start and end."""
     if workers == 0:
-        return None
-    methods = multiprocessing.get_all_start_methods()
-    return multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        return {"num_workers": 0}
+    return {
+        "num_workers": workers,
+        "multiprocessing_context": start_context(),
+        "worker_init_fn": end_with_parent,
+    }
 
 
 def keep_freed_memory() -> None:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..metrics import confusion_matrix
 from ..shards.reader import Sample, ShardSet
-from .device import loader_context
+from .device import loader_options
 from .preprocess import Preprocess, upsample
 
 Predictor = Callable[[Sequence[NDArray[np.uint8]]], list[NDArray[np.integer]]]
@@ -91,8 +91,7 @@ def predictions(
         _Samples(shards),
         batch_sampler=[list(batch) for batch in batches],
         collate_fn=list,
-        num_workers=workers,
-        multiprocessing_context=loader_context(workers),
+        **loader_options(workers),
     )
     for samples in loader:
         masks = predict([sample.image for sample in samples])

@@ -44,7 +44,7 @@ def architecture(size: str, taxonomy: Taxonomy) -> Any:
     Parameters
     ----------
     size
-        ``tiny`` (0.4 M parameters), ``b0`` … ``b5``.
+        ``tiny`` (0.5 M parameters), ``b0`` … ``b5``.
     taxonomy
         Decides the labels and the ignore index.
     """

@@ -71,7 +71,10 @@ def start_network(
     settings.update(label_settings(taxonomy))
     network = _network(source, config.name, settings, new_head=True)
     if not same:  # the same number of other classes would slip in silently
-        network._init_weights(network.decode_head.classifier)
+        # Explicitly: transformers' own _init_weights passes over what was loaded from a file.
+        classifier = network.decode_head.classifier
+        nn.init.normal_(classifier.weight, std=settings.initializer_range)
+        nn.init.zeros_(classifier.bias)
     theirs = _preprocess_of(source)
     return network, Preprocess(config.input_size, config.keep_ratio, theirs.mean, theirs.std)
 
@@ -151,7 +154,7 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
     try:
         content = torch.load(stored, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling a hostile or broken file raises anything
-        raise DataError(f"{path}: is no file of weights: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{path}: is no file of weights: {_brief(error)}") from None
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -260,13 +263,18 @@ def _pretrained(kind: Any, source: str, name: str, **options: Any) -> Any:
         with _quiet():
             return kind.from_pretrained(source, **options)
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
-        raise DataError(f"{name}: weights are damaged: {str(error).splitlines()[0]}") from None
+        raise DataError(f"{name}: weights are damaged: {_brief(error)}") from None
     except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
         raise ConfigError(
-            f"{name}: cannot be loaded: {str(error).splitlines()[0]}\n"
+            f"{name}: cannot be loaded: {_brief(error)}\n"
             "Give a local folder, a name of the Hugging Face hub (needs the network once), or "
             "segformer-tiny, segformer-b0 … segformer-b5 for random weights."
         ) from None
+
+
+def _brief(error: Exception) -> str:
+    """Return the first line of a library's error; a bare EOFError has none but its name."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _preprocess_of(folder: str) -> Preprocess:
@@ -278,7 +286,7 @@ def _preprocess_of(folder: str) -> Preprocess:
     except (OSError, ValueError, TypeError) as error:
         file = Path(folder) / PREPROCESS_NAME
         if file.is_file():
-            raise DataError(f"{file}: cannot be read: {str(error).splitlines()[0]}") from None
+            raise DataError(f"{file}: cannot be read: {_brief(error)}") from None
         return Preprocess.from_dict({})  # the weights came without any
 
 

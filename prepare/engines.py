@@ -4,7 +4,6 @@ A task is a pure function of its picklable argument, so that the engine cannot c
 """
 
 import importlib
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Literal, TypeVar
 
 from ..errors import CocosegError, ConfigError
+from ..processes import end_with_parent, start_context
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -57,10 +57,7 @@ def run_tasks(
 def _run_local(
     function: Callable[[Task], Result], tasks: Iterable[Task], workers: int
 ) -> Iterator[Result]:
-    # Never plain fork: the parent may hold threads (a progress bar, an object store's loop).
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    executor = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupt)
+    executor = ProcessPoolExecutor(workers, mp_context=start_context(), initializer=_begin_worker)
     running: set[Future[Result]] = set()
     try:
         for task in tasks:
@@ -80,8 +77,9 @@ def _run_local(
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _ignore_interrupt() -> None:
+def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    end_with_parent()
 
 
 def _run_ray(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..model.device import loader_context
+from ..model.device import loader_options
 from ..shards.plan import BatchLayout, Plan
 from ..shards.reader import ShardSet
 from .augment import TrainingTransform
@@ -70,9 +70,8 @@ def micro_batches(
         samples,
         batch_sampler=_Positions(layout, rank, first_step, last_step),
         collate_fn=collate,
-        num_workers=workers,
-        multiprocessing_context=loader_context(workers),
         pin_memory=pin_memory,
+        **loader_options(workers),
     )
     step: list[MicroBatch] = []
     for batch in loader:

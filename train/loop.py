@@ -280,7 +280,7 @@ class _Trainer:
         self.scaler.load_state_dict(state["scaler"])
         if self.group.leads and state["total_steps"] != self.plan.total_steps:
             log.warning(
-                "the run was planned for %d steps, now for %d: the learning rate follows the new plan",
+                "planned for %d steps, now for %d: the learning rate follows the new plan",
                 state["total_steps"],
                 self.plan.total_steps,
             )

@@ -24,7 +24,7 @@ SMALL = {
 MODEL = ModelConfig(name="segformer-tiny", input_size=32)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def train_small(golden) -> Callable[..., RunResult]:
     """Train in this process: `train_small(folder, max_steps=…)`."""
 

@@ -1,5 +1,6 @@
 """Checkpoints: published whole, verified on reading, and readable by transformers alone."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +15,19 @@ from cocoseg.train.loop import RunResult
 from transformers import AutoModelForSemanticSegmentation, pipeline
 
 
+@pytest.fixture(scope="module")
+def trained(
+    train_small: Callable[..., RunResult], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    run = tmp_path_factory.mktemp("trained") / "run"
+    train_small(run)
+    return run
+
+
 @pytest.fixture
-def finished(train_small: Callable[..., RunResult], tmp_path: Path) -> Path:
-    train_small(tmp_path / "run")
-    return tmp_path / "run"
+def finished(trained: Path, tmp_path: Path) -> Path:
+    """A finished run of two checkpoints, to be damaged."""
+    return Path(shutil.copytree(trained, tmp_path / "run", symlinks=True))
 
 
 def test_a_run_holds_what_the_design_promises(finished: Path) -> None:

@@ -1,5 +1,7 @@
 """Losses against formulas in plain NumPy, and their additivity over any cut of the batch."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ IGNORE = 255
 
 
 def batch(seed: int, images: int = 5, classes: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (B, C, 7, 9) float64 and targets with unevenly ignored pixels; one image all ignored."""
+    """Logits (B, C, 7, 9) float64, targets with unevenly ignored pixels, one image's all."""
     rng = np.random.default_rng(seed)
     logits = torch.tensor(rng.normal(0, 3, (images, classes, 7, 9)), requires_grad=True)
     target = rng.integers(0, classes, (images, 7, 9))
@@ -71,7 +73,7 @@ def test_any_cut_into_micro_batches_gives_the_same_value_and_gradient(
     edges = [0, *sorted(cuts), len(target)]
     parts = [
         LOSSES[name](logits[a:b], target[a:b], IGNORE).mean(pixels, images)
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in pairwise(edges)
     ]
     total = torch.stack(parts).sum()
     (summed,) = torch.autograd.grad(total, logits)

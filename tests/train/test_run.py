@@ -1,5 +1,6 @@
 """Whole runs: they learn, they resume exactly, and the number of processes changes nothing."""
 
+import contextlib
 import json
 import os
 import signal
@@ -62,7 +63,7 @@ def test_a_run_that_is_cut_anywhere_ends_with_the_same_bits(
         steps = 0
         update = loop._Trainer.update
 
-        def dies(self, batches, fatal=fatal, update=update):  # noqa: ANN001, ANN202
+        def dies(self, batches, fatal=fatal, update=update):
             nonlocal steps
             steps += 1
             if steps == fatal:
@@ -114,7 +115,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     train_small: Train, tmp_path: Path
 ) -> None:
     train_small(tmp_path)
-    with pytest.raises(CocosegError, match="the loss is (nan|inf)"):
+    with pytest.raises(CocosegError, match=r"the loss is (nan|inf)"):
         train_small(tmp_path / "wild", learning_rate=1e30, warmup_steps=0, max_steps=20)
 
 
@@ -158,25 +159,36 @@ def test_two_processes_follow_one(torchrun, train_small: Train, tmp_path: Path) 
 
 
 def test_two_processes_killed_mid_run_end_with_the_same_bits(torchrun, tmp_path: Path) -> None:
-    settings = {"max_steps": 30, "val_every": 5, "workers": 1}
+    settings = {"max_steps": 24, "val_every": 8, "workers": 1}
     whole = torchrun(tmp_path / "whole", 2, **settings)
     assert whole.wait(timeout=240) == 0, whole.communicate()[1]
 
     killed = torchrun(tmp_path / "killed", 2, **settings)
     while not list_steps(str(tmp_path / "killed")):
         with_patience(killed)
-    os.killpg(killed.pid, signal.SIGKILL)
+    kill_all(str(tmp_path / "killed"))
     killed.communicate()
     reached = list_steps(str(tmp_path / "killed"))
     assert reached
-    assert reached[-1] < 30  # the kill landed mid-work
+    assert reached[-1] < 24  # the kill landed mid-work
 
     again = torchrun(tmp_path / "killed", 2, **settings)
-    out, err = again.communicate(timeout=240)
+    _, err = again.communicate(timeout=240)
     assert again.returncode == 0, err
     assert f"from step {reached[-1]}" in err
     assert_same_weights(tmp_path / "killed", tmp_path / "whole")
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def kill_all(argument: str) -> None:
+    """SIGKILL every process with `argument` on its command line: torchrun and all its ranks.
+
+    Ranks live in sessions of their own: killing torchrun's group would leave them at work.
+    """
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if argument in entry.read_bytes().decode(errors="replace").split("\0"):
+                os.kill(int(entry.parent.name), signal.SIGKILL)
 
 
 def with_patience(process: subprocess.Popen[str]) -> None:

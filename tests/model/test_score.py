@@ -1,0 +1,132 @@
+"""Predicting and scoring: flips, mixed sizes, ranks and workers change nothing they should not."""
+
+import numpy as np
+import pytest
+import torch
+from cocoseg.model.preprocess import Preprocess
+from cocoseg.model.score import forward, predict_plain, predictions, score, to_mask
+from cocoseg.shards.plan import evaluation_batches
+from cocoseg.shards.reader import ShardSet
+from PIL import Image
+
+SIZES = [(40, 60), (60, 40), (40, 60), (90, 30), (60, 40), (1, 1)]
+
+
+def photo(height, width, seed=0):
+    rng = np.random.default_rng(seed)
+    blobs = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
+    return np.asarray(blobs.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def by_hand(network, preprocess, image, scale=1.0):
+    """Logits of one image, resized by Pillow and normalised in NumPy."""
+    height, width = image.shape[:2]
+    side = round(preprocess.input_size * scale)
+    size = (side, side)
+    if preprocess.keep_ratio:
+        size = tuple(max(32, round(n * side / max(width, height))) for n in (width, height))
+    pixels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)) / 255
+    pixels = (pixels - np.array(preprocess.mean)) / np.array(preprocess.std)
+    x = torch.from_numpy(pixels.transpose(2, 0, 1)[None].astype(np.float32))
+    with torch.no_grad():
+        return network(pixel_values=x).logits[0]
+
+
+@pytest.mark.parametrize("scale", [0.75, 1.0, 1.25])
+def test_a_flip_mirrors_the_photograph_and_mirrors_the_logits_back(make_network, scale):
+    network, preprocess, image = make_network(5), Preprocess(64), photo(40, 60)
+    (got,) = forward(network, preprocess, [image], scale, flip=True)
+    mirrored = np.ascontiguousarray(image[:, ::-1])
+    expected = by_hand(network, preprocess, mirrored, scale).flip(2)
+    assert (got - expected).abs().max() <= 1e-4
+    (plain,) = forward(network, preprocess, [image], scale)
+    assert (got - plain).abs().max() > 0.1  # the network sees a difference
+
+
+@pytest.mark.parametrize("keep_ratio", [False, True])
+def test_photographs_of_several_sizes_come_back_in_order(make_network, keep_ratio):
+    network, preprocess = make_network(5), Preprocess(64, keep_ratio)
+    images = [photo(*size, seed=i) for i, size in enumerate(SIZES)]
+    got = forward(network, preprocess, images)
+    for logits, image in zip(got, images, strict=True):
+        expected = by_hand(network, preprocess, image)
+        assert logits.shape == expected.shape
+        assert (logits - expected).abs().max() <= 1e-4
+    masks = predict_plain(network, preprocess, images)
+    assert [mask.shape for mask in masks] == SIZES
+
+
+def test_each_input_shape_goes_through_in_one_batch(make_network):
+    network, shapes = make_network(5), []
+    network.register_forward_pre_hook(
+        lambda _, __, kwargs: shapes.append(tuple(kwargs["pixel_values"].shape)), with_kwargs=True
+    )
+    images = [photo(*size) for size in ((40, 60), (60, 40), (80, 120))]
+    forward(network, Preprocess(96, keep_ratio=True), images)
+    assert sorted(shapes) == [(1, 3, 96, 64), (2, 3, 64, 96)]
+
+
+def test_prediction_leaves_no_gradients(make_network):
+    (logits,) = forward(make_network(5), Preprocess(64), [photo(40, 60)])
+    assert not logits.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("classes", "dtype"), [(2, np.uint8), (256, np.uint8), (257, np.uint16), (300, np.uint16)]
+)
+def test_a_mask_holds_the_best_class_in_the_smallest_dtype(classes, dtype):
+    scores = torch.zeros(classes, 2, 3)
+    scores[classes - 1, 0, 1] = 1
+    mask = to_mask(scores)
+    assert mask.dtype == dtype
+    assert mask.tolist() == [[0, classes - 1, 0], [0, 0, 0]]
+
+
+@pytest.fixture(scope="module")
+def shards(golden):
+    return ShardSet([str(golden.shards("train")), str(golden.shards("val"))])
+
+
+@pytest.fixture(scope="module")
+def predict(make_network):
+    network, preprocess = make_network(81), Preprocess(64, keep_ratio=True)
+    return lambda images: predict_plain(network, preprocess, images)
+
+
+@pytest.fixture(scope="module")
+def whole(shards, predict):
+    return score(predict, shards, evaluation_batches(len(shards), 3, world_size=1, rank=0))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_the_ranks_matrices_sum_to_that_of_one(shards, predict, whole, ranks):
+    parts = [
+        score(predict, shards, evaluation_batches(len(shards), 3, world_size=ranks, rank=rank))
+        for rank in range(ranks)
+    ]
+    assert np.array_equal(sum(parts), whole)
+
+
+def test_loader_processes_change_nothing(shards, predict, whole):
+    batches = evaluation_batches(len(shards), 3, world_size=1, rank=0)
+    assert np.array_equal(score(predict, shards, batches, workers=1), whole)
+
+
+def test_the_matrix_counts_every_pixel_that_is_not_ignored(golden, stored, shards, predict, whole):
+    """Counted pixel by pixel from the tars, as plain `tarfile` and Pillow read them."""
+    samples = [*stored(golden.shards("train")).values(), *stored(golden.shards("val")).values()]
+    batches = evaluation_batches(len(shards), 3, world_size=1, rank=0)
+    masks = {sample.key: mask for sample, mask in predictions(predict, shards, batches)}
+    expected = np.zeros((81, 81), np.int64)
+    for sample in samples:
+        for truth, found in zip(sample.mask.flat, masks[sample.key].flat, strict=True):
+            if truth != 255:
+                expected[truth, found] += 1
+    assert np.array_equal(whole, expected)
+    assert np.count_nonzero(whole.sum(axis=0)) > 5
+
+
+def test_predictions_come_in_the_order_of_the_batches(shards, predict):
+    order = [5, 2, 7, 0]
+    found = [sample.key for sample, _ in predictions(predict, shards, [order[:3], order[3:]])]
+    assert found == [shards.row(i).key for i in order]

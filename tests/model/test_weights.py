@@ -1,0 +1,553 @@
+"""Weights: what is new and what is kept, what is refused, and that transformers reads ours."""
+
+import io
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+import transformers
+from cocoseg.errors import ConfigError, DataError
+from cocoseg.model.config import SIZES, ModelConfig
+from cocoseg.model.preprocess import Preprocess
+from cocoseg.model.segformer import architecture
+from cocoseg.model.weights import (
+    load_network,
+    read_weights,
+    resolve_run,
+    save_network,
+    start_network,
+)
+from cocoseg.taxonomy import SemanticClass, Taxonomy, coco_taxonomy
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    SegformerForImageClassification,
+    SegformerForSemanticSegmentation,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+CLASSIFIER = {"decode_head.classifier.weight", "decode_head.classifier.bias"}
+CURRENT_NAME = "segformer.stages.0.blocks.0.attention.q_proj.weight"
+FILE_NAME = "segformer.encoder.block.0.0.attention.self.query.weight"
+
+
+def taxonomy_of(*names):
+    return Taxonomy(tuple(SemanticClass(name) for name in names))
+
+
+FIVE = taxonomy_of("background", "cat", "dog", "fish", "bird")
+
+
+def start(name, taxonomy=FIVE, seed=0, **settings):
+    return start_network(ModelConfig(name=str(name), **settings), taxonomy, seed)[0]
+
+
+def differing(a, b):
+    """Names of the tensors that are not bit-equal; both have the same names."""
+    a, b = a.state_dict(), b.state_dict()
+    assert a.keys() == b.keys()
+    return {k for k in a if a[k].shape != b[k].shape or not torch.equal(a[k], b[k])}
+
+
+@pytest.fixture
+def hub(make_network, tmp_path):
+    """A folder of five classes as a hub would hold it: FIVE's names, no taxonomy of ours."""
+    network = make_network(5)
+    network.config.id2label = dict(enumerate(FIVE.names))
+    network.config.label2id = {name: i for i, name in enumerate(FIVE.names)}
+    network.save_pretrained(tmp_path / "hub")
+    return tmp_path / "hub"
+
+
+@pytest.fixture
+def ours(make_network, tmp_path):
+    """A checkpoint folder of ours."""
+    network = make_network(5)
+    network.config.id2label = dict(enumerate(FIVE.names))
+    (tmp_path / "ours").mkdir()
+    save_network(tmp_path / "ours", network, Preprocess(64), FIVE)
+    return tmp_path / "ours"
+
+
+def rewrite(folder, change):
+    """Change the tensors of a saved folder."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+# --- what a training run starts from
+
+
+def test_of_150_classes_to_81_only_the_classifier_is_new(ade_folder):
+    before = SegformerForSemanticSegmentation.from_pretrained(ade_folder)
+    after = start(ade_folder, coco_taxonomy())
+    assert differing(before, after) == CLASSIFIER
+    assert after.decode_head.classifier.weight.shape == (81, 16, 1, 1)
+    assert after.decode_head.classifier.bias.shape == (81,)
+    assert after.decode_head.classifier.weight.std().item() == pytest.approx(0.02, rel=0.2)
+    assert not after.decode_head.classifier.bias.any()
+
+
+def test_a_new_classifier_comes_with_its_labels_and_ignore_index(ade_folder):
+    config = start(ade_folder, coco_taxonomy()).config
+    assert config.num_labels == 81
+    assert config.id2label == dict(enumerate(coco_taxonomy().names))
+    assert config.label2id == {name: i for i, name in config.id2label.items()}
+    assert (config.id2label[0], config.id2label[1]) == ("background", "person")
+    assert config.semantic_loss_ignore_index == 255
+
+
+def test_pretrained_weights_keep_their_normalisation_and_take_our_size(ade_folder):
+    config = ModelConfig(name=str(ade_folder), input_size=128, keep_ratio=True)
+    preprocess = start_network(config, FIVE, 0)[1]
+    assert preprocess == Preprocess(128, True, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+def test_as_many_classes_of_other_names_get_a_new_classifier(hub):
+    other = taxonomy_of("background", "cat", "dog", "fish", "horse")
+    before = SegformerForSemanticSegmentation.from_pretrained(hub)
+    assert differing(before, start(hub, other)) == CLASSIFIER
+
+
+def test_the_same_classes_keep_their_classifier(hub):
+    before = SegformerForSemanticSegmentation.from_pretrained(hub)
+    assert differing(before, start(hub)) == set()
+
+
+def test_the_order_of_id2label_in_the_file_means_nothing(make_network, tmp_path):
+    names = ["background", *(f"class {i}" for i in range(1, 12))]  # "10" sorts before "2"
+    network = make_network(12)
+    network.config.id2label = dict(enumerate(names))
+    network.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    content["id2label"] = dict(sorted(content["id2label"].items()))
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert differing(network, start(tmp_path, taxonomy_of(*names))) == set()
+    assert load_network(str(tmp_path), ModelConfig()).taxonomy.names == tuple(names)
+
+
+def test_the_new_classifier_follows_the_seed(ade_folder):
+    one, same, other = (start(ade_folder, FIVE, seed) for seed in (1, 1, 2))
+    assert differing(one, same) == set()
+    assert differing(one, other) == {"decode_head.classifier.weight"}  # the bias starts at 0
+
+
+def test_an_encoder_alone_gets_a_new_head(make_network, tmp_path):
+    donor = make_network(5)
+    encoder = SegformerForImageClassification(donor.config)
+    encoder.segformer.load_state_dict(donor.segformer.state_dict())
+    encoder.save_pretrained(tmp_path)
+    network = start(tmp_path)
+    assert differing(donor.segformer, network.segformer) == set()
+    assert network.decode_head.classifier.weight.shape == (5, 16, 1, 1)
+    assert differing(network, start(tmp_path)) == set()  # the head follows the seed
+
+
+@pytest.mark.parametrize("key", ["decode_head.batch_norm.running_mean", FILE_NAME])
+def test_a_missing_tensor_is_named(hub, ours, key):
+    for folder, load in (
+        (hub, lambda: start(hub)),
+        (ours, lambda: load_network(str(ours), ModelConfig())),
+    ):
+        rewrite(folder, lambda weights: weights.pop(key))
+        with pytest.raises(DataError, match=rf"1 missing \({CURRENT_OF.get(key, key)}\)"):
+            load()
+
+
+CURRENT_OF = {FILE_NAME: CURRENT_NAME}
+
+
+def test_half_a_head_is_no_encoder(hub):
+    rewrite(hub, lambda weights: [weights.pop(k) for k in list(weights) if "linear_c" in k])
+    with pytest.raises(DataError, match="8 missing"):
+        start(hub)
+
+
+def test_a_tensor_left_over_is_named(hub, ours):
+    for folder, load in (
+        (hub, lambda: start(hub)),
+        (ours, lambda: load_network(str(ours), ModelConfig())),
+    ):
+        rewrite(folder, lambda weights: weights.update({"auxiliary.weight": torch.zeros(3)}))
+        with pytest.raises(DataError, match=r"1 left over \(auxiliary.weight\)"):
+            load()
+
+
+def test_a_tensor_of_another_shape_is_named(hub, ours):
+    key = "decode_head.batch_norm.weight"
+    for folder, load in (
+        (hub, lambda: start(hub)),
+        (ours, lambda: load_network(str(ours), ModelConfig())),
+    ):
+        rewrite(folder, lambda weights: weights.update({key: torch.zeros(3)}))
+        with pytest.raises(DataError, match=rf"1 of another shape \({key}\)"):
+            load()
+
+
+def test_a_classifier_of_another_size_is_refused_for_inference(ours):
+    wrong = {"decode_head.classifier.weight": torch.zeros(9, 16, 1, 1)}
+    rewrite(ours, lambda weights: weights.update(wrong))
+    with pytest.raises(DataError, match="of another shape"):
+        load_network(str(ours), ModelConfig())
+
+
+@pytest.mark.parametrize("size", [0, 4, 5000])
+def test_damaged_weights_are_refused(ours, size):
+    file = ours / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
+    for load in (lambda: start(ours), lambda: load_network(str(ours), ModelConfig())):
+        with pytest.raises(DataError, match=r"ours: weights are damaged"):
+            load()
+
+
+def test_another_network_is_refused(tmp_path):
+    config = ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    ViTForImageClassification(config).save_pretrained(tmp_path)
+    for load in (lambda: start(tmp_path), lambda: load_network(str(tmp_path), ModelConfig())):
+        with pytest.raises(ConfigError, match="is a vit, no SegFormer"):
+            load()
+
+
+def test_an_unknown_name_of_the_hub_is_one_clear_error():
+    for load in (
+        lambda: start("nobody/knows-this"),
+        lambda: load_network("nobody/knows-this", ModelConfig()),
+    ):
+        with pytest.raises(
+            ConfigError, match=r"(?s)nobody/knows-this: cannot be loaded.*segformer"
+        ):
+            load()
+
+
+def test_an_absent_folder_is_not_looked_up_on_the_hub(tmp_path):
+    for load in (
+        lambda: start(tmp_path / "absent"),
+        lambda: load_network(str(tmp_path / "absent"), ModelConfig()),
+    ):
+        with pytest.raises(ConfigError, match="absent: no such folder"):
+            load()
+
+
+def test_a_folder_without_a_network_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        load_network(str(tmp_path), ModelConfig())
+
+
+# --- random weights
+
+
+def test_random_weights_follow_the_seed():
+    one, same, other = (start("segformer-tiny", seed=seed) for seed in (3, 3, 4))
+    assert differing(one, same) == set()
+    assert differing(one, other) >= {"decode_head.classifier.weight", CURRENT_NAME}
+
+
+@pytest.mark.parametrize(
+    ("size", "millions"),
+    # Parameters of the published ADE20K checkpoints (Xie et al. 2021, Table 1; b0 3.8, b1 13.7).
+    [("b0", 3.8), ("b1", 13.7), ("b2", 27.5), ("b3", 47.3), ("b4", 64.1), ("b5", 84.7)],
+)
+def test_sizes_have_the_published_number_of_parameters(size, millions):
+    labels = taxonomy_of(*(f"thing {i}" for i in range(150)))
+    with torch.device("meta"):
+        network = SegformerForSemanticSegmentation(architecture(size, labels))
+    counted = sum(p.numel() for p in network.parameters()) / 1e6
+    assert counted == pytest.approx(millions, abs=0.16)
+
+
+def test_every_size_that_the_config_knows_can_be_built():
+    with torch.device("meta"):
+        for size in SIZES:
+            assert start(f"segformer-{size}").config.num_labels == 5
+
+
+def test_tiny_is_small():
+    assert 0.5e6 < sum(p.numel() for p in start("segformer-tiny").parameters()) < 0.54e6
+
+
+# --- bare files of weights
+
+
+def bare(make_network, folder, wrap=lambda weights: weights, names="current"):
+    """Write a .pt of a five-class network and the architecture it needs; return both."""
+    network = make_network(5)
+    network.save_pretrained(folder / "architecture")
+    weights = network.state_dict()
+    if names == "file":
+        weights = load_file(folder / "architecture" / "model.safetensors")
+    (folder / "architecture" / "model.safetensors").unlink()
+    torch.save(wrap(dict(weights)), folder / "weights.pt")
+    config = ModelConfig(name=str(folder / "architecture"), num_classes=5, input_size=96)
+    return network, folder / "weights.pt", config
+
+
+WRAPPERS = {
+    "raw": lambda w: w,
+    "model": lambda w: {"model": w, "epoch": 3},
+    "model_state_dict": lambda w: {"epoch": 3, "model_state_dict": w, "optimizer": {"lr": 0.1}},
+    "state_dict": lambda w: {"state_dict": w},
+    "module.": lambda w: {f"module.{k}": v for k, v in w.items()},
+    "model, module.": lambda w: {"model": {f"module.{k}": v for k, v in w.items()}},
+}
+
+
+@pytest.mark.parametrize("names", ["current", "file"])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_bare_file_loads_however_it_was_wrapped(make_network, tmp_path, wrapper, names):
+    network, path, config = bare(make_network, tmp_path, WRAPPERS[wrapper], names)
+    assert (CURRENT_NAME if names == "current" else FILE_NAME) in read_weights(str(path))
+    loaded = load_network(str(path), config)
+    assert differing(network, loaded.network) == set()
+    assert not loaded.network.training
+    assert loaded.preprocess == Preprocess(96)
+    assert loaded.taxonomy.names[:3] == ("background", "class 1", "class 2")
+
+
+def test_a_bare_file_of_81_classes_means_coco(tmp_path):
+    network = start("segformer-tiny", coco_taxonomy())
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    loaded = load_network(str(tmp_path / "w.pth"), ModelConfig(name="segformer-tiny"))
+    assert loaded.taxonomy == coco_taxonomy()
+    assert differing(network, loaded.network) == set()
+
+
+def test_a_bare_file_may_lie_on_an_object_store(make_network, tmp_path):
+    network, path, config = bare(make_network, tmp_path)
+    fsspec.filesystem("memory").pipe_file("/weights-test/w.pt", path.read_bytes())
+    loaded = load_network("memory://weights-test/w.pt", config)
+    assert differing(network, loaded.network) == set()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda w: w.pop("decode_head.batch_norm.weight"), "1 missing .decode_head.batch_norm.w"),
+        (lambda w: w.update(strange=torch.zeros(1)), "1 left over .strange"),
+        (
+            lambda w: w.update({"decode_head.batch_norm.weight": torch.zeros(3)}),
+            "1 of another shape .decode_head.batch_norm.weight",
+        ),
+        (
+            lambda w: w.update({"decode_head.classifier.bias": torch.zeros(3)}),
+            "1 of another shape .decode_head.classifier.bias",
+        ),
+        (lambda w: [w.pop(k) for k in CLASSIFIER], "2 missing"),
+    ],
+)
+def test_a_bare_file_that_does_not_fit_is_refused(make_network, tmp_path, change, said):
+    _, path, config = bare(make_network, tmp_path, lambda w: [change(w), w][1])
+    with pytest.raises(DataError, match=said):
+        load_network(str(path), config)
+
+
+def test_a_bare_file_of_another_size_is_refused(make_network, tmp_path):
+    _, path, _ = bare(make_network, tmp_path)
+    with pytest.raises(DataError, match=r"weights\.pt as segformer-tiny: weights do not fit"):
+        load_network(str(path), ModelConfig(name="segformer-tiny", num_classes=5))
+
+
+class Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("form", ["torch", "pickle"])
+def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, form):
+    content = {"model": {"decode_head.classifier.bias": Hostile(tmp_path / "ran")}}
+    if form == "torch":
+        torch.save(content, tmp_path / "w.pt")
+    else:
+        (tmp_path / "w.pt").write_bytes(pickle.dumps(content))
+    with pytest.raises(DataError, match=r"w\.pt: is no file of weights"):
+        load_network(str(tmp_path / "w.pt"), ModelConfig(name="segformer-tiny"))
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04 cut", b"\x80\x02}q"])
+def test_what_is_no_file_of_weights_is_refused(tmp_path, content):
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(DataError, match=r"w\.pt: is no file of weights"):
+        read_weights(str(tmp_path / "w.pt"))
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"model": {"lr": 0.1}}, {"epoch": 3}, 7])
+def test_other_content_than_tensors_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(DataError, match="expected weights by name"):
+        read_weights(str(tmp_path / "w.pt"))
+
+
+def test_an_absent_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"w\.pt: no such file"):
+        load_network(str(tmp_path / "w.pt"), ModelConfig(name="segformer-tiny"))
+
+
+# --- the saved folder
+
+
+def test_a_saved_network_comes_back_bit_equal(make_network, ours):
+    loaded = load_network(str(ours), ModelConfig())
+    assert differing(make_network(5), loaded.network) == set()
+    assert (loaded.preprocess, loaded.taxonomy) == (Preprocess(64), FIVE)
+    assert not loaded.network.training
+
+
+def test_all_of_the_preprocessing_comes_back(ours):
+    mine = Preprocess(96, True, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    save_network(ours, load_network(str(ours), ModelConfig()).network, mine, FIVE)
+    assert load_network(str(ours), ModelConfig()).preprocess == mine
+
+
+def test_category_ids_come_back(tmp_path):
+    network, preprocess = start_network(
+        ModelConfig(name="segformer-tiny", input_size=64), coco_taxonomy(), 0
+    )
+    save_network(tmp_path, network, preprocess, coco_taxonomy())
+    assert load_network(str(tmp_path), ModelConfig()).taxonomy == coco_taxonomy()
+
+
+def test_saved_weights_have_the_names_that_transformers_4_reads(ours):
+    names = set(load_file(ours / "model.safetensors"))
+    assert FILE_NAME in names
+    assert "decode_head.linear_c.0.proj.weight" in names
+    assert not any(".stages." in name for name in names)
+
+
+def test_transformers_reads_a_saved_folder_by_itself(make_network, ours):
+    network, report = AutoModelForSemanticSegmentation.from_pretrained(
+        ours, output_loading_info=True
+    )
+    assert not any(report[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert network.config.id2label == dict(enumerate(FIVE.names))
+    assert differing(network, make_network(5)) == set()
+
+
+def test_transformers_reads_the_saved_image_processor(ours):
+    processor = AutoImageProcessor.from_pretrained(ours)
+    assert type(processor).__name__.startswith("SegformerImageProcessor")
+    assert processor.do_reduce_labels is False
+    assert (processor.size["height"], processor.size["width"]) == (64, 64)
+    photo = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    assert processor(photo, return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 64)
+
+
+def test_the_pipeline_of_transformers_just_works(ours):
+    photo = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    found = transformers.pipeline("image-segmentation", model=str(ours))(Image.fromarray(photo))
+    assert len(found) > 1
+    assert {entry["label"] for entry in found} <= set(FIVE.names)
+    assert {entry["mask"].size for entry in found} == {(40, 30)}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("taxonomy.json", "{broken"),
+        ("taxonomy.json", "[]"),
+        ("taxonomy.json", '{"classes": [{"train_id": 1, "name": "cat", "category_ids": []}]}'),
+        ("preprocessor_config.json", "{broken"),
+        ("preprocessor_config.json", '{"size": "large"}'),
+    ],
+)
+def test_a_broken_file_beside_the_weights_is_named(ours, name, content):
+    (ours / name).write_text(content)
+    with pytest.raises(DataError, match=name):
+        load_network(str(ours), ModelConfig())
+
+
+def test_a_taxonomy_that_contradicts_the_network_is_refused(ours):
+    (ours / "taxonomy.json").write_text(json.dumps(coco_taxonomy().to_dict()))
+    with pytest.raises(DataError, match="has 81 classes, the network 5"):
+        load_network(str(ours), ModelConfig())
+
+
+def test_labels_and_defaults_stand_in_for_what_another_program_left_out(hub):
+    loaded = load_network(str(hub), ModelConfig())
+    assert loaded.taxonomy.names == FIVE.names
+    assert loaded.preprocess == Preprocess(512)  # transformers' default
+
+
+# --- runs
+
+
+@pytest.fixture
+def run(ours, tmp_path):
+    """A run with two checkpoints, told apart by their input size; ``last`` is 96, ``best`` 64."""
+    run = tmp_path / "run"
+    for step, size in (("step-1", 64), ("step-2", 96)):
+        folder = run / "checkpoints" / step
+        shutil.copytree(ours, folder)
+        file = folder / "preprocessor_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"size": size}))
+    (run / "best").symlink_to("checkpoints/step-1")
+    (run / "last").symlink_to("checkpoints/step-2")
+    return run
+
+
+def loaded_size(checkpoint):
+    return load_network(str(checkpoint), ModelConfig()).preprocess.input_size
+
+
+def test_a_run_means_its_best_and_else_its_last_checkpoint(run):
+    assert loaded_size(run) == 64
+    (run / "best").unlink()
+    assert loaded_size(run) == 96
+
+
+def test_a_link_of_a_run_and_a_checkpoint_of_it_can_be_named_too(run):
+    assert loaded_size(run / "last") == 96
+    assert loaded_size(run / "checkpoints" / "step-1") == 64
+    assert loaded_size(f"file://{run}/checkpoints/step-2") == 96
+    assert loaded_size(f"file://{run}") == 64
+
+
+def test_a_run_copied_from_an_object_store_has_pointer_files(run):
+    (run / "best").unlink()
+    (run / "best").write_text("checkpoints/step-2\n")
+    assert loaded_size(run) == 96
+
+
+def test_a_run_on_an_object_store(run):
+    store = fsspec.filesystem("memory")
+    for file in (run / "checkpoints").rglob("*.*"):
+        store.pipe_file(f"/runs/one/{file.relative_to(run)}", file.read_bytes())
+    store.pipe_file("/runs/one/last", b"checkpoints/step-2\n")
+    assert loaded_size("memory://runs/one") == 96
+    store.pipe_file("/runs/one/best", b"checkpoints/step-1\n")
+    assert loaded_size("memory://runs/one") == 64
+    assert loaded_size("memory://runs/one/checkpoints/step-2") == 96
+
+
+def test_a_run_without_a_checkpoint_is_refused(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ConfigError, match="without a finished checkpoint"):
+        load_network(str(tmp_path), ModelConfig())
+
+
+def test_what_is_no_run_stays_what_it_is(ours):
+    assert resolve_run(str(ours)) == str(ours)
+    assert resolve_run("nvidia/some-name") == "nvidia/some-name"
+
+
+def test_the_training_state_of_a_checkpoint_is_no_file_of_weights(tmp_path):
+    buffer = io.BytesIO()
+    torch.save({"step": 7, "optimizer": {"state": {}}}, buffer)
+    (tmp_path / "training_state.pt").write_bytes(buffer.getvalue())
+    with pytest.raises(DataError, match="expected weights by name"):
+        read_weights(str(tmp_path / "training_state.pt"))
