@@ -126,7 +126,8 @@ def prepare(
     if len(result.quarantined) > config.max_bad:
         _log(
             f"{len(result.quarantined)} images were left out: see "
-            f"{join(result.output, 'quarantine.jsonl')} (--max-bad {config.max_bad})"
+            f"{join(result.output, 'quarantine.jsonl')}. Mend them and prepare into an empty "
+            f"folder, or accept them with --max-bad {len(result.quarantined)}"
         )
         sys.exit(ExitCode.QUARANTINED)
 

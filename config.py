@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from .errors import ConfigError
@@ -30,6 +30,16 @@ class Section(BaseModel):
         validate_default=True,
         allow_inf_nan=False,
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number_by_yes(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse true and false for numbers, where pydantic would read 1 and 0."""
+        if isinstance(value, bool):
+            kind = cls.model_fields[str(info.field_name)].annotation
+            if kind is not bool:
+                raise ValueError(f"{str(value).lower()} is no value for this key")
+        return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,12 +87,14 @@ def check(content: bytes) -> PhotoInfo:
     Raises
     ------
     BadPhoto
-        As `inspect`, and ``truncated-image``.
+        As `inspect`, ``truncated-image``, and ``damaged-image`` for a PNG with a wrong checksum.
     """
     with _open(content) as image:
         info = _info(image)
         _load(image)
-        return info
+    if info.extension == EXTENSIONS["PNG"]:
+        _verify_png(content)
+    return info
 
 
 def decode(content: bytes, orientation: int | None = None) -> NDArray[np.uint8]:
@@ -166,6 +168,15 @@ def _info(image: Image.Image) -> PhotoInfo:
     if image.format in _TURNED_BY_PILLOW and orientation >= 5:
         width, height = height, width
     return PhotoInfo(extension, width, height, orientation, image.mode)
+
+
+def _verify_png(content: bytes) -> None:
+    """Compare every chunk with its CRC, which decoding does not."""
+    with _open(content) as image:
+        try:
+            image.verify()
+        except Exception as error:
+            raise BadPhoto("damaged-image", f"{type(error).__name__}: {error}") from None
 
 
 def _load(image: Image.Image) -> None:

@@ -256,3 +256,9 @@ def test_every_setting_is_described():
     for section, field in Settings.model_fields.items():
         for name, leaf in field.annotation.model_fields.items():
             assert leaf.description, f"{section}.{name}"
+
+
+@pytest.mark.parametrize("key", ["train.batch_size", "train.learning_rate", "train.save_dir"])
+def test_yes_is_no_number_and_no_path(key):
+    with pytest.raises(ConfigError, match=key):
+        load(Settings, overrides=[f"{key}=true"])

@@ -161,3 +161,19 @@ def test_a_large_photograph_below_pillows_limit_is_no_warning(recwarn):
     content = encoded(Image.new("1", (12_000, 8_000)))  # 96 Mpx: Pillow would warn
     assert photo.inspect(content).width == 12_000
     assert not recwarn.list
+
+
+def test_a_flipped_bit_in_a_png_is_found_by_its_checksum():
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    Image.fromarray(noise).save(buffer, "PNG")
+    content = bytearray(buffer.getvalue())
+    assert photo.check(bytes(content)).width == 40
+    found = set()
+    for place in range(100, len(content) - 100, 97):
+        content[place] ^= 4
+        with pytest.raises(photo.BadPhoto) as bad:
+            photo.check(bytes(content))
+        found.add(bad.value.reason)
+        content[place] ^= 4
+    assert "damaged-image" in found

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -165,6 +166,8 @@ def run(
     with process_group(train.device) as group:
         if group.device.type == "cpu":
             keep_freed_memory()
+        # Depth-wise convolutions, at every start: costs DDP a copy of 18 kB, means nothing else.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
         trainer = _Trainer.start(train, model, augment, plan, group)
         try:
             trainer.train(progress and group.leads)

@@ -45,3 +45,17 @@ def test_a_worker_that_dies_ends_the_work_with_what_to_do():
 def test_ray_that_is_not_installed_is_a_usage_error():
     with pytest.raises(ConfigError, match=r"cocoseg\[ray\]"):
         list(run_tasks(abs, [1], 2, "ray"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_ray_builds_the_same_bytes(coco_set, tmp_path):
+    for image_id in range(1, 8):
+        coco_set.photo(image_id)
+        coco_set.annotate(image_id, [[1, 1, 9, 1, 9, 9, 1, 9]])
+    folders = {}
+    for engine in ("local", "ray"):
+        folder = tmp_path / engine
+        coco_set.prepare(folder, engine=engine, workers=2, samples_per_shard=2)
+        folders[engine] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert len(folders["ray"]) > 4
+    assert folders["local"] == folders["ray"]
