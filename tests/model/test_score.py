@@ -126,7 +126,12 @@ def test_the_matrix_counts_every_pixel_that_is_not_ignored(golden, stored, shard
     assert np.count_nonzero(whole.sum(axis=0)) > 5
 
 
-def test_predictions_come_in_the_order_of_the_batches(shards, predict):
+def test_predictions_come_in_the_order_of_the_batches_each_with_its_own_mask(shards, predict):
     order = [5, 2, 7, 0]
-    found = [sample.key for sample, _ in predictions(predict, shards, [order[:3], order[3:]])]
-    assert found == [shards.row(i).key for i in order]
+    found = list(predictions(predict, shards, [order[:3], order[3:]]))
+    assert [sample.key for sample, _ in found] == [shards.row(i).key for i in order]
+    masks = [mask for _, mask in found]
+    assert not np.array_equal(masks[0], masks[2])
+    for sample, mask in found:
+        (alone,) = predict([sample.image])
+        assert (alone == mask).mean() > 0.999  # but for ties in the last bits of the logits
