@@ -3,6 +3,7 @@
 Heavy imports happen inside the commands, so that ``cocoseg --help`` answers at once.
 """
 
+import io
 import json
 import logging
 import os
@@ -327,8 +328,7 @@ def demo(
 
 def main() -> NoReturn:
     """Run the command line and exit with one of `ExitCode`."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("cocoseg").setLevel(logging.INFO)
+    _speak()
     try:
         cli.main(standalone_mode=False)
         code = ExitCode.OK
@@ -385,6 +385,17 @@ def _lines(content: Mapping[str, Any]) -> str:
             value = f"{value:.4g}"
         lines.append(f"{name.replace('_', ' '):<{width}}{value}")
     return "\n".join(lines)
+
+
+def _speak() -> None:
+    """Send our own log to stderr, and let names that are no UTF-8 through to stdout."""
+    own = logging.getLogger(__package__)
+    own.setLevel(logging.INFO)
+    if not own.handlers:
+        own.addHandler(logging.StreamHandler())
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _log(text: str) -> None:

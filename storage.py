@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -230,7 +231,8 @@ def _sync_folder(folder: Path) -> None:
 @contextlib.contextmanager
 def _temporary_sibling(path: Path) -> Iterator[Path]:
     make_folder(str(path.parent))
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    # By number: the longest name that a disk takes leaves no room for an addition.
+    temporary = path.with_name(f".tmp-{os.getpid()}-{threading.get_ident()}")
     try:
         yield temporary
     finally:

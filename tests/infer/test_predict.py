@@ -206,9 +206,7 @@ def test_hostile_names_are_names(infer, put, out, name, flags):
     "readable",
     [
         True,
-        pytest.param(
-            False, marks=pytest.mark.xfail(strict=True, reason="cli prints to a strict stdout")
-        ),
+        False,
     ],
 )
 def test_a_name_that_is_not_utf_8_is_a_name(infer, put, photos, readable):
@@ -220,7 +218,6 @@ def test_a_name_that_is_not_utf_8_is_a_name(infer, put, photos, readable):
     json.loads(ran.out)
 
 
-@pytest.mark.xfail(strict=True, reason="storage's temporary names are longer than the final ones")
 def test_the_longest_name_that_a_disk_takes_is_a_name(infer, put, out):
     put("x" * 251 + ".jpg")
     assert infer("--no-tta", "--json").code == 0
