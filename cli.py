@@ -50,7 +50,7 @@ def common_options(command: Command) -> Command:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="cocoseg")
 def cli() -> None:
-    r"""From COCO instance annotations to a trained semantic segmentation model.
+    """From COCO instance annotations to a trained semantic segmentation model.
 
     \b
     cocoseg demo --output demo-out                           try the whole road on drawn pictures
@@ -176,7 +176,7 @@ def verify(
 def train(
     config_file: str | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool, **flags: Any
 ) -> None:
-    r"""Train a SegFormer on shards; under torchrun on several GPUs or processes.
+    """Train a SegFormer on shards; under torchrun on several GPUs or processes.
 
     \b
     cocoseg train --config tiny --shards S --val-shards V --output RUN

@@ -29,6 +29,7 @@ def test_help_of_every_command_fits_a_terminal_and_is_no_error(run_cocoseg, comm
         assert (ran.code, ran.err) == (0, "")
         assert ran.out.startswith("Usage: ")
         assert max(map(len, ran.out.splitlines())) <= 100
+        assert "\\b" not in ran.out
     if command and command != "config":
         for option in ("--config", "--set", "--dry-run", "--json"):
             assert option in ran.out
