@@ -62,6 +62,16 @@ def real_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def image_processor() -> None:
+    """Skip where transformers' own image processors want torchvision, as 5.17 does."""
+    transformers = pytest.importorskip("transformers")
+    try:
+        transformers.SegformerImageProcessorPil()
+    except ImportError as error:
+        pytest.skip(f"transformers {transformers.__version__}: {str(error).strip()[:80]}")
+
+
 @dataclass(frozen=True)
 class Golden:
     """The drawn data set of `tests/golden`: committed with its shards, read by every version."""

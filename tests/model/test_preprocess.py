@@ -23,6 +23,7 @@ def photo(height, width, seed=0):
     return np.clip(np.asarray(blobs) + noise, 0, 255).astype(np.uint8)
 
 
+@pytest.mark.usefixtures("image_processor")
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("side", [64, 97])
 def test_pixels_are_those_of_transformers(size, side):
@@ -39,6 +40,7 @@ def test_pixels_are_those_of_transformers(size, side):
     assert (got - expected).abs().max() <= 2e-6
 
 
+@pytest.mark.usefixtures("image_processor")
 def test_what_is_saved_gives_transformers_the_same_pixels():
     ours = Preprocess(80, mean=(0.1, 0.2, 0.3), std=(0.9, 0.8, 0.7))
     theirs = SegformerImageProcessorPil(**ours.to_dict())
@@ -47,6 +49,7 @@ def test_what_is_saved_gives_transformers_the_same_pixels():
     assert (got - expected).abs().max() <= 2e-6
 
 
+@pytest.mark.usefixtures("image_processor")
 @pytest.mark.parametrize("size", SIZES)
 def test_a_plain_prediction_is_that_of_transformers(make_network, size):
     network, image = make_network(5), photo(*size)

@@ -438,6 +438,7 @@ def test_transformers_reads_a_saved_folder_by_itself(make_network, ours):
     assert differing(network, make_network(5)) == set()
 
 
+@pytest.mark.usefixtures("image_processor")
 def test_transformers_reads_the_saved_image_processor(ours):
     processor = AutoImageProcessor.from_pretrained(ours)
     assert type(processor).__name__.startswith("SegformerImageProcessor")
@@ -447,6 +448,7 @@ def test_transformers_reads_the_saved_image_processor(ours):
     assert processor(photo, return_tensors="pt")["pixel_values"].shape == (1, 3, 64, 64)
 
 
+@pytest.mark.usefixtures("image_processor")
 def test_the_pipeline_of_transformers_just_works(ours):
     photo = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
     found = transformers.pipeline("image-segmentation", model=str(ours))(Image.fromarray(photo))

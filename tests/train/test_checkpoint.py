@@ -42,6 +42,7 @@ def test_a_run_holds_what_the_design_promises(finished: Path) -> None:
     assert not (finished / "best").readlink().is_absolute()
 
 
+@pytest.mark.usefixtures("image_processor")
 def test_transformers_alone_reads_a_checkpoint(finished: Path, golden) -> None:
     model = AutoModelForSemanticSegmentation.from_pretrained(finished / "last")
     assert list(model.config.id2label.values()) == list(coco_taxonomy().names)
