@@ -90,6 +90,7 @@ def assert_predicts(checkpoint, mask, pixels):
 # --- what goes in
 
 
+@pytest.mark.usefixtures("image_processor")
 def test_a_folder_is_predicted_and_nested_names_are_kept(infer, put, out, checkpoint):
     paths = [put(name) for name in ("a.jpg", "b/c/d.png", "b/a.JPG", "x.y.webp")]
     ran = infer("--no-tta")
@@ -130,6 +131,7 @@ def test_shards_are_predicted_under_their_keys(infer, golden, stored, out, check
         assert mask_of(out / f"{key}.png").shape == sample.mask.shape
 
 
+@pytest.mark.usefixtures("image_processor")
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_a_photograph_that_exif_turns_gets_an_upright_mask(
     infer, photos, draw, out, checkpoint, orientation
@@ -150,6 +152,7 @@ def test_a_photograph_that_exif_turns_gets_an_upright_mask(
         assert image.size == (44, 30)
 
 
+@pytest.mark.usefixtures("image_processor")
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK", "I;16"])
 def test_every_kind_of_photograph_is_predicted(infer, photos, draw, out, checkpoint, mode):
     gray = draw(30, 44)[..., 0]
