@@ -66,13 +66,13 @@ def cli() -> None:
     "--annotations",
     multiple=True,
     metavar="JSON",
-    help="COCO JSON; repeatable, in pairs with --images.",
+    help="COCO JSON; repeatable, in pairs with --images. Without any: images alone, no masks.",
 )
 @click.option(
     "--images",
     multiple=True,
     metavar="DIR",
-    help="Image folder of the --annotations at the same place.",
+    help="Image folder, .tar or .zip of the --annotations at the same place.",
 )
 @click.option("--output", metavar="SHARDS", help="Folder (or URL) for the shards.")
 @click.option(
@@ -95,9 +95,41 @@ def cli() -> None:
     type=click.Choice(["auto", "apply", "raw"]),
     help="Orientation that the annotations mean. [auto]",
 )
+@click.option(
+    "--check-images",
+    type=click.Choice(["header", "full"]),
+    help="Check header and end of each image, or decode it whole. [header]",
+)
+@click.option(
+    "--split",
+    metavar="NAME=FRACTION,…",
+    help="Deal images to folders below SHARDS by a hash of their ids: train=0.9,val=0.1",
+)
+@click.option(
+    "--group-by",
+    metavar="REGEX",
+    help="On the file name: keep images with the same match (or group 1) in one split.",
+)
+@click.option("--limit", type=int, metavar="N", help="Take N images, chosen by a hash.")
+@click.option(
+    "--skip-empty", is_flag=True, default=None, help="Leave out images without annotations."
+)
+@click.option(
+    "--max-side", type=int, metavar="N", help="Shrink larger images to N pixels (JPEG, quality 95)."
+)
 @click.option("--samples-per-shard", type=int, metavar="N", help="Images a shard. [1000]")
 @click.option("--workers", type=int, metavar="N", help="Worker processes. [one for each core]")
-@click.option("--engine", type=click.Choice(["local", "ray"]), help="Where workers run. [local]")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray", "inline"]),
+    help="Where workers run: here, on a Ray cluster, or in this process. [local]",
+)
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    default=None,
+    help="Replace what SHARDS holds of other inputs or settings.",
+)
 @click.option(
     "--max-bad", type=int, metavar="N", help="Quarantined images that are no failure. [0]"
 )
@@ -111,25 +143,20 @@ def prepare(
     code 4). Run it again after an interruption: finished shards are kept.
     """
     settings = _settings("prepare", config_file, overrides, flags)
-    from .config import to_yaml
-    from .prepare.build import plan_build
     from .prepare.build import prepare as build
-    from .storage import join, publish_bytes
+    from .prepare.forecast import forecast
+    from .prepare.plan import plan_build
+    from .prepare.summary import advice, describe, table
 
     config = settings.value.prepare
     if dry_run:
-        plan = plan_build(config).to_dict()
-        return _print(plan, as_json, _lines(plan))
+        expected = forecast(plan_build(config), config).to_dict()
+        return _print(expected, as_json, _lines(expected))
     result = build(config, progress=_progress())
-    publish_bytes(join(result.output, "config.yaml"), to_yaml({"prepare": config}).encode())
-    summary = result.to_dict()
-    _print(summary, as_json, _lines(summary))
+    _print(describe(result), as_json, table(result))
+    for line in advice(result, config.max_bad):
+        _log(line)
     if len(result.quarantined) > config.max_bad:
-        _log(
-            f"{len(result.quarantined)} images were left out: see "
-            f"{join(result.output, 'quarantine.jsonl')}. Mend them and prepare into an empty "
-            f"folder, or accept them with --max-bad {len(result.quarantined)}"
-        )
         sys.exit(ExitCode.QUARANTINED)
 
 

@@ -22,6 +22,9 @@ EXTENSIONS = {
     "GIF": "gif",
 }
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+"""What names a photograph where nothing lists them."""
+
 # EXIF orientation (TIFF 6.0, tag 274) → what turns the stored pixels upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -33,6 +36,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 0x0112
+_JPEG_END = b"\xff\xd9"  # the EOI marker
+_PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"  # the empty IEND chunk
 _OPPOSITE = {6: 8, 8: 6}  # which turn undoes a turn; all others undo themselves
 _TURNED_BY_PILLOW = ("TIFF",)  # these alone it turns by itself, the size when opened
 
@@ -62,6 +67,10 @@ class PhotoInfo:
     """EXIF orientation, 1…8; 1 where there is none."""
     mode: str
     """Pillow's mode: ``RGB``, ``L``, ``CMYK``, ``P``, ``I;16`` …"""
+    alpha: bool
+    """Whether it has a transparency, which decoding drops."""
+    frames: int
+    """Pictures in the file; the first one counts."""
 
     def size(self, orientation: int) -> tuple[int, int]:
         """Return (width, height) [pixels] after a turn by `orientation`."""
@@ -81,8 +90,14 @@ def inspect(content: bytes) -> PhotoInfo:
         return _info(image)
 
 
-def check(content: bytes) -> PhotoInfo:
-    """Read the header and decode every pixel, so that a truncated file is found.
+def check(content: bytes, full: bool = False) -> PhotoInfo:
+    """Read the header and make sure that the file is whole.
+
+    Parameters
+    ----------
+    full
+        Decode every pixel, and compare a PNG's checksums. Otherwise only a file whose end is not
+        where its format says is decoded: 50 x faster, and every file that was cut is found.
 
     Raises
     ------
@@ -91,10 +106,23 @@ def check(content: bytes) -> PhotoInfo:
     """
     with _open(content) as image:
         info = _info(image)
-        _load(image)
-    if info.extension == EXTENSIONS["PNG"]:
+        if full or not _ends_as_it_should(content, str(image.format)):
+            _load(image)
+    if full and info.extension == EXTENSIONS["PNG"]:
         _verify_png(content)
     return info
+
+
+def _ends_as_it_should(content: bytes, form: str) -> bool:
+    """Tell whether a file's last bytes are those of its format; False where that tells nothing."""
+    if form in ("JPEG", "MPO"):
+        return content.endswith(_JPEG_END) or content.rstrip(b"\0").endswith(_JPEG_END)
+    if form == "PNG":
+        return content.endswith(_PNG_END)
+    if form in ("WEBP", "BMP"):  # both say their length in the header
+        place, less = (4, 8) if form == "WEBP" else (2, 0)
+        return int.from_bytes(content[place : place + 4], "little") + less == len(content)
+    return False
 
 
 def decode(content: bytes, orientation: int | None = None) -> NDArray[np.uint8]:
@@ -167,7 +195,17 @@ def _info(image: Image.Image) -> PhotoInfo:
     width, height = image.size
     if image.format in _TURNED_BY_PILLOW and orientation >= 5:
         width, height = height, width
-    return PhotoInfo(extension, width, height, orientation, image.mode)
+    alpha = image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info
+    return PhotoInfo(extension, width, height, orientation, image.mode, alpha, _frames(image))
+
+
+def _frames(image: Image.Image) -> int:
+    if image.format == "JPEG":
+        return 1
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # what follows the first picture is broken: it is not read
+        return 1
 
 
 def _verify_png(content: bytes) -> None:

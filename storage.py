@@ -12,9 +12,11 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import ConfigError
+
+_BLOCK = 2**22  # bytes read at once when a whole file is digested
 
 
 def is_remote(url: str) -> bool:
@@ -61,13 +63,28 @@ def list_files(url: str) -> dict[str, int]:
 
 
 def walk_files(url: str) -> list[str]:
-    """Return the paths of all files below a folder, relative to it, with slashes, sorted."""
+    """Return the paths of all files below a folder, relative to it, with slashes, sorted.
+
+    Links to folders are followed, each folder is entered once; what is neither a file nor a link to
+    one (pipes, devices, dangling links) is left out.
+    """
     if not is_remote(url):
-        root = Path(_local(url))
-        found = (p for p in root.rglob("*") if p.is_file())
-        return sorted(p.relative_to(root).as_posix() for p in found)
+        return sorted(_walk(_local(url), "", set()))
     fs, root_path = _remote(url)
     return sorted(path.removeprefix(root_path).lstrip("/") for path in fs.find(root_path))
+
+
+def _walk(folder: str, prefix: str, entered: set[tuple[int, int]]) -> Iterator[str]:
+    status = os.stat(folder)
+    if (status.st_dev, status.st_ino) in entered:
+        return
+    entered.add((status.st_dev, status.st_ino))
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _walk(entry.path, f"{prefix}{entry.name}/", entered)
+            elif entry.is_file():
+                yield prefix + entry.name
 
 
 def list_folders(url: str) -> list[str]:
@@ -119,6 +136,51 @@ def read_range(url: str, offset: int, length: int) -> bytes:
             return os.pread(file.fileno(), length, offset)
     fs, path = _remote(url)
     return bytes(fs.cat_file(path, start=offset, end=offset + length))
+
+
+def file_size(url: str) -> int:
+    """Return the size of a file [bytes].
+
+    Raises
+    ------
+    ConfigError
+        If there is no such file.
+    """
+    try:
+        if not is_remote(url):
+            return os.stat(_local(url)).st_size
+        fs, path = _remote(url)
+        return int(fs.size(path))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"{url}: no such file") from None
+
+
+def open_seekable(url: str) -> BinaryIO:
+    """Open a file for reading at any place, as archives need it."""
+    if not is_remote(url):
+        return open(_local(url), "rb")
+    fs, path = _remote(url)
+    file: BinaryIO = fs.open(path, "rb")
+    return file
+
+
+def sha256(url: str) -> str:
+    """Return the SHA-256 of a file, in hex; it is never held in memory as a whole."""
+    with open_seekable(url) as file:
+        digest = hashlib.sha256()
+        while block := file.read(_BLOCK):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def free_space(url: str) -> int | None:
+    """Return the free bytes where a folder is, or would be; None for an object store."""
+    if is_remote(url):
+        return None
+    folder = Path(_local(url)).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def publish_bytes(url: str, content: bytes) -> None:

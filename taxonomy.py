@@ -5,7 +5,7 @@ A *category id* is what an annotation names; a *train id* is what a mask holds: 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -107,6 +107,9 @@ class Category:
 
     id: int
     name: str
+    supercategory: str | None = None
+    used: bool = True
+    """Whether any annotation is of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +193,10 @@ class ClassMap:
     taxonomy: Taxonomy
     train_ids: tuple[Mapping[int, int], ...]
     """By source: category id → train id (0 background, or the ignore index)."""
+    priorities: Mapping[int, int] = field(default_factory=dict)
+    """Train id → rank in painting: a higher one is on top whatever its area. Absent: 0."""
+    notes: tuple[str, ...] = ()
+    """What was decided and may surprise, for people."""
 
 
 def resolve_classes(classes: str, sources: Sequence[Sequence[Category]]) -> ClassMap:
@@ -211,14 +218,36 @@ def resolve_classes(classes: str, sources: Sequence[Sequence[Category]]) -> Clas
     DataError
         If ``coco`` meets a name that is not COCO's.
     """
-    coco_pairs = {(category_id, name) for category_id, name, _ in COCO_CATEGORIES}
     if classes == "coco":
         return _by_coco_name(sources)
-    if classes == "auto":
-        if all({(c.id, c.name) for c in source} == coco_pairs for source in sources):
-            return _by_coco_name(sources)
-        return _own_classes(sources)
-    return _from_file(classes, sources)
+    if classes == "auto" and all(is_coco(source) for source in sources):
+        return _by_coco_name(sources)
+    kept, notes = [], []
+    for source in sources:
+        dummy = _dummy(source)
+        kept.append([c for c in source if c is not dummy])
+        if dummy is not None:
+            notes.append(
+                f"category {dummy.name!r} (id 0) is left out: nothing is annotated as it, it only "
+                "heads the others (Roboflow adds it)"
+            )
+    class_map = _own_classes(kept) if classes == "auto" else _from_file(classes, kept)
+    return replace(class_map, notes=tuple(dict.fromkeys(notes)))
+
+
+def is_coco(source: Sequence[Category]) -> bool:
+    """Tell whether these are exactly COCO's 80 categories, ids and names."""
+    coco = {(category_id, name) for category_id, name, _ in COCO_CATEGORIES}
+    return {(c.id, c.name) for c in source} == coco
+
+
+def _dummy(source: Sequence[Category]) -> Category | None:
+    """Return the unused category 0 under which Roboflow's exports put all the others."""
+    head = next((c for c in source if c.id == 0 and not c.used), None)
+    others = [c for c in source if c is not head]
+    if head is None or not others or any(c.supercategory != head.name for c in others):
+        return None
+    return head
 
 
 def _by_coco_name(sources: Sequence[Sequence[Category]]) -> ClassMap:
@@ -297,7 +326,9 @@ def _from_file(path: str, sources: Sequence[Sequence[Category]]) -> ClassMap:
         SemanticClass(entry.name, tuple(sorted(ids)))
         for entry, ids in zip(draft.classes, painted, strict=True)
     )
-    return ClassMap(Taxonomy(tuple(classes)), tuple(maps))
+    ranks = range(len(rules.priority), 0, -1)  # the first one named is on top
+    priorities = {train_ids[name]: rank for name, rank in zip(rules.priority, ranks, strict=True)}
+    return ClassMap(Taxonomy(tuple(classes)), tuple(maps), priorities)
 
 
 _BACKGROUND_BIN, _IGNORE_BIN = "background:", "ignore:"  # a colon keeps them apart from names
@@ -308,6 +339,7 @@ class _Rules:
     classes: Mapping[str, tuple[str, ...]]
     bins: Mapping[str, tuple[str, ...]]
     others: str | None
+    priority: tuple[str, ...]
 
 
 def _read_classes_file(path: str) -> _Rules:
@@ -319,7 +351,7 @@ def _read_classes_file(path: str) -> _Rules:
         raise ConfigError(
             f"{path}: expected 'classes:' with one line a class, 'name: [categories]'"
         )
-    unknown = set(content) - {"classes", "background", "ignore", "others"}
+    unknown = set(content) - {"classes", "background", "ignore", "others", "priority"}
     if unknown:
         raise ConfigError(f"{path}: unknown key {sorted(map(str, unknown))[0]!r}")
     others = content.get("others")
@@ -333,7 +365,11 @@ def _read_classes_file(path: str) -> _Rules:
     bins = {
         f"{name}:": _members(path, name, content.get(name, [])) for name in ("background", "ignore")
     }
-    return _Rules(classes, bins, f"{others}:" if others else None)
+    priority = _members(path, "priority", content.get("priority", []))
+    for name in priority:
+        if name not in classes or priority.count(name) > 1:
+            raise ConfigError(f"{path}: priority: {name!r} is no class above, or is named twice")
+    return _Rules(classes, bins, f"{others}:" if others else None, priority)
 
 
 def _members(path: str, name: object, value: object) -> tuple[str, ...]:

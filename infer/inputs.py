@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from .. import photo, storage
 from ..errors import ConfigError, DataError
+from ..photo import SUFFIXES
 from ..shards.manifest import MANIFEST_NAME
 from ..shards.reader import ShardSet
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 COLOR, OVERLAY = "color", "overlay"  # folders of the output that hold pictures for people
 
 
@@ -90,10 +90,10 @@ def _file(url: str, name: str) -> InputImage:
 
 
 def _samples(folder: str) -> list[InputImage]:
-    shards = ShardSet([folder])
+    shards = ShardSet([folder], masks=False)
 
     def reader(position: int) -> Callable[[], NDArray[np.uint8]]:
-        return lambda: shards.read(position).image
+        return lambda: shards.read_image(position)
 
     return [
         InputImage(f"{folder}: {key}", key, reader(position))

@@ -19,9 +19,13 @@ import numpy as np
 
 from .. import storage
 from ..errors import ConfigError, DataError
+from ..photo import SUFFIXES
 from ..taxonomy import Category
+from .images import ImageStore, image_names
 
-_NULL = msgspec.Raw(b"null")
+_NULL, _EMPTY = msgspec.Raw(b"null"), msgspec.Raw(b"[]")
+_UNLABELLED = {"info", "images", "licenses", "categories"}
+"""The top level of a file that lists images and says nothing of their contents."""
 
 
 # Keys are made of ids, and names in a tar are short.
@@ -35,6 +39,8 @@ class ImageEntry(msgspec.Struct, frozen=True, gc=False):
     file_name: str
     width: int
     height: int
+    flickr_url: msgspec.Raw = _NULL
+    """Where COCO took it from: tells its pictures apart, whatever they are called."""
 
 
 class AnnotationEntry(msgspec.Struct, frozen=True, gc=False):
@@ -42,21 +48,22 @@ class AnnotationEntry(msgspec.Struct, frozen=True, gc=False):
 
     image_id: int
     category_id: int
-    id: int | None = None
+    id: Id | None = None
     segmentation: msgspec.Raw = _NULL
-    iscrowd: int | bool = 0
+    iscrowd: int | bool | None = 0
 
 
 class CategoryEntry(msgspec.Struct, frozen=True, gc=False):
     """An entry of ``categories``."""
 
-    id: int
+    id: Id
     name: str
+    supercategory: msgspec.Raw = _NULL
 
 
 @dataclass(frozen=True, slots=True)
 class AnnotationFile:
-    """One COCO JSON, checked as a whole."""
+    """One COCO JSON, checked as a whole, or a folder of images without any."""
 
     name: str
     """File name without folders."""
@@ -67,6 +74,8 @@ class AnnotationFile:
     """By image id, in JSON order; an image without annotations is absent."""
     annotations: int
     duplicate_annotation_ids: int
+    labelled: bool = True
+    """Whether it has ``annotations`` at all: COCO's test sets have none."""
 
 
 def read_annotations(path: str) -> AnnotationFile:
@@ -87,6 +96,9 @@ def read_annotations(path: str) -> AnnotationFile:
     """
     content = _content(path)
     sections = _sections(path, content)
+    labelled = not (sections.keys() <= _UNLABELLED and "images" in sections)
+    if not labelled:
+        sections |= {"annotations": _EMPTY, "categories": sections.get("categories", _EMPTY)}
     categories = _decode(path, "categories", sections, list[CategoryEntry])
     images = _decode(path, "images", sections, list[ImageEntry])
     annotations = _decode(path, "annotations", sections, list[AnnotationEntry])
@@ -104,15 +116,50 @@ def read_annotations(path: str) -> AnnotationFile:
         if entry.image_id not in by_image:
             raise DataError(f"{where}: image_id {entry.image_id} is not in $.images")
         by_image[entry.image_id].append(entry)
+    used = {entry.category_id for entry in annotations}
     known_ids = [entry.id for entry in annotations if entry.id is not None]
     return AnnotationFile(
         name=PurePosixPath(path).name,
         sha256=hashlib.sha256(content).hexdigest(),
-        categories=tuple(Category(entry.id, entry.name) for entry in categories),
+        categories=tuple(
+            Category(entry.id, entry.name, _text(entry.supercategory), entry.id in used)
+            for entry in categories
+        ),
         images=tuple(images),
         instances={image_id: tuple(found) for image_id, found in by_image.items() if found},
         annotations=len(annotations),
         duplicate_annotation_ids=len(known_ids) - len(set(known_ids)),
+        labelled=labelled,
+    )
+
+
+def _text(raw: msgspec.Raw) -> str | None:
+    value = msgspec.json.decode(raw)
+    return value if isinstance(value, str) else None
+
+
+def list_images(store: ImageStore) -> AnnotationFile:
+    """Number the images that no JSON describes, in the order of their names.
+
+    Their sizes are 0 here: only opening them tells.
+
+    Raises
+    ------
+    DataError
+        If there is none.
+    """
+    names = list(image_names(store))
+    if not names:
+        raise DataError(f"--images {store.url}: holds no image ({' '.join(SUFFIXES)})")
+    return AnnotationFile(
+        name=PurePosixPath(store.url).name,
+        sha256=hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest(),
+        categories=(),
+        images=tuple(ImageEntry(i, name, 0, 0) for i, name in enumerate(names, start=1)),
+        instances={},
+        annotations=0,
+        duplicate_annotation_ids=0,
+        labelled=False,
     )
 
 

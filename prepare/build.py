@@ -1,170 +1,69 @@
-"""From annotations and images to a folder of shards.
+"""From annotations and images to folders of shards.
 
     annotations → plan (which image goes into which shard) → shards, in parallel → index, manifest
 
-A killed build is continued by running it again: each finished shard leaves a record under
-``.building/`` and is kept if its bytes still have the recorded digest.
+A killed build is continued by running it again: each finished shard leaves a record (see
+`journal`) and is kept if its bytes still have the recorded digest.
 """
 
-import hashlib
-import json
+import contextlib
+import errno
+import signal
+import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
 import numpy as np
 from tqdm import tqdm
 
-from .. import __version__, photo, storage
-from ..errors import ConfigError, DataError
-from ..photo import BadPhoto
+from .. import __version__, storage
+from ..config import to_yaml
+from ..errors import CocosegError, ConfigError, DataError, Interrupted
 from ..shards import manifest as shard_manifest
 from ..shards.manifest import Manifest, ShardEntry, SourceEntry
-from ..shards.writer import Sample, ShardRecord, write_shard
-from ..taxonomy import ClassMap, resolve_classes
-from . import orientation
-from .annotations import AnnotationFile, ImageEntry, read_annotations
+from . import journal
 from .config import PrepareConfig
-from .engines import available_cores, run_tasks
-from .orientation import Orientation
-from .png import encode_mask
-from .rasterize import BadAnnotation, Instance, PaintRules, rasterize
-
-_SURVEY_CHUNK = 500  # images a task: 50 ms of headers, small beside a worker's start
-_BUILDING = ".building"
+from .forecast import refuse_full_disk
+from .orientation import Orientation, majority
+from .plan import BuildPlan, SplitPlan, image_task, plan_build, sample_rules
+from .report import write_report
+from .sample import Quarantined
+from .shard import BuiltShard, ShardTask
+from .workers import available_cores, run_shards
 
 
 @dataclass(frozen=True, slots=True)
-class ImageTask:
-    """One image to be painted and packed."""
+class PreparedSplit:
+    """One complete folder of shards."""
 
-    key: str
-    source: int
-    """Place of its annotation file on the command line."""
-    image_id: int
-    file_name: str
+    name: str
+    """As in ``--split``; empty where nothing was split."""
     folder: str
-    width: int
-    height: int
-    """Size by the annotations [pixels]."""
-    instances: tuple[Instance, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ShardTask:
-    """One shard to be built; everything a worker needs."""
-
-    number: int
-    output: str
-    images: tuple[ImageTask, ...]
-    rules: PaintRules
-    orientation: Orientation
-
-
-class Quarantined(msgspec.Struct, frozen=True):
-    """An image that was left out, whole, and why."""
-
-    source: int
-    image_id: int
-    file_name: str
-    reason: str
-    detail: str
-    annotation_id: int | None = None
-
-
-class BuiltShard(msgspec.Struct, frozen=True):
-    """What is known of a finished shard; stored under ``.building/`` until the manifest stands."""
-
-    number: int
-    record: ShardRecord
+    manifest: Manifest
     quarantined: tuple[Quarantined, ...]
-    counts: dict[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class BuildPlan:
-    """Everything that is decided before the first image is opened."""
-
-    sources: tuple[AnnotationFile, ...]
-    class_map: ClassMap
-    samples: tuple[tuple[str, int, ImageEntry], ...]
-    """(key, source, image) in the order of the shards."""
-    shards: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what ``--dry-run`` prints."""
-        return {
-            "images": len(self.samples),
-            "annotations": sum(source.annotations for source in self.sources),
-            "images_without_annotations": sum(
-                len(source.images) - len(source.instances) for source in self.sources
-            ),
-            "shards": self.shards,
-            "classes": list(self.class_map.taxonomy.names),
-        }
 
 
 @dataclass(frozen=True, slots=True)
 class PrepareResult:
-    """A complete folder of shards."""
+    """The complete output."""
 
     output: str
-    manifest: Manifest
-    quarantined: tuple[Quarantined, ...]
+    splits: tuple[PreparedSplit, ...]
+    notes: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the summary that the command prints."""
-        names = self.manifest.classes.names
-        painted = {
-            name: pixels
-            for name, pixels in zip(names, self.manifest.class_pixels, strict=True)
-            if pixels
-        }
-        return {
-            "output": self.output,
-            "samples": self.manifest.samples,
-            "shards": len(self.manifest.shards),
-            "bytes": self.manifest.bytes,
-            "counts": self.manifest.counts,
-            "quarantined": dict(Counter(entry.reason for entry in self.quarantined)),
-            "classes": self.manifest.classes.num_classes,
-            "class_pixels": painted,
-        }
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of the only, or the first, folder of shards."""
+        return self.splits[0].manifest
 
-
-def plan_build(config: PrepareConfig) -> BuildPlan:
-    """Read the annotations and decide classes, keys and the place of every image.
-
-    Raises
-    ------
-    ConfigError, DataError
-        See `read_annotations` and `resolve_classes`.
-    """
-    if not config.annotations:
-        raise ConfigError("--annotations: give a COCO JSON file (and --images, its image folder)")
-    if len(config.annotations) != len(config.images):
-        raise ConfigError(
-            f"--annotations and --images come in pairs: got {len(config.annotations)} and "
-            f"{len(config.images)}"
-        )
-    for folder in config.images:
-        if not storage.is_dir(folder):
-            raise ConfigError(f"--images {folder}: no such folder")
-    sources = tuple(read_annotations(path) for path in config.annotations)
-    class_map = resolve_classes(config.classes, [source.categories for source in sources])
-    prefixes = [f"{i}-" if len(sources) > 1 else "" for i in range(len(sources))]
-    samples = [
-        (f"{prefixes[i]}{image.id:012d}", i, image)
-        for i, source in enumerate(sources)
-        for image in source.images
-    ]
-    samples.sort(key=lambda sample: hashlib.sha256(sample[0].encode()).digest())
-    shards = -(-len(samples) // config.samples_per_shard)
-    return BuildPlan(sources, class_map, tuple(samples), shards)
+    @property
+    def quarantined(self) -> tuple[Quarantined, ...]:
+        """All images that were left out."""
+        return tuple(entry for split in self.splits for entry in split.quarantined)
 
 
 def prepare(config: PrepareConfig, progress: bool = False) -> PrepareResult:
@@ -173,7 +72,7 @@ def prepare(config: PrepareConfig, progress: bool = False) -> PrepareResult:
     Parameters
     ----------
     config
-        `annotations`, `images` and `output` must be set.
+        `images` and `output` must be set.
     progress
         Show a bar on stderr.
 
@@ -183,128 +82,108 @@ def prepare(config: PrepareConfig, progress: bool = False) -> PrepareResult:
         If something is missing, or `output` holds shards of other inputs or settings.
     DataError
         If the data set cannot be trusted, or no image of it can.
+    Interrupted
+        After Ctrl-C or SIGTERM; what is finished is kept.
+    CocosegError
+        If the disk is full or fails, or workers die again and again.
     """
     if config.output is None:
         raise ConfigError("--output: give a folder for the shards")
     plan = plan_build(config)
+    folders = [storage.join(config.output, split.name).rstrip("/") for split in plan.splits]
     draft = _draft_manifest(plan, config)
-    finished = _finished_manifest(config.output, draft)
-    if finished is not None:
-        return PrepareResult(config.output, finished, _read_quarantine(config.output))
-
-    _start_or_continue(config.output, draft)
-    workers = config.workers or available_cores()
-    facing = decide_orientation(plan, config, workers)
-    built = _kept_shards(config.output)
-    todo = (task for task in _shard_tasks(plan, config, facing) if task.number not in built)
-    with tqdm(total=len(plan.samples), unit="img", disable=not progress) as bar:
-        bar.update(sum(_images_of(shard) for shard in built.values()))
-        for shard in run_tasks(build_shard, todo, workers, config.engine):
-            built[shard.number] = shard
-            bar.update(_images_of(shard))
-    return _publish(config.output, draft, plan, [built[i] for i in range(plan.shards)])
+    if not config.overwrite:
+        manifests = journal.finished(config.output, folders, draft)
+        if manifests:
+            return _result(config.output, plan, folders, manifests)
+    with journal.locked(config.output):
+        journal.begin(config.output, folders, draft, config.overwrite)
+        build = _Build(plan, config, folders)
+        with _story_of_an_end(build):
+            built = build.run(progress)
+            manifests = _publish(build, built, draft)
+        journal.end(config.output)
+    return _result(config.output, plan, folders, manifests)
 
 
-def decide_orientation(plan: BuildPlan, config: PrepareConfig, workers: int) -> Orientation:
-    """Look at every header before the first shard is built: ambiguous images follow the others."""
-    if config.exif != "auto":
-        return orientation.decide(config.exif, Counter())
-    chunks = [
-        tuple(
-            (storage.join(config.images[source], image.file_name), image.width, image.height)
-            for _, source, image in plan.samples[start : start + _SURVEY_CHUNK]
-            if _file_name_problem(image.file_name) is None
+class _Build:
+    """The shards of one output: what they are called, which stand, how the others are made."""
+
+    def __init__(self, plan: BuildPlan, config: PrepareConfig, folders: Sequence[str]) -> None:
+        self.plan, self.config, self.folders = plan, config, folders
+        self.output = str(config.output)
+        self.shards = [
+            (split, folder, number)
+            for split, folder in zip(plan.splits, folders, strict=True)
+            for number in range(split.shards)
+        ]
+        self.built: dict[int, BuiltShard] = {}
+
+    def run(self, progress: bool) -> list[BuiltShard]:
+        """Build what is missing and return all shards, in order."""
+        names = [self._names(number) for number in range(len(self.shards))]
+        urls = [(storage.join(folder, name), record) for folder, name, record in names]
+        self.built = journal.kept_shards(self.output, urls)
+        for folder in self.folders:
+            storage.make_folder(folder)
+        refuse_full_disk(self.plan, self.output, sum(s.size for s in self.built.values()))
+        with tqdm(total=self.plan.images, unit="img", disable=not progress) as bar:
+            todo = [number for number in range(len(self.shards)) if number not in self.built]
+            self._build(todo, Orientation(self.config.exif), bar)
+            votes: Counter[str] = Counter()
+            for shard in self.built.values():
+                votes.update(shard.votes)
+            facing = Orientation(self.config.exif, majority(votes))
+            todo = [
+                shard.number
+                for shard in self.built.values()
+                if shard.ambiguous and shard.assumed != facing.ambiguous
+            ]
+            self._build(sorted(todo), facing, bar)
+        return [self.built[number] for number in range(len(self.shards))]
+
+    def _build(self, todo: Sequence[int], facing: Orientation, bar: "tqdm[Any]") -> None:
+        for number in todo:
+            self.built.pop(number, None)
+        tasks = (self._task(number, facing) for number in todo)
+        workers = min(self.config.workers or available_cores(), len(todo))
+
+        def show(done: int, bad: int) -> None:
+            finished = self.built.values()
+            bar.n = sum(_images_of(shard) for shard in finished) + done
+            bar.set_postfix_str(
+                f"{sum(len(shard.quarantined) for shard in finished) + bad} bad", refresh=False
+            )
+            bar.refresh()
+
+        shards = run_shards(tasks, workers, self.config.engine, show if not bar.disable else _quiet)
+        with contextlib.closing(shards):  # type: ignore[type-var]
+            for shard in shards:
+                self.built[shard.number] = shard
+                show(0, 0)
+
+    def _names(self, number: int) -> tuple[str, str, str]:
+        """Return the folder, the file name, and the name of the record of a shard."""
+        split, folder, local = self.shards[number]
+        name = shard_name(local)
+        return folder, name, f"{split.name}-{name}.record".lstrip("-")
+
+    def _task(self, number: int, facing: Orientation) -> ShardTask:
+        split, _, local = self.shards[number]
+        folder, name, record = self._names(number)
+        size = self.plan.samples_per_shard
+        return ShardTask(
+            number=number,
+            folder=folder,
+            name=name,
+            building=journal.building_folder(self.output),
+            record=record,
+            images=tuple(
+                image_task(self.plan, image)
+                for image in split.images[local * size : (local + 1) * size]
+            ),
+            rules=sample_rules(self.plan, self.config, facing),
         )
-        for start in range(0, len(plan.samples), _SURVEY_CHUNK)
-    ]
-    votes: Counter[str] = Counter()
-    for counted in run_tasks(survey_headers, chunks, min(workers, len(chunks)), config.engine):
-        votes += counted
-    return orientation.decide("auto", votes)
-
-
-def survey_headers(images: Sequence[tuple[str, int, int]]) -> Counter[str]:
-    """Count the EXIF votes of (file, width, height); see `orientation.survey`."""
-
-    def contents() -> Iterator[tuple[bytes, int, int]]:
-        for url, width, height in images:
-            try:
-                yield storage.read_bytes(url), width, height
-            except (ConfigError, OSError):
-                continue  # the build quarantines it, with the reason
-
-    return orientation.survey(contents())
-
-
-def build_shard(task: ShardTask) -> BuiltShard:
-    """Paint and pack the images of one shard; runs in a worker.
-
-    The record is written after the shard itself, so that a record vouches for finished bytes.
-    """
-    name = shard_name(task.number)
-    quarantined: list[Quarantined] = []
-    counts: Counter[str] = Counter()
-
-    def samples() -> Iterator[Sample]:
-        for image in task.images:
-            made = build_sample(image, task.rules, task.orientation)
-            if isinstance(made, Quarantined):
-                quarantined.append(made)
-            else:
-                sample, met = made
-                counts.update(met)
-                yield sample
-
-    building = storage.join(task.output, _BUILDING)
-    with storage.scratch_folder(building) as scratch:
-        record = write_shard(scratch / name, samples())
-        storage.publish_file(scratch / name, storage.join(task.output, name))
-    built = BuiltShard(task.number, record, tuple(quarantined), dict(counts))
-    storage.publish_bytes(storage.join(building, f"{name}.json"), msgspec.json.encode(built))
-    return built
-
-
-def build_sample(
-    image: ImageTask, rules: PaintRules, facing: Orientation
-) -> tuple[Sample, Counter[str]] | Quarantined:
-    """Check a photograph and paint its mask; an image that cannot be trusted is left out whole."""
-    try:
-        content = _read_photo(image)
-        info = photo.check(content)
-        turn = facing.turn(info, image.width, image.height)
-        painting = rasterize(image.instances, image.width, image.height, rules)
-    except BadPhoto as bad:
-        return _quarantine(image, bad.reason, bad.detail)
-    except BadAnnotation as bad:
-        return _quarantine(image, bad.reason, bad.detail, bad.annotation_id)
-    pixels = np.bincount(painting.mask.ravel())
-    met = Counter(painting.counts)
-    met["without_annotations"] += not image.instances
-    met["turned_by_exif"] += turn != 1
-    both = len(orientation.fitting_turns(info, image.width, image.height)) == 2
-    met["exif_ambiguous"] += facing.mode == "auto" and both
-    meta = {
-        "image_id": image.image_id,
-        "file_name": image.file_name,
-        "source": image.source,
-        "width": image.width,
-        "height": image.height,
-        "orientation": turn,
-        "mode": info.mode,
-        "instances": len(image.instances),
-    }
-    sample = Sample(
-        key=image.key,
-        photo=content,
-        extension=info.extension,
-        mask=encode_mask(painting.mask),
-        meta=meta,
-        width=image.width,
-        height=image.height,
-        orientation=turn,
-        class_pixels=tuple((int(i), int(pixels[i])) for i in np.flatnonzero(pixels)),
-    )
-    return sample, met
 
 
 def shard_name(number: int) -> str:
@@ -312,80 +191,48 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
-def _read_photo(image: ImageTask) -> bytes:
-    problem = _file_name_problem(image.file_name)
-    if problem:
-        raise BadPhoto("bad-file-name", f"file_name {image.file_name!r} {problem}")
-    if image.width < 1 or image.height < 1:
-        raise BadPhoto("bad-size", f"annotated as {image.width} x {image.height}")
-    url = storage.join(image.folder, image.file_name)
-    try:
-        return storage.read_bytes(url)
-    except ConfigError as error:
-        raise BadPhoto("missing-file", str(error)) from None
-    except OSError as error:
-        raise BadPhoto("unreadable-file", f"{url}: {error.strerror or error}") from None
-
-
-def _file_name_problem(name: str) -> str | None:
-    if not name or "\0" in name:
-        return "is empty or holds a NUL"
-    if "://" in name or PurePosixPath(name).is_absolute():
-        return "is not relative to the image folder"
-    if ".." in PurePosixPath(name).parts:
-        return "leaves the image folder"
-    return None
-
-
-def _quarantine(
-    image: ImageTask, reason: str, detail: str, annotation_id: int | None = None
-) -> Quarantined:
-    return Quarantined(image.source, image.image_id, image.file_name, reason, detail, annotation_id)
-
-
-def _shard_tasks(
-    plan: BuildPlan, config: PrepareConfig, facing: Orientation
-) -> Iterator[ShardTask]:
-    rules = PaintRules(config.overlap, config.crowd, plan.class_map.taxonomy.ignore_index)
-    size = config.samples_per_shard
-    for number in range(plan.shards):
-        images = tuple(
-            ImageTask(
-                key=key,
-                source=source,
-                image_id=image.id,
-                file_name=image.file_name,
-                folder=config.images[source],
-                width=image.width,
-                height=image.height,
-                instances=_instances(plan, source, image.id),
-            )
-            for key, source, image in plan.samples[number * size : (number + 1) * size]
-        )
-        yield ShardTask(number, str(config.output), images, rules, facing)
-
-
-def _instances(plan: BuildPlan, source: int, image_id: int) -> tuple[Instance, ...]:
-    train_ids = plan.class_map.train_ids[source]
-    return tuple(
-        Instance(
-            id=entry.id,
-            train_id=train_ids[entry.category_id],
-            crowd=bool(entry.iscrowd),
-            segmentation=bytes(entry.segmentation),
-        )
-        for entry in plan.sources[source].instances.get(image_id, ())
-    )
+def _quiet(done: int, bad: int) -> None:
+    """Show nothing."""
 
 
 def _images_of(shard: BuiltShard) -> int:
-    return len(shard.record.rows) + len(shard.quarantined)
+    return len(shard.index) + len(shard.quarantined)
+
+
+@contextlib.contextmanager
+def _story_of_an_end(build: _Build) -> Iterator[None]:
+    """Turn an end before the end into what was kept and how to go on."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, interrupt) if in_main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; {_kept(build)}: run the same command again") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+            raise
+        what = error.strerror or str(error)
+        raise CocosegError(
+            f"--output {build.output}: {what.lower()}; {_kept(build)}: make room or mend the disk, "
+            "and run the same command again"
+        ) from None
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _kept(build: _Build) -> str:
+    return f"{len(build.built)} of {len(build.shards)} shards are finished and kept"
 
 
 def _draft_manifest(plan: BuildPlan, config: PrepareConfig) -> dict[str, Any]:
     """Return what the manifest says of inputs and settings; it tells one build from another."""
     named = config.classes if config.classes in ("auto", "coco") else "file"
-    settings = {
+    settings: dict[str, Any] = {
         "classes": named,
         "overlap": config.overlap,
         "crowd": config.crowd,
@@ -396,6 +243,21 @@ def _draft_manifest(plan: BuildPlan, config: PrepareConfig) -> dict[str, Any]:
             for ids in plan.class_map.train_ids
         ],
     }
+    chosen = {
+        "check_images": config.check_images,
+        "split": config.split,
+        "group_by": config.group_by,
+        "limit": config.limit,
+        "skip_empty": config.skip_empty,
+        "max_side": config.max_side,
+        "jpeg_quality": config.jpeg_quality if config.max_side else None,
+        "priorities": {
+            plan.class_map.taxonomy.names[train_id]: rank
+            for train_id, rank in plan.class_map.priorities.items()
+        },
+    }
+    unset: tuple[object, ...] = (None, False, "header", {})
+    settings |= {name: value for name, value in chosen.items() if value not in unset}
     sources = [
         {
             "name": source.name,
@@ -405,7 +267,8 @@ def _draft_manifest(plan: BuildPlan, config: PrepareConfig) -> dict[str, Any]:
         }
         for source in plan.sources
     ]
-    libraries = ("pycocotools", "numpy", "pillow")  # what decides the bytes of a mask file
+    # What decides the bytes of a mask file, or of an image that is shrunk.
+    libraries = ("pycocotools", "rlemasklib", "isal", "numpy", "pillow")
     return {
         "taxonomy": plan.class_map.taxonomy.to_dict(),
         "settings": settings,
@@ -414,105 +277,73 @@ def _draft_manifest(plan: BuildPlan, config: PrepareConfig) -> dict[str, Any]:
     }
 
 
-def _finished_manifest(output: str, draft: Mapping[str, Any]) -> Manifest | None:
-    if not storage.exists(storage.join(output, shard_manifest.MANIFEST_NAME)):
-        return None
-    manifest = shard_manifest.read_manifest(output)
-    there = {name: msgspec.to_builtins(getattr(manifest, name)) for name in draft}
-    _refuse_difference(output, "is complete, but was made from", there, draft)
-    return manifest
-
-
-def _start_or_continue(output: str, draft: Mapping[str, Any]) -> None:
-    plan_url = storage.join(output, _BUILDING, "plan.json")
-    if storage.exists(plan_url):
-        there = json.loads(storage.read_bytes(plan_url))
-        _refuse_difference(output, "holds an unfinished build of", there, draft)
-        return
-    strangers = [name for name in storage.list_files(output) if name.endswith(".tar")]
-    if strangers:
-        raise ConfigError(
-            f"--output {output}: holds {strangers[0]} of unknown origin; choose an empty folder"
-        )
-    storage.make_folder(storage.join(output, _BUILDING))
-    storage.publish_bytes(plan_url, json.dumps(draft).encode())
-
-
-def _refuse_difference(
-    output: str, what: str, there: Mapping[str, Any], here: Mapping[str, Any]
-) -> None:
-    # Versions are recorded, not compared: a finished data set outlives an upgrade.
-    old, new = _flat({**there, "versions": {}}), _flat({**here, "versions": {}})
-    changed = [
-        f"  {key}: {old.get(key)!r} there, {new.get(key)!r} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-    if changed:
-        more = f"\n  … and {len(changed) - 8} more" if len(changed) > 8 else ""
-        raise ConfigError(
-            f"--output {output}: {what} other inputs or settings:\n"
-            + "\n".join(changed[:8])
-            + more
-            + "\nChoose another --output, or remove that folder."
-        )
-
-
-def _flat(content: object, prefix: str = "") -> dict[str, object]:
-    if isinstance(content, Mapping):
-        items: Any = content.items()
-    elif isinstance(content, (list, tuple)):
-        items = enumerate(content)
-    else:
-        return {prefix: content}
-    return {
-        key: leaf
-        for name, value in items
-        for key, leaf in _flat(value, f"{prefix}.{name}" if prefix else str(name)).items()
-    }
-
-
-def _kept_shards(output: str) -> dict[int, BuiltShard]:
-    """Return the shards that an earlier run finished and whose bytes are still what it recorded."""
-    building = storage.join(output, _BUILDING)
-    kept = {}
-    for name in storage.list_files(building):
-        if not name.startswith("shard-"):
-            continue
-        built = msgspec.json.decode(
-            storage.read_bytes(storage.join(building, name)), type=BuiltShard
-        )
-        shard = storage.join(output, shard_name(built.number))
-        if storage.exists(shard):
-            digest = hashlib.sha256(storage.read_bytes(shard)).hexdigest()
-            if digest == built.record.sha256:
-                kept[built.number] = built
-    return kept
-
-
 def _publish(
-    output: str, draft: Mapping[str, Any], plan: BuildPlan, built: Sequence[BuiltShard]
-) -> PrepareResult:
-    quarantined = tuple(entry for shard in built for entry in shard.quarantined)
-    if not any(shard.record.rows for shard in built):
-        for shard in built:
-            storage.remove(storage.join(output, shard_name(shard.number)))
-        storage.remove(storage.join(output, _BUILDING))
-        first = "\n".join(f"  {q.file_name}: {q.reason}: {q.detail}" for q in quarantined[:3])
-        raise DataError(
-            f"all {len(quarantined)} images are bad; nothing was written. First:\n{first}"
-        )
+    build: _Build, built: Sequence[BuiltShard], draft: Mapping[str, Any]
+) -> list[Manifest]:
+    """Write what lies beside the shards; each folder's manifest last."""
+    if not any(len(shard.index) for shard in built):
+        _refuse_all_bad(build, built)
+    manifests = []
+    parts = list(_by_split(build.plan.splits, built))
+    for (split, shards), folder in zip(parts, build.folders, strict=True):
+        manifests.append(_describe(build.plan, split, shards, folder, draft))
+        quarantined = [entry for shard in shards for entry in shard.quarantined]
+        if quarantined:
+            lines = b"".join(msgspec.json.encode(entry) + b"\n" for entry in quarantined)
+            storage.publish_bytes(storage.join(folder, journal.QUARANTINE), lines)
+    settings = to_yaml({"prepare": build.config}).encode()
+    storage.publish_bytes(storage.join(build.output, journal.CONFIG), settings)
+    write_report(build.plan, build.output, build.folders, manifests, built)
+    for manifest, folder in zip(manifests, build.folders, strict=True):
+        url = storage.join(folder, shard_manifest.MANIFEST_NAME)
+        storage.publish_bytes(url, manifest.to_json().encode())
+    return manifests
 
-    index = shard_manifest.build_index([shard.record.rows for shard in built])
-    index_entry, classes_entry = shard_manifest.publish_index(output, index)
+
+def _by_split(
+    splits: Sequence[SplitPlan], built: Sequence[BuiltShard]
+) -> Iterator[tuple[SplitPlan, Sequence[BuiltShard]]]:
+    first = 0
+    for split in splits:
+        yield split, built[first : first + split.shards]
+        first += split.shards
+
+
+def _refuse_all_bad(build: _Build, built: Sequence[BuiltShard]) -> None:
+    quarantined = [entry for shard in built for entry in shard.quarantined]
+    for split, folder, local in build.shards:
+        storage.remove(storage.join(folder, shard_name(local)))
+        if split.name and not storage.list_files(folder):
+            storage.remove(folder)
+    journal.end(build.output)
+    first = "\n".join(f"  {q.file_name}: {q.reason}: {q.detail}" for q in quarantined[:3])
+    raise DataError(f"all {len(quarantined)} images are bad; nothing was written. First:\n{first}")
+
+
+def _describe(
+    plan: BuildPlan,
+    split: SplitPlan,
+    built: Sequence[BuiltShard],
+    folder: str,
+    draft: Mapping[str, Any],
+) -> Manifest:
+    """Write the index of one folder and return its manifest."""
+    index = shard_manifest.join_indices([shard.index for shard in built])
+    index_entry, classes_entry = shard_manifest.publish_index(folder, index)
     taxonomy = plan.class_map.taxonomy
     pixels = np.zeros(taxonomy.ignore_index + 1, np.int64)
     np.add.at(pixels, index.classes["train_id"], index.classes["pixels"])
-    counts: Counter[str] = Counter(quarantined=len(quarantined))
+    counts: Counter[str] = Counter(quarantined=sum(len(shard.quarantined) for shard in built))
+    instances: Counter[int] = Counter()
     for shard in built:
         counts.update(shard.counts)
-    counts["duplicate_annotation_ids"] += sum(s.duplicate_annotation_ids for s in plan.sources)
-    manifest = Manifest(
+        instances.update(shard.class_instances)
+    if split is plan.splits[0]:
+        counts.update(plan.left_out)
+        counts["duplicate_annotation_ids"] += sum(
+            source.duplicate_annotation_ids for source in plan.sources
+        )
+    return Manifest(
         format=shard_manifest.FORMAT,
         version=shard_manifest.VERSION,
         taxonomy=draft["taxonomy"],
@@ -520,29 +351,33 @@ def _publish(
         sources=tuple(msgspec.convert(s, SourceEntry) for s in draft["sources"]),
         versions=draft["versions"],
         samples=len(index),
-        bytes=sum(shard.record.bytes for shard in built),
+        bytes=sum(shard.size for shard in built),
         counts={name: count for name, count in sorted(counts.items()) if count},
         class_pixels=tuple(pixels[: taxonomy.num_classes].tolist()),
+        class_instances=tuple(instances[i] for i in range(taxonomy.num_classes)),
         ignored_pixels=int(pixels[taxonomy.ignore_index]),
         shards=tuple(
-            ShardEntry(shard_name(s.number), s.record.bytes, s.record.sha256, len(s.record.rows))
-            for s in built
+            ShardEntry(shard_name(number), shard.size, shard.sha256, len(shard.index))
+            for number, shard in enumerate(built)
         ),
         index=index_entry,
         index_classes=classes_entry,
+        masks=plan.labelled,
     )
-    if quarantined:
-        lines = b"".join(msgspec.json.encode(entry) + b"\n" for entry in quarantined)
-        storage.publish_bytes(storage.join(output, "quarantine.jsonl"), lines)
-    storage.publish_bytes(
-        storage.join(output, shard_manifest.MANIFEST_NAME), manifest.to_json().encode()
-    )
-    storage.remove(storage.join(output, _BUILDING))
-    return PrepareResult(output, manifest, quarantined)
 
 
-def _read_quarantine(output: str) -> tuple[Quarantined, ...]:
-    url = storage.join(output, "quarantine.jsonl")
+def _result(
+    output: str, plan: BuildPlan, folders: Sequence[str], manifests: Iterable[Manifest]
+) -> PrepareResult:
+    splits = tuple(
+        PreparedSplit(split.name, folder, manifest, _read_quarantine(folder))
+        for split, folder, manifest in zip(plan.splits, folders, manifests, strict=True)
+    )
+    return PrepareResult(output, splits, plan.notes())
+
+
+def _read_quarantine(folder: str) -> tuple[Quarantined, ...]:
+    url = storage.join(folder, journal.QUARANTINE)
     if not storage.exists(url):
         return ()
     lines = storage.read_bytes(url).splitlines()

@@ -1,8 +1,10 @@
 """Settings of ``cocoseg prepare``."""
 
+import math
+import re
 from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from ..config import PathField, PathMarker, Section
 
@@ -11,9 +13,10 @@ class PrepareConfig(Section):
     """From annotations and images to shards."""
 
     annotations: tuple[PathField, ...] = ()
-    """COCO JSON files, each paired with the folder at the same place in `images`."""
+    """COCO JSON files, each paired with the images at the same place in `images`; none packs the
+    images alone, without masks."""
     images: tuple[PathField, ...] = ()
-    """Image folders, one for each annotation file."""
+    """Image folders, tars or zips, one for each annotation file."""
     output: PathField | None = None
     """Folder (or URL) that receives the shards."""
     classes: Annotated[str, PathMarker(words=("auto", "coco"))] = "auto"
@@ -25,11 +28,73 @@ class PrepareConfig(Section):
     """Crowd regions: as any instance, under all others, ignored where alone, or left out."""
     exif: Literal["auto", "apply", "raw"] = "auto"
     """Which orientation the annotations mean: the one whose size matches, upright, or as stored."""
+    check_images: Literal["header", "full"] = "header"
+    """How photographs are checked: header and end of the file, or every pixel decoded."""
+    split: str | None = None
+    """Deal the images to several folders below the output: 'train=0.9,val=0.1'."""
+    group_by: str | None = None
+    """Regex on the file name; images whose first group (or match) is equal get one split."""
+    limit: PositiveInt | None = None
+    """Take so many images, chosen by the hash of their keys."""
+    skip_empty: bool = False
+    """Leave images without annotations out."""
+    max_side: PositiveInt | None = None
+    """Shrink larger images to this longer side [pixels]; they are encoded anew as JPEG."""
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
+    """Quality of images that `max_side` shrinks; colours are not subsampled."""
     samples_per_shard: PositiveInt = 1000
     """Images a shard."""
     workers: NonNegativeInt = 0
     """Worker processes; 0 means one for each core."""
-    engine: Literal["local", "ray"] = "local"
-    """Where the workers run: processes on this machine, or a Ray cluster ('cocoseg[ray]')."""
+    engine: Literal["local", "ray", "inline"] = "local"
+    """Where the work is done: in processes on this machine, on a Ray cluster ('cocoseg[ray]'), or
+    in the command's own process (for debuggers: a crash in a C library ends it)."""
+    overwrite: bool = False
+    """Replace shards of other inputs or settings that the output holds."""
     max_bad: NonNegativeInt = 0
     """Quarantined images beyond which the exit code is 4."""
+
+    @field_validator("split")
+    @classmethod
+    def _split_adds_up(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_split(value)
+        return value
+
+    @field_validator("group_by")
+    @classmethod
+    def _group_by_compiles(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"is no regular expression: {error}") from None
+        return value
+
+
+def parse_split(text: str) -> dict[str, float]:
+    """Read ``train=0.9,val=0.1``.
+
+    Returns
+    -------
+    dict
+        Folder name → fraction of the images, in the order given; they add up to 1.
+
+    Raises
+    ------
+    ValueError
+        If it says anything else.
+    """
+    fractions: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = (piece.strip() for piece in part.partition("="))
+        try:
+            fraction = float(number)
+        except ValueError:
+            fraction = math.nan
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name in fractions or not fraction > 0:
+            raise ValueError(f"{part.strip()!r}: write it as train=0.9,val=0.1")
+        fractions[name] = fraction
+    if not math.isclose(sum(fractions.values()), 1, abs_tol=1e-6):
+        raise ValueError(f"the fractions add up to {sum(fractions.values()):g}, not to 1")
+    return fractions

@@ -1,83 +1,69 @@
 """Which way up a photograph was when it was annotated.
 
 Cameras store pixels as the sensor lies and note the turn in EXIF. Some tools annotate the upright
-picture, some the stored one: only the annotated width and height tell, and not for squares.
+picture, some the stored one: only the annotated width and height tell, and not for squares,
+mirrored pictures and those upside down. Such ambiguous ones follow the majority of the others.
+
+The majority is known when all shards are built. They are built as if it were upright, as it nearly
+always is; where it is not, the shards that hold ambiguous images are built again.
 """
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Literal
 
-from .. import photo
+import msgspec
+
 from ..photo import BadPhoto, PhotoInfo
 
+Votes = Counter[str]
+"""Images that EXIF turns, by what their size says: ``apply`` or ``raw``."""
 
-@dataclass(frozen=True, slots=True)
-class Orientation:
+
+class Turn(msgspec.Struct, frozen=True):
+    """How one photograph is turned, and what it says of the data set."""
+
+    value: int
+    """The EXIF orientation, 1…8, that brings the photograph over its mask."""
+    ambiguous: bool = False
+    """Whether both ways fit its size."""
+    vote: Literal["apply", "raw"] | None = None
+    """What it says of the others: nothing, if it is ambiguous or EXIF does not turn it."""
+
+
+class Orientation(msgspec.Struct, frozen=True):
     """How EXIF is read for a whole data set."""
 
     mode: Literal["auto", "apply", "raw"]
-    ambiguous: Literal["apply", "raw"]
+    ambiguous: Literal["apply", "raw"] = "apply"
     """What ``auto`` does with a photograph that matches both ways."""
 
-    def turn(self, info: PhotoInfo, width: int, height: int) -> int:
-        """Return the turn (an EXIF orientation, 1…8) that brings the photograph over its mask.
+    def turn(self, info: PhotoInfo, width: int, height: int) -> Turn:
+        """Return the turn that brings the photograph over its mask of width x height [pixels].
 
         Raises
         ------
         BadPhoto
             ``size-mismatch``, if no permitted turn has the annotated size.
         """
-        fitting = fitting_turns(info, width, height)
+        turned = info.orientation != 1
+        as_stored = info.size(1) == (width, height)
+        upright = info.size(info.orientation) == (width, height)
         if self.mode == "auto":
-            if len(fitting) == 2:
-                return info.orientation if self.ambiguous == "apply" else 1
-            if fitting:
-                return fitting[0]
-        else:
-            turn = info.orientation if self.mode == "apply" else 1
-            if turn in fitting:
-                return turn
-        turned = f", EXIF orientation {info.orientation}" if info.orientation != 1 else ""
+            if turned and as_stored and upright:
+                return Turn(info.orientation if self.ambiguous == "apply" else 1, ambiguous=True)
+            if upright:
+                return Turn(info.orientation, vote="apply" if turned else None)
+            if as_stored:
+                return Turn(1, vote="raw")
+        elif upright if self.mode == "apply" else as_stored:
+            return Turn(info.orientation if self.mode == "apply" else 1)
+        noted = f", EXIF orientation {info.orientation}" if turned else ""
         raise BadPhoto(
             "size-mismatch",
-            f"the image is {info.width} x {info.height}{turned}; annotated as {width} x {height}",
+            f"the image is {info.width} x {info.height}{noted}; annotated as {width} x {height}",
         )
 
 
-def fitting_turns(info: PhotoInfo, width: int, height: int) -> tuple[int, ...]:
-    """Return the turns with the annotated size: as stored (1), as EXIF says, both, or none."""
-    turns = dict.fromkeys((1, info.orientation))
-    return tuple(turn for turn in turns if info.size(turn) == (width, height))
-
-
-def survey(photos: Iterable[tuple[bytes, int, int]]) -> Counter[str]:
-    """Count how photographs that EXIF turns fit their annotated size.
-
-    Parameters
-    ----------
-    photos
-        (file, annotated width, annotated height [pixels]).
-
-    Returns
-    -------
-    Counter
-        ``apply``, ``raw`` and ``ambiguous``. Unreadable files are left to the build to report.
-    """
-    votes: Counter[str] = Counter()
-    for content, width, height in photos:
-        try:
-            info = photo.inspect(content)
-        except BadPhoto:
-            continue
-        fitting = fitting_turns(info, width, height)
-        if info.orientation == 1 or not fitting:
-            continue
-        votes["ambiguous" if len(fitting) == 2 else "raw" if fitting == (1,) else "apply"] += 1
-    return votes
-
-
-def decide(mode: Literal["auto", "apply", "raw"], votes: Counter[str]) -> Orientation:
-    """Settle the ambiguous photographs by the data set's unambiguous ones; ``apply`` on a tie."""
-    return Orientation(mode, "raw" if votes["raw"] > votes["apply"] else "apply")
+def majority(votes: Votes) -> Literal["apply", "raw"]:
+    """Settle the ambiguous photographs by the others; ``apply`` on a tie."""
+    return "raw" if votes["raw"] > votes["apply"] else "apply"

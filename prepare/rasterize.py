@@ -3,6 +3,10 @@
 The pixels of an instance are those of pycocotools on the full canvas (frPyObjects → merge →
 decode), exactly: other rasterizers differ at the borders. pycocotools trusts its input (bad
 numbers crash it), so everything is checked before it sees any.
+
+All segmentations of an image are decoded, checked and rasterized in one go; only when something is
+wrong are they looked at one by one, to say what. Runs are painted into a column-major canvas, as
+RLE counts them, by rlemasklib: a tenth of the time of pycocotools' `decode` and a boolean index.
 """
 
 from collections import Counter
@@ -10,10 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import cv2
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
+from rlemasklib import RLEMask
 
 Mask = NDArray[np.uint8] | NDArray[np.uint16]
 
@@ -28,26 +34,29 @@ class BadAnnotation(Exception):
         self.annotation_id = annotation_id
 
 
-@dataclass(frozen=True, slots=True)
-class Instance:
-    """One annotation of an image."""
+class Instances(msgspec.Struct, frozen=True, array_like=True):
+    """The annotations of one image, column by column, in JSON order."""
 
-    id: int | None
-    train_id: int
+    ids: tuple[int | None, ...] = ()
+    train_ids: tuple[int, ...] = ()
     """What to paint; 0 for categories dropped to background, or the ignore index."""
-    crowd: bool
-    segmentation: bytes
-    """The annotation's ``segmentation``, raw JSON: polygons in pixels (x, y from the top left
-    corner), RLE, or null."""
+    crowds: tuple[bool, ...] = ()
+    segmentations: bytes = b"[]"
+    """A JSON array of their ``segmentation``: polygons in pixels (x, y from the top left corner),
+    RLE, or null."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
-@dataclass(frozen=True, slots=True)
-class PaintRules:
+class PaintRules(msgspec.Struct, frozen=True):
     """What wins where instances overlap (see `PrepareConfig`)."""
 
     overlap: Literal["area", "order"]
     crowd: Literal["paint", "beneath", "ignore", "drop"]
     ignore_index: int
+    priorities: Mapping[int, int] = {}
+    """Train id → rank; a higher one is on top whatever the overlap rule says. Absent: 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +64,12 @@ class Painting:
     """A painted mask and what was met on the way."""
 
     mask: Mask
-    """Train ids, shape (H, W); uint8, or uint16 when the ignore index is 65535."""
+    """Train ids, shape (H, W), C-contiguous; uint8, or uint16 when the ignore index is 65535."""
     counts: Mapping[str, int]
     """instances, crowds, and the oddities that are accepted."""
 
 
-def rasterize(
-    instances: Sequence[Instance], width: int, height: int, rules: PaintRules
-) -> Painting:
+def rasterize(instances: Instances, width: int, height: int, rules: PaintRules) -> Painting:
     """Paint the instances of one image into a train-id mask.
 
     Large instances go first, so that small ones in front stay visible; among equal areas the later
@@ -80,135 +87,207 @@ def rasterize(
     BadAnnotation
         If an instance cannot be trusted; carries its reason code and annotation id.
     """
-    counts: Counter[str] = Counter(instances=len(instances))
-    layers: list[tuple[bool, int, int, Any]] = []  # beneath, area, value, RLE
-    for instance in instances:
-        counts["crowds"] += instance.crowd
-        try:
-            shape = _shape(instance.segmentation, width, height)
-        except BadAnnotation as bad:
-            raise BadAnnotation(bad.reason, bad.detail, instance.id) from None
+    shapes, out_of_bounds = _shapes(instances, width, height)
+    counts: Counter[str] = Counter(
+        instances=len(instances), crowds=sum(instances.crowds), out_of_bounds=out_of_bounds
+    )
+    layers: list[tuple[bool, int, int, int, RLEMask]] = []
+    for shape, train_id, crowd in zip(shapes, instances.train_ids, instances.crowds, strict=True):
         if shape is None:
             counts["no_segmentation"] += 1
             continue
-        counts["out_of_bounds"] += shape.out_of_bounds
-        area = int(coco_mask.area(shape.rle))
+        area = shape.area()
         counts["zero_area"] += area == 0
-        if area == 0 or (instance.crowd and rules.crowd == "drop"):
+        if area == 0 or (crowd and rules.crowd == "drop"):
             continue
-        ignored = instance.crowd and rules.crowd == "ignore"
-        beneath = instance.crowd and rules.crowd in ("beneath", "ignore")
-        value = rules.ignore_index if ignored else instance.train_id
-        layers.append((beneath, area, value, shape.rle))
+        value = rules.ignore_index if crowd and rules.crowd == "ignore" else train_id
+        above = not (crowd and rules.crowd in ("beneath", "ignore"))
+        rank = rules.priorities.get(value, 0)
+        layers.append((above, rank, -area if rules.overlap == "area" else 0, value, shape))
 
-    mask = np.zeros((height, width), np.uint8 if rules.ignore_index == 255 else np.uint16)
-    by_area = rules.overlap == "area"
-    layers.sort(key=lambda layer: (not layer[0], -layer[1] if by_area else 0))  # stable
-    for _, _, value, rle in layers:
-        mask[coco_mask.decode(rle).view(bool)] = value
-    return Painting(mask, {name: count for name, count in counts.items() if count})
-
-
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    rle: Any
-    """pycocotools' compressed RLE."""
-    out_of_bounds: bool
+    layers.sort(key=lambda layer: layer[:3])  # stable: equal ones keep their order
+    canvas = np.zeros((height, width), np.uint8 if rules.ignore_index == 255 else np.uint16, "F")
+    for *_, value, shape in layers:
+        shape.decode_into(canvas, fg_value=value)
+    mask: Mask = cv2.transpose(canvas.T)  # to rows: in blocks, 10 x faster than NumPy's copy
+    return Painting(mask.reshape(height, width), {k: n for k, n in counts.items() if n})
 
 
-def _shape(segmentation: bytes, width: int, height: int) -> _Shape | None:
-    """Check a segmentation and encode it; None where there is none."""
+class _Rle(msgspec.Struct):
+    size: list[int]
+    counts: str | list[int]
+
+
+_DECODER = msgspec.json.Decoder(list[list[list[float]] | _Rle | None])
+_RAW_DECODER = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def _shapes(instances: Instances, width: int, height: int) -> tuple[list[RLEMask | None], int]:
+    """Check all segmentations and encode them (None: has none); count those out of bounds."""
     try:
-        content = msgspec.json.decode(segmentation)
+        decoded = _DECODER.decode(instances.segmentations)
+    except (msgspec.DecodeError, RecursionError):
+        decoded = None
+    polygons = [p for content in decoded or () if isinstance(content, list) for p in content]
+    if decoded is None or not _sound(polygons, width, height):
+        decoded = _checked_one_by_one(instances, width, height)
+        polygons = [p for content in decoded if isinstance(content, list) for p in content]
+    rles = coco_mask.frPyObjects(polygons, height, width) if polygons else []
+    shapes: list[RLEMask | None] = []
+    used = out_of_bounds = 0
+    bounded = not polygons or _inside(polygons, width, height)
+    for position, content in enumerate(decoded):
+        if not content:
+            shapes.append(None)
+        elif isinstance(content, list):
+            parts = rles[used : used + len(content)]
+            used += len(content)
+            whole = parts[0] if len(parts) == 1 else coco_mask.merge(parts)
+            shapes.append(RLEMask.from_dict(whole))
+            out_of_bounds += not (bounded or _inside(content, width, height))
+        else:
+            try:
+                shapes.append(_rle(content.size, content.counts, width, height))
+            except BadAnnotation as bad:
+                raise BadAnnotation(bad.reason, bad.detail, instances.ids[position]) from None
+    return shapes, out_of_bounds
+
+
+def _sound(polygons: Sequence[Sequence[float]], width: int, height: int) -> bool:
+    """Tell whether pycocotools may see these polygons; False where one must be looked at."""
+    if not polygons:
+        return True
+    if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
+        return False
+    limit = _limit(width, height)
+    points = np.array([number for polygon in polygons for number in polygon])
+    return bool(points.min() >= -limit and points.max() <= 2 * limit)  # False for NaN too
+
+
+def _limit(width: int, height: int) -> int:
+    # A point farther off than this is no annotator's slip, and its outline may not fit in memory.
+    return max(width, height)
+
+
+def _inside(polygons: Sequence[Sequence[float]], width: int, height: int) -> bool:
+    points = np.array([number for polygon in polygons for number in polygon])
+    return bool(points.min() >= 0 and points[0::2].max() <= width and points[1::2].max() <= height)
+
+
+def _checked_one_by_one(
+    instances: Instances, width: int, height: int
+) -> list[list[list[float]] | _Rle | None]:
+    """Find out what is wrong and say so, or return what was only written unusually."""
+    try:
+        raws = _RAW_DECODER.decode(instances.segmentations)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadAnnotation("bad-segmentation", f"segmentation: {error}") from None
+    decoded = []
+    for raw, annotation_id in zip(raws, instances.ids, strict=True):
+        try:
+            decoded.append(_segmentation(raw, width, height))
+        except BadAnnotation as bad:
+            raise BadAnnotation(bad.reason, bad.detail, annotation_id) from None
+    return decoded
+
+
+def _segmentation(raw: msgspec.Raw, width: int, height: int) -> list[list[float]] | _Rle | None:
+    try:
+        content = msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError) as error:  # 1e999 and the like
         raise BadAnnotation("bad-segmentation", f"segmentation: {error}") from None
     if content is None or content == [] or content == {}:
         return None
-    if isinstance(content, dict):
-        return _Shape(_rle(content, width, height), out_of_bounds=False)
     if isinstance(content, list):
-        return _polygons(content, width, height)
+        for number, polygon in enumerate(content):
+            _check_polygon(f"segmentation[{number}]", polygon, width, height)
+        return content
+    if isinstance(content, dict):
+        size, counts = content.get("size"), content.get("counts")
+        if not isinstance(size, list) or [type(v) for v in size] != [int, int]:
+            raise BadAnnotation("bad-rle", f"RLE size {size!r}; expected [height, width]")
+        if not isinstance(counts, str) and not (
+            isinstance(counts, list) and all(type(run) is int for run in counts)
+        ):
+            raise BadAnnotation("bad-rle", "RLE counts are neither a string nor a list of integers")
+        return _Rle(size, counts)
     raise BadAnnotation("bad-segmentation", f"segmentation is {type(content).__name__}")
 
 
-def _polygons(polygons: list[Any], width: int, height: int) -> _Shape:
-    # A point farther off than this is no annotator's slip, and its outline may not fit in memory.
-    limit = max(width, height)
-    outside = False
-    for number, polygon in enumerate(polygons):
-        where = f"segmentation[{number}]"
-        if not isinstance(polygon, list) or not all(type(v) in (int, float) for v in polygon):
-            raise BadAnnotation("bad-polygon", f"{where}: expected a flat list of numbers")
-        if len(polygon) < 6 or len(polygon) % 2:
-            raise BadAnnotation(
-                "bad-polygon",
-                f"{where}: {len(polygon)} numbers; a polygon is x, y of three or more points",
-            )
-        try:
-            points = np.array(polygon, np.float64).reshape(-1, 2)
-        except OverflowError:
-            raise BadAnnotation(
-                "coordinates-far-off", f"{where}: an integer beyond any float"
-            ) from None
+def _check_polygon(where: str, polygon: Any, width: int, height: int) -> None:
+    if not isinstance(polygon, list) or not all(type(v) in (int, float) for v in polygon):
+        raise BadAnnotation("bad-polygon", f"{where}: expected a flat list of numbers")
+    if len(polygon) < 6 or len(polygon) % 2:
+        raise BadAnnotation(
+            "bad-polygon",
+            f"{where}: {len(polygon)} numbers; a polygon is x, y of three or more points",
+        )
+    try:
+        points = np.array(polygon, np.float64).reshape(-1, 2)
+    except OverflowError:
+        detail = f"{where}: an integer beyond any float"
+        raise BadAnnotation("coordinates-far-off", detail) from None
+    if not _sound([polygon], width, height):
         low, high = points.min(axis=0), points.max(axis=0)
-        if not (np.isfinite(points).all() and low.min() >= -limit and high.max() <= 2 * limit):
-            raise BadAnnotation(
-                "coordinates-far-off",
-                f"{where}: x {low[0]:g}…{high[0]:g}, y {low[1]:g}…{high[1]:g} in an image of "
-                f"{width} x {height}",
-            )
-        outside |= bool(low.min() < 0 or high[0] > width or high[1] > height)
-    rles = coco_mask.frPyObjects(polygons, height, width)
-    return _Shape(coco_mask.merge(rles), outside)
+        raise BadAnnotation(
+            "coordinates-far-off",
+            f"{where}: x {low[0]:g}…{high[0]:g}, y {low[1]:g}…{high[1]:g} in an image of "
+            f"{width} x {height}",
+        )
 
 
-def _rle(content: dict[str, Any], width: int, height: int) -> Any:
-    size, counts = content.get("size"), content.get("counts")
-    if not isinstance(size, list) or [type(v) for v in size] != [int, int]:
+def _rle(size: list[int], counts: str | list[int], width: int, height: int) -> RLEMask:
+    if len(size) != 2:
         raise BadAnnotation("bad-rle", f"RLE size {size!r}; expected [height, width]")
     if size != [height, width]:
         raise BadAnnotation("rle-size-mismatch", f"RLE size {size}, image [{height}, {width}]")
-    if isinstance(counts, str):
-        runs = decode_counts(counts)
-    elif isinstance(counts, list) and all(type(run) is int for run in counts):
-        runs = counts
-    else:
-        raise BadAnnotation("bad-rle", "RLE counts are neither a string nor a list of integers")
+    runs = decode_counts(counts).tolist() if isinstance(counts, str) else counts
     if any(run < 0 for run in runs):
         raise BadAnnotation("bad-rle", "RLE counts hold a negative run")
-    if sum(runs) != height * width:
+    total = sum(runs)  # of Python's integers, which do not overflow
+    if total != height * width:
         raise BadAnnotation(
-            "rle-sum-mismatch", f"RLE counts sum to {sum(runs)}, not {height} x {width}"
+            "rle-sum-mismatch", f"RLE counts sum to {total}, not {height} x {width}"
         )
-    return coco_mask.frPyObjects({"size": size, "counts": runs}, height, width)
+    return RLEMask.from_counts(np.array(runs, np.uint32), (height, width))
 
 
-def decode_counts(text: str) -> list[int]:
+_LONGEST = 7  # characters of a number: 35 bits, and no run is longer than 32
+
+
+def decode_counts(text: str) -> NDArray[np.int64]:
     """Decode the compressed form of RLE counts.
 
     Six bits a character from 48 on, five of them payload, least significant first, the last one
     sign-extended; from the fourth run on, differences to the run before the last.
     Source: `rleFrString` in pycocotools' ``common/maskApi.c``.
 
+    Returns
+    -------
+    ndarray
+        int64, shape (runs,): pixels in turn off and on, down the columns; may be negative.
+
     Raises
     ------
     BadAnnotation
-        If a character is outside the alphabet or the last number is cut.
+        If a character is outside the alphabet, or a number is cut or too long.
     """
-    runs: list[int] = []
-    value = shift = 0
-    for character in text:
-        code = ord(character) - 48
-        if not 0 <= code < 64 or shift > 60:
-            raise BadAnnotation("bad-rle", f"compressed RLE: bad number at run {len(runs)}")
-        value |= (code & 0x1F) << shift
-        shift += 5
-        if code & 0x20:
-            continue
-        if code & 0x10:
-            value -= 1 << shift
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-        value = shift = 0
-    if shift:
+    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.int64) - 48
+    if not codes.size:
+        return codes
+    strange = np.flatnonzero((codes < 0) | (codes >= 64))
+    if strange.size:
+        raise BadAnnotation("bad-rle", f"compressed RLE: strange character at {strange[0]}")
+    ends = np.flatnonzero(codes & 0x20 == 0)
+    if not ends.size or ends[-1] != len(codes) - 1:
         raise BadAnnotation("bad-rle", "compressed RLE: cut in the middle of a number")
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    lengths = ends - starts + 1
+    if lengths.max() > _LONGEST:
+        raise BadAnnotation("bad-rle", f"compressed RLE: a number of {lengths.max()} characters")
+    places = np.arange(len(codes)) - np.repeat(starts, lengths)
+    runs = np.add.reduceat((codes & 0x1F) << (5 * places), starts)
+    runs -= np.where(codes[ends] & 0x10, np.int64(1) << (5 * lengths), 0)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
     return runs

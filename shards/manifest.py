@@ -23,6 +23,7 @@ from ..taxonomy import Taxonomy
 MANIFEST_NAME = "manifest.json"
 FORMAT = "cocoseg-shards"
 VERSION = 1
+INDEX_NAMES = ("index.npy", "index-classes.npy")
 MEMBERS = ("image", "mask", "json")
 
 
@@ -71,6 +72,10 @@ class Manifest(msgspec.Struct, frozen=True):
     shards: tuple[ShardEntry, ...]
     index: FileEntry
     index_classes: FileEntry
+    masks: bool = True
+    """Whether the samples have masks: not where no annotations were given."""
+    class_instances: tuple[int, ...] = ()
+    """Instances by train id; none are counted in shards of other programs."""
 
     @property
     def classes(self) -> Taxonomy:
@@ -89,7 +94,7 @@ class IndexRow(msgspec.Struct, frozen=True):
     extension: str
     """Extension of the photograph's member."""
     offsets: tuple[int, int, int]
-    """First byte of the image, mask and json data in the tar."""
+    """First byte of the image, mask and json data in the tar; 0 for a mask that is not there."""
     lengths: tuple[int, int, int]
     """Their sizes [bytes]."""
     digests: tuple[bytes, bytes, bytes]
@@ -185,13 +190,40 @@ def build_index(shards: Sequence[Sequence[IndexRow]]) -> Index:
     return Index(samples, np.array(classes, _CLASS_DTYPE))
 
 
+def join_indices(parts: Sequence[Index]) -> Index:
+    """Join the indices of single shards; the i-th becomes shard i."""
+    key_length = max((part.samples.dtype["key"].itemsize for part in parts), default=1)
+    joined = np.concatenate(
+        [np.zeros(0, _dtype(key_length)), *(p.samples.astype(_dtype(key_length)) for p in parts)]
+    )
+    joined["shard"] = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    starts = np.cumsum([0, *(len(part.classes) for part in parts)])[:-1]
+    joined["classes_start"] += np.repeat(starts, [len(p) for p in parts]).astype(np.uint64)
+    return Index(
+        joined, np.concatenate([np.zeros(0, _CLASS_DTYPE), *(part.classes for part in parts)])
+    )
+
+
+def pack_index(index: Index) -> tuple[bytes, bytes]:
+    """Return the contents of ``index.npy`` and ``index-classes.npy``."""
+    packed = []
+    for array in (index.samples, index.classes):
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        packed.append(buffer.getvalue())
+    return packed[0], packed[1]
+
+
+def unpack_index(samples: bytes, classes: bytes) -> Index:
+    """Read what `pack_index` returned."""
+    arrays = (np.load(io.BytesIO(content), allow_pickle=False) for content in (samples, classes))
+    return Index(*arrays)
+
+
 def publish_index(folder: str, index: Index) -> tuple[FileEntry, FileEntry]:
     """Write the two index files into `folder` and return their entries for the manifest."""
     entries = []
-    for name, array in (("index.npy", index.samples), ("index-classes.npy", index.classes)):
-        buffer = io.BytesIO()
-        np.save(buffer, array, allow_pickle=False)
-        content = buffer.getvalue()
+    for name, content in zip(INDEX_NAMES, pack_index(index), strict=True):
         storage.publish_bytes(storage.join(folder, name), content)
         entries.append(FileEntry(name, len(content), hashlib.sha256(content).hexdigest()))
     return entries[0], entries[1]

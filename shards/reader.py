@@ -39,19 +39,21 @@ class ShardSet:
     ----------
     folders
         Local paths or URLs of folders that hold a ``manifest.json``; all of one taxonomy.
+    masks
+        Whether the masks will be read.
 
     Raises
     ------
     ConfigError
-        If a folder does not exist, or the taxonomies differ.
+        If a folder does not exist, or the taxonomies differ, or there are no masks.
     DataError
         If a manifest or index is missing or broken.
     """
 
-    def __init__(self, folders: Sequence[str]) -> None:
+    def __init__(self, folders: Sequence[str], masks: bool = True) -> None:
         if not folders:
             raise ConfigError("no folder of shards was given")
-        self.folders = tuple(folders)
+        self.folders, self._masks = tuple(folders), masks
         self.manifests: tuple[Manifest, ...] = tuple(read_manifest(folder) for folder in folders)
         self._indices: tuple[Index, ...] = tuple(
             read_index(folder, manifest)
@@ -65,12 +67,17 @@ class ShardSet:
                     f"{folder} and {folders[0]} were prepared with different classes; "
                     "prepare both with the same --classes"
                 )
+            if masks and not manifest.masks:
+                raise ConfigError(
+                    f"{folder}: was prepared without annotations and has no masks; it serves "
+                    "'cocoseg infer' alone"
+                )
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __reduce__(self) -> tuple[type["ShardSet"], tuple[tuple[str, ...]]]:
-        return ShardSet, (self.folders,)  # a spawned worker maps the index again
+    def __reduce__(self) -> tuple[type["ShardSet"], tuple[tuple[str, ...], bool]]:
+        return ShardSet, (self.folders, self._masks)  # a spawned worker maps the index again
 
     @property
     def shard_sizes(self) -> list[int]:
@@ -90,23 +97,42 @@ class ShardSet:
         DataError
             If its bytes differ from the manifest or cannot be decoded; names shard and key.
         """
-        part, local = self._place(position)
-        row = self._indices[part].row(local)
-        shard = self.manifests[part].shards[int(self._indices[part].samples["shard"][local])]
-        url = storage.join(self.folders[part], shard.name)
+        row, url = self._shard_of(position)
         content, mask = read_members(url, row, ("image", "mask"))
         where = f"{url}: sample {row.key}"
-        try:
-            image = photo.decode(content, row.orientation)
-        except BadPhoto as bad:
-            raise DataError(f"{where}: image: {bad.detail}") from None
+        image = _decode_photo(content, row, where)
         return Sample(row.key, image, decode_mask(mask, where, expected=image.shape[:2]))
+
+    def read_image(self, position: int) -> NDArray[np.uint8]:
+        """Read and decode the photograph alone: uint8 RGB, shape (H, W, 3).
+
+        Raises
+        ------
+        DataError
+            As `read`.
+        """
+        row, url = self._shard_of(position)
+        (content,) = read_members(url, row, ("image",))
+        return _decode_photo(content, row, f"{url}: sample {row.key}")
+
+    def _shard_of(self, position: int) -> tuple[IndexRow, str]:
+        part, local = self._place(position)
+        index = self._indices[part]
+        shard = self.manifests[part].shards[int(index.samples["shard"][local])]
+        return index.row(local), storage.join(self.folders[part], shard.name)
 
     def _place(self, position: int) -> tuple[int, int]:
         if not 0 <= position < len(self):
             raise IndexError(f"sample {position} of {len(self)}")
         part = int(np.searchsorted(self._ends, position, side="right"))
         return part, position - (int(self._ends[part - 1]) if part else 0)
+
+
+def _decode_photo(content: bytes, row: IndexRow, where: str) -> NDArray[np.uint8]:
+    try:
+        return photo.decode(content, row.orientation)
+    except BadPhoto as bad:
+        raise DataError(f"{where}: image: {bad.detail}") from None
 
 
 def read_members(url: str, row: IndexRow, names: Sequence[str]) -> list[bytes]:

@@ -104,6 +104,7 @@ def _shard(
         (f"{row.key}.{extension}", row.offsets[i], row.lengths[i])
         for row in rows
         for i, extension in enumerate((row.extension, "png", "json"))
+        if extension != "png" or manifest.masks
     ]
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
@@ -132,19 +133,12 @@ def _sample(where: str, content: bytes, row: IndexRow, manifest: Manifest) -> It
             yield Problem(where, f"its {name} differs from the index")
             return
     try:
-        info = photo.check(image)
+        info = photo.check(image, full=True)
         if info.size(row.orientation) != (row.width, row.height):
             size = info.size(row.orientation)
             yield Problem(where, f"the image is {size}, the index says {row.width, row.height}")
-        pixels = decode_mask(mask, where, expected=(row.height, row.width))
-        values, counts = np.unique(pixels.astype(np.int64), return_counts=True)
-        classes = manifest.classes
-        strange = values[(values >= classes.num_classes) & (values != classes.ignore_index)]
-        if strange.size:
-            yield Problem(where, f"the mask holds {strange[0]}, which is no train id")
-        counted = tuple(zip(values.tolist(), counts.tolist(), strict=True))
-        if counted != row.class_pixels:
-            yield Problem(where, "the mask's pixel counts differ from the index")
+        if manifest.masks:
+            yield from _mask(where, mask, row, manifest)
         described = json.loads(meta)
         told = (described["width"], described["height"], described["orientation"])
         if told != (row.width, row.height, row.orientation):
@@ -155,3 +149,15 @@ def _sample(where: str, content: bytes, row: IndexRow, manifest: Manifest) -> It
         yield Problem(where, str(error).removeprefix(f"{where}: "))
     except (KeyError, TypeError, ValueError) as error:
         yield Problem(where, f"its json cannot be read: {error!r}")
+
+
+def _mask(where: str, content: bytes, row: IndexRow, manifest: Manifest) -> Iterator[Problem]:
+    pixels = decode_mask(content, where, expected=(row.height, row.width))
+    values, counts = np.unique(pixels.astype(np.int64), return_counts=True)
+    classes = manifest.classes
+    strange = values[(values >= classes.num_classes) & (values != classes.ignore_index)]
+    if strange.size:
+        yield Problem(where, f"the mask holds {strange[0]}, which is no train id")
+    counted = tuple(zip(values.tolist(), counts.tolist(), strict=True))
+    if counted != row.class_pixels:
+        yield Problem(where, "the mask's pixel counts differ from the index")

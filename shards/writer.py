@@ -1,7 +1,6 @@
 """Write one shard: a plain tar whose bytes depend on the samples alone."""
 
 import hashlib
-import io
 import json
 import tarfile
 from collections.abc import Iterable, Mapping
@@ -9,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import msgspec
-
-from .manifest import IndexRow, member_digest
+from .manifest import Index, IndexRow, build_index, member_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +20,8 @@ class Sample:
     """The image file, untouched."""
     extension: str
     """Its extension by content (see `photo.EXTENSIONS`)."""
-    mask: bytes
-    """The mask file: a single-channel PNG of train ids."""
+    mask: bytes | None
+    """The mask file, a single-channel PNG of train ids; None where there are no annotations."""
     meta: Mapping[str, object]
     """What ``KEY.json`` holds."""
     width: int
@@ -36,43 +33,43 @@ class Sample:
     """(train id, pixels) of the values in the mask, ascending."""
 
 
-class ShardRecord(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class ShardRecord:
     """A finished shard."""
 
     bytes: int
     sha256: str
-    rows: tuple[IndexRow, ...]
+    index: Index
+    """Of this shard alone."""
 
 
 def write_shard(path: Path, samples: Iterable[Sample]) -> ShardRecord:
-    """Write samples to a new tar at `path`, in the order given: image, mask, json.
+    """Write samples to a new tar at `path`, in the order given: image, mask (if any), json.
 
     Owners, times and modes are fixed, so that equal samples give equal bytes.
     """
     rows: list[IndexRow] = []
     with open(path, "xb") as file:
-        digesting = _Digesting(file)
-        # USTAR: a header is one block of 512 bytes, so offsets are known without parsing.
-        with tarfile.open(fileobj=digesting, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            rows.extend(_append(tar, sample) for sample in samples)
-        return ShardRecord(digesting.written, digesting.hash.hexdigest(), tuple(rows))
+        tar = _Tar(file)
+        rows.extend(_append(tar, sample) for sample in samples)
+        tar.finish()
+        return ShardRecord(tar.written, tar.digest.hexdigest(), build_index([rows]))
 
 
-def _append(tar: tarfile.TarFile, sample: Sample) -> IndexRow:
+def _append(tar: "_Tar", sample: Sample) -> IndexRow:
     meta = json.dumps(sample.meta, ensure_ascii=False, separators=(",", ":")).encode()
-    members = ((sample.extension, sample.photo), ("png", sample.mask), ("json", meta))
-    offsets = []
-    for extension, content in members:
-        header = tarfile.TarInfo(f"{sample.key}.{extension}")
-        header.size, header.mtime, header.mode = len(content), 0, 0o644
-        offsets.append(tar.offset + tarfile.BLOCKSIZE)
-        tar.addfile(header, io.BytesIO(content))
+    offsets = (
+        tar.append(f"{sample.key}.{sample.extension}", sample.photo),
+        tar.append(f"{sample.key}.png", sample.mask) if sample.mask is not None else 0,
+        tar.append(f"{sample.key}.json", meta),
+    )
+    mask = sample.mask or b""
     return IndexRow(
         key=sample.key,
         extension=sample.extension,
-        offsets=(offsets[0], offsets[1], offsets[2]),
-        lengths=(len(sample.photo), len(sample.mask), len(meta)),
-        digests=(member_digest(sample.photo), member_digest(sample.mask), member_digest(meta)),
+        offsets=offsets,
+        lengths=(len(sample.photo), len(mask), len(meta)),
+        digests=(member_digest(sample.photo), member_digest(mask), member_digest(meta)),
         width=sample.width,
         height=sample.height,
         orientation=sample.orientation,
@@ -80,21 +77,34 @@ def _append(tar: tarfile.TarFile, sample: Sample) -> IndexRow:
     )
 
 
-class _Digesting(io.RawIOBase):
-    """A binary file that hashes and counts what is written to it."""
+class _Tar:
+    """A tar in the making, hashed as it is written.
+
+    Headers are the standard library's, in the USTAR format: one block each, so that offsets are
+    known without parsing. Its `TarFile` would copy each file in small pieces.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
-        self.hash = hashlib.sha256()
+        self.digest = hashlib.sha256()
         self.written = 0
 
-    def writable(self) -> bool:
-        return True
+    def append(self, name: str, content: bytes) -> int:
+        """Append a file; return the offset of its content [bytes]."""
+        header = tarfile.TarInfo(name)
+        header.size, header.mtime, header.mode = len(content), 0, 0o644
+        self._write(header.tobuf(tarfile.USTAR_FORMAT))
+        offset = self.written
+        self._write(content)
+        self._write(bytes(-len(content) % tarfile.BLOCKSIZE))
+        return offset
 
-    def write(self, content: bytes) -> int:  # type: ignore[override]
-        self.hash.update(content)
+    def finish(self) -> None:
+        """Write the two empty blocks that end a tar, and fill its last record."""
+        self._write(bytes(2 * tarfile.BLOCKSIZE))
+        self._write(bytes(-self.written % tarfile.RECORDSIZE))
+
+    def _write(self, content: bytes) -> None:
+        self.digest.update(content)
         self.written += len(content)
-        return self.file.write(content)
-
-    def tell(self) -> int:
-        return self.written
+        self.file.write(content)

@@ -1,0 +1,133 @@
+"""What a build will need and meet: from the plan, and from a few images tried at once."""
+
+import contextlib
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .. import storage
+from ..errors import CocosegError, ConfigError
+from .config import PrepareConfig
+from .orientation import Orientation
+from .plan import BuildPlan, PlannedImage, image_task, sample_rules
+from .sample import Quarantined, build_sample
+from .workers import available_cores
+
+_TRIED = 200  # images: a fifth of a second, and the mean of their sizes is good to some percent
+_WEIGHED = 500
+_BESIDE = 2500  # bytes of a sample beside photo and mask: JSON, tar headers, padding
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What ``--dry-run`` tells."""
+
+    plan: BuildPlan
+    config: PrepareConfig
+    tried: int
+    """Images that were read, checked and painted to find out."""
+    problems: tuple[Quarantined, ...]
+    """Images that would be left out: all that the plan knows, and those found by trying."""
+    bytes: int
+    """Expected size of all shards [bytes]."""
+    seconds: float
+    """Expected time with the configured workers [s]."""
+    free: int | None
+    """Free space at the output [bytes]; None where nobody can tell."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is printed."""
+        plan = self.plan
+        content: dict[str, Any] = {
+            "images": plan.images,
+            "annotations": sum(source.annotations for source in plan.sources),
+            "images_without_annotations": sum(
+                len(source.images) - len(source.instances) for source in plan.sources
+            ),
+            "classes": list(plan.class_map.taxonomy.names),
+            "shards": sum(split.shards for split in plan.splits),
+            "bytes": self.bytes,
+            "free_bytes": self.free,
+            "seconds": round(self.seconds, 1),
+            "tried": self.tried,
+            "problems": dict(Counter(entry.reason for entry in self.problems)),
+            "first_problems": [
+                f"{entry.file_name}: {entry.reason}: {entry.detail}"
+                for entry in self.problems[:_SHOWN]
+            ],
+        }
+        if plan.splits[0].name:
+            content["splits"] = {split.name: len(split.images) for split in plan.splits}
+        if plan.left_out:
+            content["left_out"] = dict(plan.left_out)
+        if plan.notes():
+            content["notes"] = list(plan.notes())
+        return content
+
+
+def forecast(plan: BuildPlan, config: PrepareConfig) -> Forecast:
+    """Try images from all over the data set, and conclude from them to all; nothing is written."""
+    images = [image for split in plan.splits for image in split.images]
+    known = [image for image in images if image.problem is not None]
+    rules = sample_rules(plan, config, Orientation(config.exif))
+    problems = [build_sample(image_task(plan, image), rules) for image in known]
+    began, size, tried = time.perf_counter(), 0, 0
+    for image in _spread([image for image in images if image.problem is None], _TRIED):
+        made = build_sample(image_task(plan, image), rules)
+        tried += 1
+        if isinstance(made, Quarantined):
+            problems.append(made)
+        else:
+            size += len(made.sample.photo) + len(made.sample.mask or b"") + _BESIDE
+    seconds = time.perf_counter() - began
+    share = len(images) / max(tried, 1)
+    workers = config.workers or available_cores()
+    return Forecast(
+        plan=plan,
+        config=config,
+        tried=tried,
+        problems=tuple(entry for entry in problems if isinstance(entry, Quarantined)),
+        bytes=round(size * share),
+        seconds=seconds * share / workers,
+        free=storage.free_space(str(config.output)) if config.output else None,
+    )
+
+
+def refuse_full_disk(plan: BuildPlan, output: str, present: int) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Parameters
+    ----------
+    present
+        Size of the shards that stand already [bytes].
+
+    Raises
+    ------
+    CocosegError
+        If much less space is free than the photographs take up.
+    """
+    free = storage.free_space(output)
+    images = [image for split in plan.splits for image in split.images if image.name]
+    weighed = list(_spread(images, _WEIGHED))
+    if free is None or not weighed:
+        return
+    size = 0
+    for image in weighed:
+        with contextlib.suppress(ConfigError, OSError):  # the build tells which, and why
+            size += plan.catalogs[image.source].store.size(str(image.name))
+    need = size / len(weighed) * len(images) - present
+    if 0.9 * need > free:  # the mean of a sample: do not refuse what may just fit
+        raise CocosegError(
+            f"--output {output}: the shards will take about {need / 1e9:.1f} GB, "
+            f"{free / 1e9:.1f} GB are free; make room, or take fewer images (--limit, --max-side)"
+        )
+
+
+def _spread(images: Sequence[PlannedImage], count: int) -> Iterator[PlannedImage]:
+    """Yield up to `count` images from all over."""
+    step = max(1, len(images) // count)
+    return itertools.islice(images, 0, step * count, step)

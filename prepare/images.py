@@ -1,0 +1,280 @@
+"""Where photographs lie: in a folder, a tar or a zip; and how their bytes are read.
+
+The main process looks every name up once; workers get a `Location` and read it, so that an archive
+is listed once however many they are.
+"""
+
+import posixpath
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Protocol
+
+import msgspec
+
+from .. import storage
+from ..errors import ConfigError, DataError
+from ..photo import SUFFIXES, BadPhoto
+
+MAX_BYTES = 2**30
+"""Larger photographs are refused: no camera makes them, a bomb in a zip does [bytes]."""
+
+
+class Location(msgspec.Struct, frozen=True, array_like=True):
+    """Where the bytes of one photograph lie."""
+
+    url: str
+    """The file itself, or an archive."""
+    offset: int = 0
+    """Of the photograph in a tar, of its local header in a zip [bytes]."""
+    stored: int | None = None
+    """Bytes that it takes up there; None for a whole file."""
+    zipped: tuple[int, int, int] | None = None
+    """In a zip: compression method, size and CRC-32 of the photograph."""
+
+
+class ImageStore(Protocol):
+    """A folder or an archive of photographs."""
+
+    url: str
+    names: Iterable[str]
+    """Paths in it, with slashes."""
+
+    def location(self, name: str) -> Location:
+        """Return where one of `names` lies."""
+
+    def size(self, name: str) -> int:
+        """Return its size [bytes]."""
+
+
+class ImageFolder:
+    """The files below a folder, local or on an object store."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        try:
+            self.names: Iterable[str] = storage.walk_files(url)
+        except PermissionError as error:
+            raise ConfigError(f"--images {url}: {error.filename} may not be read") from None
+
+    def location(self, name: str) -> Location:
+        """Return where a file lies."""
+        return Location(storage.join(self.url, name))
+
+    def size(self, name: str) -> int:
+        """Return its size [bytes]."""
+        return storage.file_size(storage.join(self.url, name))
+
+
+class ImageTar:
+    """The files in an uncompressed tar."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._members: dict[str, Location] = {}
+        self.names: Iterable[str] = self._members
+        try:
+            with storage.open_seekable(url) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    if member.isreg() and not member.issparse():
+                        place = Location(url, member.offset_data, member.size)
+                        self._members[posixpath.normpath(member.name)] = place
+        except (tarfile.TarError, EOFError) as error:
+            raise DataError(f"--images {url}: is no uncompressed tar: {error}") from None
+
+    def location(self, name: str) -> Location:
+        """Return where a member lies."""
+        return self._members[name]
+
+    def size(self, name: str) -> int:
+        """Return its size [bytes]."""
+        return self._members[name].stored or 0
+
+
+class ImageZip:
+    """The files in a zip."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._members: dict[str, Location] = {}
+        self.names: Iterable[str] = self._members
+        try:
+            with storage.open_seekable(url) as file, zipfile.ZipFile(file) as archive:
+                for member in archive.infolist():
+                    if not member.is_dir():
+                        method = -1 if member.flag_bits & 1 else member.compress_type
+                        self._members[posixpath.normpath(member.filename)] = Location(
+                            url,
+                            member.header_offset,
+                            member.compress_size,
+                            (method, member.file_size, member.CRC),
+                        )
+        except (zipfile.BadZipFile, OSError, ValueError) as error:
+            raise DataError(f"--images {url}: is no readable zip: {error}") from None
+
+    def location(self, name: str) -> Location:
+        """Return where a member lies."""
+        return self._members[name]
+
+    def size(self, name: str) -> int:
+        """Return its size [bytes]."""
+        return self._members[name].stored or 0
+
+
+def open_store(url: str) -> ImageStore:
+    """List a folder, a ``.tar`` or a ``.zip`` of photographs.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such thing, or it is an archive of another kind.
+    DataError
+        If an archive cannot be read.
+    """
+    if storage.is_dir(url):
+        return ImageFolder(url)
+    if not storage.exists(url):
+        raise ConfigError(f"--images {url}: no such folder, tar or zip")
+    suffix = PurePosixPath(url).suffix.lower()
+    if suffix in (".tar", ".zip"):
+        return ImageTar(url) if suffix == ".tar" else ImageZip(url)
+    raise ConfigError(f"--images {url}: is neither a folder nor a .tar or .zip (unpack it first)")
+
+
+class Catalog:
+    """Finds the photograph that a ``file_name`` means."""
+
+    def __init__(self, store: ImageStore) -> None:
+        self.store = store
+        self._names = store.names if isinstance(store.names, Mapping) else set(store.names)
+        self._by_basename: dict[str, list[str]] | None = None
+
+    def find(self, file_name: str) -> tuple[str, bool]:
+        """Return the name in the store, and whether it lies elsewhere than the JSON says.
+
+        A name that is not there is looked for under other folders (exporters write paths of their
+        own machine), also in another case and with backslashes; it must be the only one, or the
+        only one with the most folders in common.
+
+        Raises
+        ------
+        BadPhoto
+            ``bad-file-name`` or ``missing-file``.
+        """
+        problem = file_name_problem(file_name)
+        if problem:
+            raise BadPhoto("bad-file-name", f"file_name {file_name!r} {problem}")
+        name = posixpath.normpath(file_name)
+        if name in self._names:
+            return name, False
+        parts = _folded(file_name)
+        candidates = [
+            (_common(parts, _folded(other)), other)
+            for other in self._basenames().get(parts[-1], [])
+        ]
+        best = max((common for common, _ in candidates), default=0)
+        nearest = [other for common, other in candidates if common == best]
+        if not nearest:
+            raise BadPhoto("missing-file", f"no {file_name!r} in {self.store.url}")
+        if len(nearest) > 1:
+            raise BadPhoto(
+                "missing-file",
+                f"no {file_name!r} in {self.store.url}, and {len(nearest)} files of that name in "
+                f"other folders: {', '.join(sorted(nearest)[:3])}",
+            )
+        return nearest[0], True
+
+    def _basenames(self) -> Mapping[str, list[str]]:
+        if self._by_basename is None:
+            by_basename = defaultdict(list)
+            for name in self._names:
+                by_basename[_folded(name)[-1]].append(name)
+            self._by_basename = dict(by_basename)
+        return self._by_basename
+
+
+def file_name_problem(name: str) -> str | None:
+    """Say what is wrong with a ``file_name``, if anything is."""
+    if not name or "\0" in name:
+        return "is empty or holds a NUL"
+    if "://" in name or PurePosixPath(name).is_absolute():
+        return "is not relative to the image folder"
+    if ".." in PurePosixPath(name.replace("\\", "/")).parts:
+        return "leaves the image folder"
+    return None
+
+
+def image_names(store: ImageStore) -> Iterator[str]:
+    """Yield the names of images, sorted: what there is to prepare where no JSON says it."""
+    return (name for name in sorted(store.names) if name.lower().endswith(SUFFIXES))
+
+
+def read_photo(location: Location) -> bytes:
+    """Return the bytes of a photograph.
+
+    Raises
+    ------
+    BadPhoto
+        ``missing-file``, ``unreadable-file``, ``file-too-large`` or ``damaged-archive``.
+    """
+    try:
+        if location.stored is None:
+            return storage.read_bytes(location.url)
+        if location.zipped is not None:
+            return _unzip(location, location.stored, *location.zipped)
+        return _range(location.url, location.offset, location.stored)
+    except ConfigError as error:
+        raise BadPhoto("missing-file", str(error)) from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BadPhoto("unreadable-file", f"{location.url}: {reason}") from None
+
+
+def _range(url: str, offset: int, length: int) -> bytes:
+    if length > MAX_BYTES:
+        raise BadPhoto("file-too-large", f"{length} bytes; at most {MAX_BYTES}")
+    content = storage.read_range(url, offset, length)
+    if len(content) < length:
+        raise BadPhoto("damaged-archive", f"{url} ends inside the file, {len(content)} bytes in")
+    return content
+
+
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # APPNOTE.TXT 4.3.7: signature … name and extra lengths
+
+
+def _unzip(location: Location, stored: int, method: int, size: int, crc: int) -> bytes:
+    if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        what = "encrypted" if method == -1 else f"compressed by method {method}"
+        raise BadPhoto("unreadable-file", f"{location.url}: is {what}; repack the zip")
+    if size > MAX_BYTES:
+        raise BadPhoto("file-too-large", f"{size} bytes; at most {MAX_BYTES}")
+    header = _range(location.url, location.offset, _LOCAL_HEADER.size)
+    signature, name, extra = _LOCAL_HEADER.unpack(header)
+    content = _range(location.url, location.offset + _LOCAL_HEADER.size + name + extra, stored)
+    if method == zipfile.ZIP_DEFLATED:
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            content = inflater.decompress(content, size + 1)
+        except zlib.error as error:
+            raise BadPhoto("damaged-archive", f"{location.url}: {error}") from None
+    if signature != b"PK\3\4" or len(content) != size or zlib.crc32(content) != crc:
+        raise BadPhoto("damaged-archive", f"{location.url}: the file differs from its checksum")
+    return content
+
+
+def _folded(name: str) -> tuple[str, ...]:
+    return PurePosixPath(name.replace("\\", "/").casefold()).parts
+
+
+def _common(one: tuple[str, ...], other: tuple[str, ...]) -> int:
+    """Count the parts that two paths share from the end."""
+    count = 0
+    for ours, theirs in zip(reversed(one), reversed(other), strict=False):
+        if ours != theirs:
+            break
+        count += 1
+    return count

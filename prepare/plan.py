@@ -1,0 +1,283 @@
+"""What is decided before the first image is opened: classes, keys, splits, and every place.
+
+annotations → classes → which images → keys → splits → the order of the shards
+"""
+
+import hashlib
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+from msgspec.structs import replace
+
+from ..errors import ConfigError, DataError
+from ..photo import BadPhoto
+from ..taxonomy import ClassMap, is_coco, resolve_classes
+from .annotations import AnnotationFile, ImageEntry, list_images, read_annotations
+from .config import PrepareConfig, parse_split
+from .images import Catalog, open_store
+from .orientation import Orientation
+from .rasterize import Instances, PaintRules
+from .sample import ImageTask, SampleRules
+
+
+class PlannedImage(msgspec.Struct, frozen=True, gc=False):
+    """One image and its place in the data set."""
+
+    key: str
+    source: int
+    """Place of its annotation file on the command line."""
+    entry: ImageEntry
+    split: int
+    name: str | None = None
+    """Its path in the image folder, tar or zip; None where it cannot be found."""
+    moved: bool = False
+    """Whether it was found elsewhere than the JSON says."""
+    problem: str | None = None
+    detail: str = ""
+    """The reason code, and the details, of what makes it useless already."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPlan:
+    """One folder of shards."""
+
+    name: str
+    """Its folder below the output; empty where nothing is split."""
+    images: tuple[PlannedImage, ...]
+    """In the order of the shards."""
+    shards: int
+
+
+@dataclass(frozen=True, slots=True)
+class BuildPlan:
+    """Everything that is decided before the first image is opened."""
+
+    sources: tuple[AnnotationFile, ...]
+    catalogs: tuple[Catalog, ...]
+    class_map: ClassMap
+    splits: tuple[SplitPlan, ...]
+    samples_per_shard: int
+    left_out: Counter[str]
+    """Images that are not packed, and why: ``repeated``, ``skipped_empty``, ``beyond_limit``."""
+
+    @property
+    def images(self) -> int:
+        """Images that will be packed or quarantined."""
+        return sum(len(split.images) for split in self.splits)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are annotations, and so masks."""
+        return self.sources[0].labelled
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what was decided and may surprise, a sentence each."""
+        notes = list(self.class_map.notes)
+        if not self.labelled:
+            notes.append("no annotations: the shards hold images without masks, for 'infer'")
+        if self.left_out["repeated"]:
+            notes.append(
+                f"{self.left_out['repeated']} images are in several annotation files (COCO's 2014 "
+                "and 2017 share theirs): each is taken once, from the first"
+            )
+        return tuple(notes)
+
+
+def plan_build(config: PrepareConfig) -> BuildPlan:
+    """Read the annotations and decide classes, keys, and the place of every image.
+
+    Raises
+    ------
+    ConfigError, DataError
+        See `read_annotations`, `open_store` and `resolve_classes`.
+    """
+    if not config.images:
+        raise ConfigError(
+            "--annotations: give a COCO JSON file and --images, its folder, tar or zip of images "
+            "(--images alone packs them without masks)"
+        )
+    if config.annotations and len(config.annotations) != len(config.images):
+        raise ConfigError(
+            f"--annotations and --images come in pairs: got {len(config.annotations)} and "
+            f"{len(config.images)}"
+        )
+    if len(set(config.annotations)) < len(config.annotations):
+        raise ConfigError("--annotations: one file is given twice")
+    stores = {url: open_store(url) for url in dict.fromkeys(config.images)}
+    if config.annotations:
+        sources = tuple(read_annotations(path) for path in config.annotations)
+    else:
+        sources = tuple(list_images(stores[url]) for url in config.images)
+    if len({source.labelled for source in sources}) > 1:
+        without = next(source.name for source in sources if not source.labelled)
+        raise ConfigError(
+            f"--annotations: {without} has no annotations, others have: prepare it by itself"
+        )
+    class_map = resolve_classes(config.classes, [source.categories for source in sources])
+    images, left_out = _choose(config, sources)
+    by_url = {url: Catalog(store) for url, store in stores.items()}
+    catalogs = tuple(by_url[url] for url in config.images)
+    splits = tuple(_splits(config, _find(images, catalogs)))
+    return BuildPlan(sources, catalogs, class_map, splits, config.samples_per_shard, left_out)
+
+
+def image_task(plan: BuildPlan, image: PlannedImage) -> ImageTask:
+    """Return what a worker needs of one image."""
+    entry = image.entry
+    return ImageTask(
+        key=image.key,
+        source=image.source,
+        image_id=entry.id,
+        file_name=entry.file_name,
+        location=plan.catalogs[image.source].store.location(image.name) if image.name else None,
+        moved=image.moved,
+        problem=image.problem,
+        detail=image.detail,
+        width=entry.width,
+        height=entry.height,
+        instances=_instances(plan, image.source, entry.id) if plan.labelled else None,
+    )
+
+
+def sample_rules(plan: BuildPlan, config: PrepareConfig, facing: Orientation) -> SampleRules:
+    """Return how samples are made, for all images alike."""
+    class_map = plan.class_map
+    ignore_index = class_map.taxonomy.ignore_index
+    return SampleRules(
+        PaintRules(config.overlap, config.crowd, ignore_index, class_map.priorities),
+        facing,
+        config.check_images == "full",
+        config.max_side,
+        config.jpeg_quality,
+    )
+
+
+def _instances(plan: BuildPlan, source: int, image_id: int) -> Instances:
+    entries = plan.sources[source].instances.get(image_id, ())
+    train_ids = plan.class_map.train_ids[source]
+    return Instances(
+        tuple(entry.id for entry in entries),
+        tuple(train_ids[entry.category_id] for entry in entries),
+        tuple(bool(entry.iscrowd) for entry in entries),
+        b"[" + b",".join(entry.segmentation for entry in entries) + b"]",
+    )
+
+
+def _choose(
+    config: PrepareConfig, sources: Sequence[AnnotationFile]
+) -> tuple[list[PlannedImage], Counter[str]]:
+    """Return the images to pack, in the order of the hash of their keys."""
+    left_out: Counter[str] = Counter()
+    repeated = _repeated(sources)
+    split_of = _split_chooser(config)
+    chosen = []
+    for source, file in enumerate(sources):
+        prefix = f"{source}-" if len(sources) > 1 else ""
+        for entry in file.images:
+            if (source, entry.id) in repeated:
+                left_out["repeated"] += 1
+            elif config.skip_empty and entry.id not in file.instances:
+                left_out["skipped_empty"] += 1
+            else:
+                key = f"{prefix}{entry.id:012d}"
+                chosen.append(PlannedImage(key, source, entry, split_of(entry)))
+    if not chosen:
+        raise DataError("no image is left to prepare: none has annotations (--skip-empty)")
+    chosen.sort(key=lambda image: hashlib.sha256(image.key.encode()).digest())
+    if config.limit is not None:
+        left_out["beyond_limit"] += max(0, len(chosen) - config.limit)
+        del chosen[config.limit :]
+    return chosen, left_out
+
+
+def _find(images: Sequence[PlannedImage], catalogs: Sequence[Catalog]) -> list[PlannedImage]:
+    """Look every name up. Images of one file are useless: each lacks the other's instances."""
+    found = []
+    for image in images:
+        try:
+            name, moved = catalogs[image.source].find(image.entry.file_name)
+        except BadPhoto as bad:
+            found.append(replace(image, problem=bad.reason, detail=bad.detail))
+        else:
+            found.append(replace(image, name=name, moved=moved))
+    files = [(catalogs[image.source].store.url, image.name) for image in found]
+    users = Counter(file for file in files if file[1] is not None)
+    if len(users) < len(found):
+        for place, (image, file) in enumerate(zip(found, files, strict=True)):
+            if users[file] > 1:
+                detail = f"{users[file]} images are this file: {image.name!r}"
+                found[place] = replace(image, problem="shared-file", detail=detail)
+    return found
+
+
+def _splits(config: PrepareConfig, images: Sequence[PlannedImage]) -> Iterator[SplitPlan]:
+    for number, name in enumerate(parse_split(config.split) if config.split else [""]):
+        members = tuple(image for image in images if image.split == number)
+        if not members:
+            raise DataError(
+                f"--split: no image falls into {name!r}; there are {len(images)} images"
+            )
+        yield SplitPlan(name, members, -(-len(members) // config.samples_per_shard))
+
+
+def _split_chooser(config: PrepareConfig) -> "SplitChooser":
+    fractions = parse_split(config.split) if config.split else {"": 1.0}
+    return SplitChooser(
+        tuple(itertools.accumulate(fractions.values())),
+        re.compile(config.group_by) if config.group_by else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SplitChooser:
+    """Deals images to splits by a hash, so that adding images moves no other."""
+
+    ends: tuple[float, ...]
+    """Cumulated fractions."""
+    group_by: "re.Pattern[str] | None"
+
+    def __call__(self, entry: ImageEntry) -> int:
+        """Return the number of an image's split."""
+        if len(self.ends) == 1:
+            return 0
+        name = f"image {entry.id}"
+        if self.group_by is not None and (match := self.group_by.search(entry.file_name)):
+            name = f"group {match.group(1) if match.groups() else match.group()}"
+        place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+        return next((i for i, end in enumerate(self.ends) if place < end), len(self.ends) - 1)
+
+
+_COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.jpg")
+
+
+def _repeated(sources: Sequence[AnnotationFile]) -> set[tuple[int, int]]:
+    """Return (source, image id) of COCO's images that an earlier source has already.
+
+    COCO's 2014 and 2017 sets are the same photographs under the same ids, dealt anew. Others count
+    from 1 too: so only files with COCO's categories and names of its form are compared, and the
+    address on Flickr, where there is one, must be the same.
+    """
+    seen: dict[int, ImageEntry] = {}
+    repeated = set()
+    coco = [(i, file) for i, file in enumerate(sources) if is_coco(file.categories)]
+    for source, file in coco if len(coco) > 1 else ():
+        for entry in file.images:
+            match = _COCO_NAME.fullmatch(entry.file_name.rpartition("/")[2])
+            if match is None or int(match.group(1)) != entry.id:
+                continue
+            first = seen.setdefault(entry.id, entry)
+            if first is not entry and _same_picture(first, entry):
+                repeated.add((source, entry.id))
+    return repeated
+
+
+def _same_picture(one: ImageEntry, other: ImageEntry) -> bool:
+    return (one.width, one.height, one.flickr_url) == (
+        other.width,
+        other.height,
+        other.flickr_url,
+    )
