@@ -139,7 +139,7 @@ def _text(raw: msgspec.Raw) -> str | None:
 
 
 def list_images(store: ImageStore) -> AnnotationFile:
-    """Number the images that no JSON describes, in the order of their names.
+    """Enter the images that no JSON describes, numbered in the order of their names.
 
     Their sizes are 0 here: only opening them tells.
 

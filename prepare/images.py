@@ -171,7 +171,7 @@ class Catalog:
         name = posixpath.normpath(file_name)
         if name in self._names:
             return name, False
-        parts = _folded(file_name)
+        parts = _folded(file_name) or ("",)
         candidates = [
             (_common(parts, _folded(other)), other)
             for other in self._basenames().get(parts[-1], [])

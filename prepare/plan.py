@@ -41,6 +41,9 @@ class PlannedImage(msgspec.Struct, frozen=True, gc=False):
     """The reason code, and the details, of what makes it useless already."""
 
 
+_LONGEST_SIDE = 2**31 - 1  # what image formats can say [pixels]
+
+
 @dataclass(frozen=True, slots=True)
 class SplitPlan:
     """One folder of shards."""
@@ -95,7 +98,7 @@ def plan_build(config: PrepareConfig) -> BuildPlan:
     ConfigError, DataError
         See `read_annotations`, `open_store` and `resolve_classes`.
     """
-    if not config.images:
+    if not config.images and not config.annotations:
         raise ConfigError(
             "--annotations: give a COCO JSON file and --images, its folder, tar or zip of images "
             "(--images alone packs them without masks)"
@@ -121,7 +124,7 @@ def plan_build(config: PrepareConfig) -> BuildPlan:
     images, left_out = _choose(config, sources)
     by_url = {url: Catalog(store) for url, store in stores.items()}
     catalogs = tuple(by_url[url] for url in config.images)
-    splits = tuple(_splits(config, _find(images, catalogs)))
+    splits = tuple(_splits(config, _find(images, catalogs, sized=bool(config.annotations))))
     return BuildPlan(sources, catalogs, class_map, splits, config.samples_per_shard, left_out)
 
 
@@ -137,8 +140,8 @@ def image_task(plan: BuildPlan, image: PlannedImage) -> ImageTask:
         moved=image.moved,
         problem=image.problem,
         detail=image.detail,
-        width=entry.width,
-        height=entry.height,
+        width=0 if image.problem else entry.width,
+        height=0 if image.problem else entry.height,
         instances=_instances(plan, image.source, entry.id) if plan.labelled else None,
     )
 
@@ -194,11 +197,16 @@ def _choose(
     return chosen, left_out
 
 
-def _find(images: Sequence[PlannedImage], catalogs: Sequence[Catalog]) -> list[PlannedImage]:
+def _find(
+    images: Sequence[PlannedImage], catalogs: Sequence[Catalog], sized: bool
+) -> list[PlannedImage]:
     """Look every name up. Images of one file are useless: each lacks the other's instances."""
     found = []
     for image in images:
+        width, height = image.entry.width, image.entry.height
         try:
+            if sized and not (0 < width <= _LONGEST_SIDE and 0 < height <= _LONGEST_SIDE):
+                raise BadPhoto("bad-size", f"annotated as {width} x {height}")
             name, moved = catalogs[image.source].find(image.entry.file_name)
         except BadPhoto as bad:
             found.append(replace(image, problem=bad.reason, detail=bad.detail))

@@ -88,12 +88,9 @@ def quarantine(
 
 
 def _build(image: ImageTask, location: Location, rules: SampleRules) -> MadeSample:
-    sized = image.instances is not None or (image.width, image.height) != (0, 0)
-    if sized and (image.width < 1 or image.height < 1):
-        raise BadPhoto("bad-size", f"annotated as {image.width} x {image.height}")
     content = read_photo(location)
     info = photo.check(content, rules.check_full)
-    width, height = (image.width, image.height) if sized else info.size(info.orientation)
+    width, height = (image.width, image.height) if image.width else info.size(info.orientation)
     turn = rules.orientation.turn(info, width, height)
     counts = Counter(_oddities(info))
     counts["found_elsewhere"] += image.moved
@@ -138,9 +135,9 @@ def count_pixels(mask: Mask) -> tuple[tuple[int, int], ...]:
 def _oddities(info: PhotoInfo) -> dict[str, int]:
     """Return what is worth counting of a photograph that is no plain 8-bit RGB."""
     return {
-        f"photo_{info.mode.replace(';', '_')}": info.mode != "RGB",
-        "photo_alpha": info.alpha,
-        "photo_animated": info.frames > 1,
+        f"photo_{info.mode.replace(';', '_')}": int(info.mode != "RGB"),
+        "photo_alpha": int(info.alpha),
+        "photo_animated": int(info.frames > 1),
     }
 
 
@@ -183,4 +180,5 @@ def _shrink_mask(mask: Mask, width: int, height: int) -> Mask:
     old_height, old_width = mask.shape
     rows = (2 * np.arange(height) + 1) * old_height // (2 * height)
     columns = (2 * np.arange(width) + 1) * old_width // (2 * width)
-    return mask[rows[:, None], columns]
+    shrunk: Mask = mask[rows[:, None], columns]
+    return shrunk

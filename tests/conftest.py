@@ -199,7 +199,7 @@ class CocoSet:
 
     def config(self, output: Path | str, **settings: Any) -> PrepareConfig:
         pair = {"annotations": (str(self.json),), "images": (str(self.images),)}
-        return PrepareConfig(**{**pair, "output": str(output), "workers": 1, **settings})
+        return PrepareConfig(**{**pair, "output": str(output), "engine": "inline", **settings})
 
     def prepare(self, output: Path | str, **settings: Any) -> PrepareResult:
         """Write the JSON and build the shards in this process."""

@@ -81,7 +81,7 @@ BAD = {
     "no such image folder": (
         "prepare --annotations {t}/a.json --images {t}/absent --output {t}/s",
         2,
-        "absent: no such folder",
+        "absent: no such folder, tar or zip",
     ),
     "JSON that is not COCO": (
         "prepare --annotations {t}/a.json --images {t}/images --output {t}/s",
@@ -214,6 +214,6 @@ def test_prepare_and_verify_never_import_torch(golden, tmp_path):
 
 
 def test_no_worker_of_prepare_imports_torch():
-    code = "import sys; from cocoseg.prepare.build import build_shard\nprint(*sys.modules)"
+    code = "import sys; from cocoseg.prepare.workers import run_shards\nprint(*sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "webdataset", "fsspec"} & set(ran.stdout.split())

@@ -11,11 +11,10 @@ import pytest
 POOL = """
 import os, sys, time
 from concurrent.futures import ProcessPoolExecutor
-from cocoseg.prepare.engines import _begin_worker
-from cocoseg.processes import start_context
+from cocoseg.processes import end_with_parent, start_context
 
 def main():
-    pool = ProcessPoolExecutor(2, mp_context=start_context(), initializer=_begin_worker)
+    pool = ProcessPoolExecutor(2, mp_context=start_context(), initializer=end_with_parent)
     print(*{pool.submit(os.getpid).result() for _ in range(20)}, flush=True)
     sys.stdin.read()
 

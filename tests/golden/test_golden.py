@@ -66,7 +66,7 @@ def test_prepared_again_every_mask_is_the_same_and_so_are_the_bytes_of_equal_ver
             images=(str(golden.images(split)),),
             output=str(tmp_path),
             samples_per_shard=3,
-            workers=1,
+            engine="inline",
         )
     )
     then, now = stored(golden.shards(split)), stored(tmp_path)

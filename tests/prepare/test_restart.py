@@ -1,12 +1,6 @@
 """The same bytes, whatever the number of workers and restarts; finished work is kept."""
 
-import contextlib
-import errno
 import hashlib
-import os
-import signal
-import stat
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -67,60 +61,6 @@ def test_the_place_of_a_sample_follows_the_hash_of_its_key_alone(drawn, tmp_path
     ]
     found = [(key, sample.shard) for key, sample in stored(tmp_path / "shards").items()]
     assert found == expected
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_killed_in_the_middle_and_run_again_gives_the_same_bytes(
-    drawn, spawn_cocoseg, tmp_path, workers
-):
-    flags = (*drawn.flags, "--exif", "raw", "--samples-per-shard", 2, "--max-bad", 1)
-
-    def run(output: Path) -> subprocess.Popen[str]:
-        return spawn_cocoseg("prepare", *flags, "--output", output, "--workers", workers)
-
-    undisturbed = run(tmp_path / "undisturbed")
-    assert undisturbed.wait() == 0, undisturbed.stderr.read()
-
-    # Photographs become named pipes: a worker that opens one waits, so the kill lands mid-work.
-    order = sorted(range(1, 15), key=lambda i: hashlib.sha256(f"{i:012d}".encode()).digest())
-    blocking = [drawn.images / f"{order[2 * shard + 1]}.jpg" for shard in (3, 4)[:workers]]
-    kept = {path: path.read_bytes() for path in blocking}
-    for path in blocking:
-        path.unlink()
-        os.mkfifo(path)
-    killed = run(tmp_path / "killed")
-    ends = [open_when_read(path, killed) for path in blocking]
-    os.killpg(killed.pid, signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    for end in ends:
-        os.close(end)
-
-    finished = identities(tmp_path / "killed")
-    records = list((tmp_path / "killed" / ".building").glob("shard-*.json"))
-    assert len(records) == len(finished) == 3
-    assert not (tmp_path / "killed" / "manifest.json").exists()
-
-    for path, content in kept.items():
-        path.unlink()
-        path.write_bytes(content)
-    again = run(tmp_path / "killed")
-    assert again.wait() == 0, again.stderr.read()
-    assert published(tmp_path / "killed") == published(tmp_path / "undisturbed")
-    assert identities(tmp_path / "killed").items() >= finished.items()
-
-
-def open_when_read(path: Path, process: subprocess.Popen[str]) -> int:
-    """Open a named pipe for writing as soon as `process` reads from it."""
-    assert stat.S_ISFIFO(path.stat().st_mode)
-    while True:
-        try:
-            return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError as error:
-            if error.errno != errno.ENXIO:  # nobody reads yet
-                raise
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.01)
-            pytest.fail(f"ended before it read {path.name}: {process.stderr.read()}")
 
 
 def test_a_finished_shard_that_was_damaged_meanwhile_is_built_again(drawn, tmp_path, monkeypatch):

@@ -76,7 +76,8 @@ def test_the_manifest_tells_nothing_of_when_where_and_how(golden):
     content = json.loads(text)
     assert set(content) == {
         "format", "version", "taxonomy", "settings", "sources", "versions", "samples", "bytes",
-        "counts", "class_pixels", "ignored_pixels", "shards", "index", "index_classes",
+        "counts", "class_pixels", "class_instances", "ignored_pixels", "shards", "index",
+        "index_classes", "masks",
     }  # fmt: skip
     assert set(content["settings"]) == {
         "classes", "overlap", "crowd", "exif", "samples_per_shard", "train_ids",
