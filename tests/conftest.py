@@ -133,6 +133,24 @@ def stored() -> Callable[[Path | str], dict[str, StoredSample]]:
 
 
 @pytest.fixture(scope="session")
+def stored_photos() -> Callable[[Path], list[tuple[str, bytes, dict[str, Any]]]]:
+    """Read shards without masks by plain `tarfile`: (extension, photo, meta) of every sample."""
+
+    def read(folder: Path) -> list[tuple[str, bytes, dict[str, Any]]]:
+        found = []
+        for path in sorted(folder.glob("*.tar")):
+            with tarfile.open(path, "r:") as tar:
+                members = [(m.name, tar.extractfile(m).read()) for m in tar]  # type: ignore[union-attr]
+            for (name, photo), (described, meta) in zip(members[0::2], members[1::2], strict=True):
+                key, extension = name.split(".", 1)
+                assert described == f"{key}.json"
+                found.append((extension, photo, json.loads(meta)))
+        return found
+
+    return read
+
+
+@pytest.fixture(scope="session")
 def oracle() -> ModuleType:
     """`prepare/oracle.py`: masks painted the plain pycocotools way, without any code of ours."""
     path = ROOT / "tests" / "prepare" / "oracle.py"
