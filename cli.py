@@ -150,8 +150,8 @@ def prepare(
 
     config = settings.value.prepare
     if dry_run:
-        expected = forecast(plan_build(config), config).to_dict()
-        return _print(expected, as_json, _lines(expected))
+        expected = forecast(plan_build(config), config)
+        return _print(expected.to_dict(), as_json, expected.story())
     result = build(config, progress=_progress())
     _print(describe(result), as_json, table(result))
     for line in advice(result, config.max_bad):
@@ -166,22 +166,20 @@ def prepare(
 def verify(
     shards: str, config_file: str | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool
 ) -> None:
-    """Check SHARDS byte by byte against their manifest: digests, names, pixels, counts."""
+    """Check SHARDS byte by byte against their manifest: digests, names, pixels, counts.
+
+    SHARDS may also hold the folders that 'prepare --split' made.
+    """
     _settings("verify", config_file, overrides, {})
     from dataclasses import asdict
 
-    from .shards.manifest import read_manifest
+    from .shards.verify import plan_verification
     from .shards.verify import verify as check
 
     if dry_run:
-        manifest = read_manifest(shards)
-        plan = {
-            "shards": len(manifest.shards),
-            "samples": manifest.samples,
-            "bytes": manifest.bytes,
-        }
+        plan = asdict(plan_verification(shards))
         return _print(plan, as_json, _lines(plan))
-    result = check(shards)
+    result = check(shards, progress=_progress())
     lines = [f"{problem.where}: {problem.what}" for problem in result.problems]
     state = f"{len(lines)} problems" if lines else "all good"
     lines.append(f"{result.shards} shards, {result.samples} samples, {result.bytes} bytes: {state}")

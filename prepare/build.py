@@ -26,6 +26,7 @@ from ..errors import CocosegError, ConfigError, DataError, Interrupted
 from ..shards import manifest as shard_manifest
 from ..shards.manifest import Manifest, ShardEntry, SourceEntry
 from . import journal
+from .changes import changed_photos, mended_photos
 from .config import PrepareConfig
 from .forecast import refuse_full_disk
 from .orientation import Orientation, majority
@@ -95,7 +96,9 @@ def prepare(config: PrepareConfig, progress: bool = False) -> PrepareResult:
     if not config.overwrite:
         manifests = journal.finished(config.output, folders, draft)
         if manifests:
-            return _result(config.output, plan, folders, manifests)
+            result = _result(config.output, plan, folders, manifests)
+            _refuse_changed_photos(plan, config, result)
+            return result
     with journal.locked(config.output):
         journal.begin(config.output, folders, draft, config.overwrite)
         build = _Build(plan, config, folders)
@@ -123,7 +126,7 @@ class _Build:
         """Build what is missing and return all shards, in order."""
         names = [self._names(number) for number in range(len(self.shards))]
         urls = [(storage.join(folder, name), record) for folder, name, record in names]
-        self.built = journal.kept_shards(self.output, urls)
+        self.built = self._unchanged(journal.kept_shards(self.output, urls))
         for folder in self.folders:
             storage.make_folder(folder)
         refuse_full_disk(self.plan, self.output, sum(s.size for s in self.built.values()))
@@ -141,6 +144,16 @@ class _Build:
             ]
             self._build(sorted(todo), facing, bar)
         return [self.built[number] for number in range(len(self.shards))]
+
+    def _unchanged(self, kept: Mapping[int, BuiltShard]) -> dict[int, BuiltShard]:
+        """Leave out the shards whose photographs are others now."""
+        images = {image.key: image for split in self.plan.splits for image in split.images}
+        return {
+            number: shard
+            for number, shard in kept.items()
+            if not any(changed_photos(self.plan, self.config, images, shard.index))
+            and not any(mended_photos(self.plan, self.config, images, shard.quarantined))
+        }
 
     def _build(self, todo: Sequence[int], facing: Orientation, bar: "tqdm[Any]") -> None:
         for number in todo:
@@ -227,6 +240,22 @@ def _story_of_an_end(build: _Build) -> Iterator[None]:
 
 def _kept(build: _Build) -> str:
     return f"{len(build.built)} of {len(build.shards)} shards are finished and kept"
+
+
+def _refuse_changed_photos(plan: BuildPlan, config: PrepareConfig, result: PrepareResult) -> None:
+    changes: list[str] = []
+    for split_plan, split in zip(plan.splits, result.splits, strict=True):
+        images = {image.key: image for image in split_plan.images}
+        index = shard_manifest.read_index(split.folder, split.manifest)
+        changes += changed_photos(plan, config, images, index)
+        changes += mended_photos(plan, config, images, split.quarantined)
+    if changes:
+        more = f"\n  … and {len(changes) - 8} more" if len(changes) > 8 else ""
+        shown = "\n".join(f"  {change}" for change in changes[:8])
+        raise ConfigError(
+            f"--output {result.output}: is complete, but images changed since:\n{shown}{more}\n"
+            "Choose another --output, or --overwrite that one."
+        )
 
 
 def _draft_manifest(plan: BuildPlan, config: PrepareConfig) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from .workers import available_cores
 _TRIED = 200  # images: a fifth of a second, and the mean of their sizes is good to some percent
 _WEIGHED = 500
 _BESIDE = 2500  # bytes of a sample beside photo and mask: JSON, tar headers, padding
+_TAR_END = 1024 + 10240 // 2  # bytes: two empty blocks, and the padding of the last record
 _SHOWN = 5
 
 
@@ -68,6 +69,40 @@ class Forecast:
             content["notes"] = list(plan.notes())
         return content
 
+    def story(self) -> str:
+        """Return what is printed for people."""
+        content = self.to_dict()
+        names = content["classes"]
+        shown = ", ".join(names[:12]) + (f", … {len(names) - 12} more" if len(names) > 12 else "")
+        free = "" if self.free is None else f", {_bytes(self.free)} free"
+        workers = self.config.workers or available_cores()
+        lines = [
+            ("images", f"{content['images']}"),
+            ("annotations", f"{content['annotations']}"),
+            ("without annotations", f"{content['images_without_annotations']} images"),
+            ("classes", f"{len(names)}: {shown}"),
+            ("shards", f"{content['shards']}, about {_bytes(self.bytes)}{free}"),
+            ("time", f"about {_time(self.seconds)} with {workers} workers"),
+        ]
+        lines += [("split", f"{n} images: {name}") for name, n in content.get("splits", {}).items()]
+        lines += [
+            ("left out", f"{n} images: {why.replace('_', ' ')}")
+            for why, n in content.get("left_out", {}).items()
+        ]
+        lines += [("note", note) for note in content.get("notes", [])]
+        found = ", ".join(f"{n} {reason}" for reason, n in content["problems"].items())
+        lines.append(("problems", f"{found or 'none'} ({self.tried} images were tried)"))
+        lines += [("", problem) for problem in content["first_problems"]]
+        return "\n".join(f"{name:<20} {text}" for name, text in lines)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
 
 def forecast(plan: BuildPlan, config: PrepareConfig) -> Forecast:
     """Try images from all over the data set, and conclude from them to all; nothing is written."""
@@ -91,7 +126,7 @@ def forecast(plan: BuildPlan, config: PrepareConfig) -> Forecast:
         config=config,
         tried=tried,
         problems=tuple(entry for entry in problems if isinstance(entry, Quarantined)),
-        bytes=round(size * share),
+        bytes=round(size * share) + _TAR_END * sum(split.shards for split in plan.splits),
         seconds=seconds * share / workers,
         free=storage.free_space(str(config.output)) if config.output else None,
     )

@@ -43,6 +43,8 @@ class ImageStore(Protocol):
     url: str
     names: Iterable[str]
     """Paths in it, with slashes."""
+    sizes_are_cheap: bool
+    """Whether `size` asks no server."""
 
     def location(self, name: str) -> Location:
         """Return where one of `names` lies."""
@@ -56,6 +58,7 @@ class ImageFolder:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.sizes_are_cheap = not storage.is_remote(url)
         try:
             self.names: Iterable[str] = storage.walk_files(url)
         except PermissionError as error:
@@ -72,6 +75,8 @@ class ImageFolder:
 
 class ImageTar:
     """The files in an uncompressed tar."""
+
+    sizes_are_cheap = True
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -98,6 +103,8 @@ class ImageTar:
 class ImageZip:
     """The files in a zip."""
 
+    sizes_are_cheap = True
+
     def __init__(self, url: str) -> None:
         self.url = url
         self._members: dict[str, Location] = {}
@@ -121,8 +128,9 @@ class ImageZip:
         return self._members[name]
 
     def size(self, name: str) -> int:
-        """Return its size [bytes]."""
-        return self._members[name].stored or 0
+        """Return its size when unpacked [bytes]."""
+        _, size, _ = self._members[name].zipped or (0, 0, 0)
+        return size
 
 
 def open_store(url: str) -> ImageStore:

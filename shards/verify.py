@@ -6,13 +6,16 @@ import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from .. import photo, storage
 from ..errors import DataError
 from ..photo import BadPhoto
 from .manifest import (
+    MANIFEST_NAME,
     Index,
     IndexRow,
     Manifest,
@@ -34,17 +37,46 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Verification:
-    """The result of `verify`."""
+class Extent:
+    """How much there is to verify."""
 
     shards: int
     samples: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verification(Extent):
+    """The result of `verify`."""
+
     problems: tuple[Problem, ...]
 
 
-def verify(folder: str) -> Verification:
+def plan_verification(folder: str) -> Extent:
+    """Return what `verify` would read.
+
+    Raises
+    ------
+    ConfigError, DataError
+        As `verify`.
+    """
+    manifests = [read_manifest(one) for one in _shard_folders(folder)]
+    return Extent(
+        sum(len(manifest.shards) for manifest in manifests),
+        sum(manifest.samples for manifest in manifests),
+        sum(manifest.bytes for manifest in manifests),
+    )
+
+
+def verify(folder: str, progress: bool = False) -> Verification:
     """Check everything that manifest and index say: names, sizes, digests, pixels, counts.
+
+    Parameters
+    ----------
+    folder
+        A folder of shards, or one that holds those which ``prepare --split`` made.
+    progress
+        Show a bar on stderr.
 
     Raises
     ------
@@ -53,24 +85,46 @@ def verify(folder: str) -> Verification:
     DataError
         If there is no manifest, or no index that can be read: nothing could be checked.
     """
+    extent = plan_verification(folder)
+    problems: list[Problem] = []
+    with tqdm(total=extent.samples, unit="img", disable=not progress) as bar:
+        for one in _shard_folders(folder):
+            split = "" if one == folder else f"{one.rpartition('/')[2]}/"
+            for problem in _folder(one, bar):
+                problems.append(Problem(split + problem.where, problem.what))
+                bar.set_postfix_str(f"{len(problems)} problems", refresh=False)
+    return Verification(extent.shards, extent.samples, extent.bytes, tuple(problems))
+
+
+def _shard_folders(folder: str) -> list[str]:
+    if not storage.exists(storage.join(folder, MANIFEST_NAME)):
+        below = (storage.join(folder, name) for name in sorted(storage.list_folders(folder)))
+        splits = [one for one in below if storage.exists(storage.join(one, MANIFEST_NAME))]
+        if splits:
+            return splits
+    return [folder]
+
+
+def _folder(folder: str, bar: "tqdm[Any]") -> Iterator[Problem]:
     manifest = read_manifest(folder)
     index = read_index(folder, manifest)
     present = storage.list_files(folder)
-    problems = list(_totals(manifest, index))
+    yield from _totals(manifest, index)
     known = {shard.name for shard in manifest.shards}
-    problems += [
-        Problem(name, "is not in the manifest")
-        for name in sorted(present)
-        if name.endswith(".tar") and name not in known
-    ]
+    for name in sorted(present):
+        if name.endswith(".tar") and name not in known:
+            yield Problem(name, "is not in the manifest")
     for number, shard in enumerate(manifest.shards):
-        if shard.name not in present:
-            problems.append(Problem(shard.name, "is missing"))
-            continue
         rows = [index.row(int(i)) for i in np.flatnonzero(index.samples["shard"] == number)]
-        content = storage.read_bytes(storage.join(folder, shard.name))
-        problems += _shard(shard, content, rows, manifest)
-    return Verification(len(manifest.shards), manifest.samples, manifest.bytes, tuple(problems))
+        if shard.name in present:
+            content = storage.read_bytes(storage.join(folder, shard.name))
+            yield from _shard(shard, content, rows, manifest)
+            for row in rows:
+                yield from _sample(f"{shard.name}: {row.key}", content, row, manifest)
+                bar.update()
+        else:
+            yield Problem(shard.name, "is missing")
+            bar.update(len(rows))
 
 
 def _totals(manifest: Manifest, index: Index) -> Iterator[Problem]:
@@ -118,8 +172,6 @@ def _shard(
             break
     if len(found) != len(expected):
         yield Problem(entry.name, f"holds {len(found)} members, the index says {len(expected)}")
-    for row in rows:
-        yield from _sample(f"{entry.name}: {row.key}", content, row, manifest)
 
 
 def _sample(where: str, content: bytes, row: IndexRow, manifest: Manifest) -> Iterator[Problem]:

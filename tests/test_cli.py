@@ -122,13 +122,13 @@ def test_bad_usage_ends_in_one_clear_message_and_its_exit_code(
 
 
 def test_a_bug_of_ours_is_no_message_for_users(run_cocoseg, monkeypatch):
-    monkeypatch.setattr("cocoseg.shards.verify.verify", lambda _: 1 / 0)
+    monkeypatch.setattr("cocoseg.shards.verify.verify", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_cocoseg("verify", ".")
 
 
 def test_an_interruption_is_130_and_says_how_to_go_on(run_cocoseg, monkeypatch):
-    def interrupted(_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cocoseg.shards.verify.verify", interrupted)
