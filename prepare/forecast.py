@@ -53,7 +53,7 @@ class Forecast:
             "shards": sum(split.shards for split in plan.splits),
             "bytes": self.bytes,
             "free_bytes": self.free,
-            "seconds": round(self.seconds, 1),
+            "seconds": round(self.seconds, 3),
             "tried": self.tried,
             "problems": dict(Counter(entry.reason for entry in self.problems)),
             "first_problems": [
