@@ -36,9 +36,12 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 0x0112
+_JPEGS = ("JPEG", "MPO")
 _JPEG_END = b"\xff\xd9"  # the EOI marker
+_JPEG_SCAN = b"\xff\xda"  # the SOS marker
 _PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"  # the empty IEND chunk
 _OPPOSITE = {6: 8, 8: 6}  # which turn undoes a turn; all others undo themselves
+_COUNTED_BY_SEEKING = ("GIF", "TIFF")
 _TURNED_BY_PILLOW = ("TIFF",)  # these alone it turns by itself, the size when opened
 
 
@@ -84,10 +87,11 @@ def inspect(content: bytes) -> PhotoInfo:
     Raises
     ------
     BadPhoto
-        ``empty-file``, ``undecodable-image``, ``unsupported-format`` or ``image-too-large``.
+        ``empty-file``, ``undecodable-image``, ``unsupported-format`` or ``image-too-large``; for a
+        PNG, whose EXIF may stand behind the pixels, also as `check`.
     """
     with _open(content) as image:
-        return _info(image)
+        return _info(image, content)
 
 
 def check(content: bytes, full: bool = False) -> PhotoInfo:
@@ -102,12 +106,15 @@ def check(content: bytes, full: bool = False) -> PhotoInfo:
     Raises
     ------
     BadPhoto
-        As `inspect`, ``truncated-image``, and ``damaged-image`` for a PNG with a wrong checksum.
+        As `inspect`, ``truncated-image``, and ``damaged-image`` for a file that has its end and
+        cannot be decoded, or a PNG with a wrong checksum.
     """
     with _open(content) as image:
-        info = _info(image)
-        if full or not _ends_as_it_should(content, str(image.format)):
-            _load(image)
+        info, form = _info(image, content), str(image.format)
+        if full or not _ends_as_it_should(content, form):
+            _load(image, content)
+            if form in _JPEGS and _JPEG_END not in content[_scan_start(content) :]:
+                raise BadPhoto("truncated-image", "no end marker follows the pixels")
     if full and info.extension == EXTENSIONS["PNG"]:
         _verify_png(content)
     return info
@@ -115,7 +122,7 @@ def check(content: bytes, full: bool = False) -> PhotoInfo:
 
 def _ends_as_it_should(content: bytes, form: str) -> bool:
     """Tell whether a file's last bytes are those of its format; False where that tells nothing."""
-    if form in ("JPEG", "MPO"):
+    if form in _JPEGS:
         return content.endswith(_JPEG_END) or content.rstrip(b"\0").endswith(_JPEG_END)
     if form == "PNG":
         return content.endswith(_PNG_END)
@@ -123,6 +130,21 @@ def _ends_as_it_should(content: bytes, form: str) -> bool:
         place, less = (4, 8) if form == "WEBP" else (2, 0)
         return int.from_bytes(content[place : place + 4], "little") + less == len(content)
     return False
+
+
+def _scan_start(content: bytes) -> int:
+    """Return where the compressed pixels of a JPEG begin: markers before it hold thumbnails.
+
+    A file that was only half copied may end in zeros, which libjpeg takes for pixels; no end marker
+    can stand among pixels (ITU-T T.81, B.1.1.5).
+    """
+    place = 2  # behind the start-of-image marker
+    while place + 4 <= len(content) and content[place : place + 2] != _JPEG_SCAN:
+        if content[place] == 0xFF and content[place + 1] not in (0x00, 0xFF):
+            place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+        else:
+            place += 1  # markers may be padded
+    return place
 
 
 def decode(content: bytes, orientation: int | None = None) -> NDArray[np.uint8]:
@@ -147,14 +169,16 @@ def decode(content: bytes, orientation: int | None = None) -> NDArray[np.uint8]:
         If the bytes are no complete image of a supported format.
     """
     with _open(content) as image:
-        info = _info(image)
-        _load(image)
+        info = _info(image, content)
+        _load(image, content)
         turns = [info.orientation if orientation is None else orientation]
         if image.format in _TURNED_BY_PILLOW:
             turns.insert(0, _OPPOSITE.get(info.orientation, info.orientation))
         upright: Image.Image = image
         if image.mode.startswith("I;16"):  # TIFF and PNG, 16 bits a sample
             upright = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+        if upright.mode == "La":  # gray times alpha, in TIFFs: Pillow divides on this way alone
+            upright = upright.convert("LA")
         if upright.mode != "RGB":
             upright = upright.convert("RGB")
         for turn in turns:
@@ -179,13 +203,15 @@ def _open(content: bytes) -> Image.Image:
         raise BadPhoto("undecodable-image", f"{type(error).__name__}: {error}") from None
 
 
-def _info(image: Image.Image) -> PhotoInfo:
+def _info(image: Image.Image, content: bytes) -> PhotoInfo:
     extension = EXTENSIONS.get(image.format or "")
     if extension is None:
         known = ", ".join(EXTENSIONS)
         raise BadPhoto("unsupported-format", f"is {image.format}; supported: {known}")
     if image.mode in ("I", "F"):  # measurements, not a photograph: no range to bring to 0…255
         raise BadPhoto("unsupported-format", "has 32-bit samples; supported: 8 and 16 bits")
+    if image.format == "PNG":  # getexif() would: a failure would go unseen, and not come again
+        _load(image, content)
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # a broken EXIF block says nothing of the pixels; counted as "no turn"
@@ -196,13 +222,18 @@ def _info(image: Image.Image) -> PhotoInfo:
     if image.format in _TURNED_BY_PILLOW and orientation >= 5:
         width, height = height, width
     alpha = image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info
-    return PhotoInfo(extension, width, height, orientation, image.mode, alpha, _frames(image))
+    return PhotoInfo(
+        extension, width, height, orientation, image.mode, alpha, _frames(image, content)
+    )
 
 
-def _frames(image: Image.Image) -> int:
+def _frames(image: Image.Image, content: bytes) -> int:
     if image.format == "JPEG":
         return 1
     try:
+        if image.format in _COUNTED_BY_SEEKING:  # on a broken picture, it stays there
+            with _open(content) as another:
+                return int(getattr(another, "n_frames", 1))
         return int(getattr(image, "n_frames", 1))
     except Exception:  # what follows the first picture is broken: it is not read
         return 1
@@ -217,8 +248,10 @@ def _verify_png(content: bytes) -> None:
             raise BadPhoto("damaged-image", f"{type(error).__name__}: {error}") from None
 
 
-def _load(image: Image.Image) -> None:
+def _load(image: Image.Image, content: bytes) -> None:
     try:
         image.load()
     except Exception as error:  # OSError, SyntaxError, struct.error …: whatever the plugin meets
-        raise BadPhoto("truncated-image", f"{type(error).__name__}: {error}") from None
+        whole = _ends_as_it_should(content, str(image.format))
+        reason = "damaged-image" if whole else "truncated-image"
+        raise BadPhoto(reason, f"{type(error).__name__}: {error}") from None

@@ -46,8 +46,8 @@ class ImageEntry(msgspec.Struct, frozen=True, gc=False):
 class AnnotationEntry(msgspec.Struct, frozen=True, gc=False):
     """An entry of ``annotations``; ``area`` and ``bbox`` are not trusted and not read."""
 
-    image_id: int
-    category_id: int
+    image_id: Id
+    category_id: Id
     id: Id | None = None
     segmentation: msgspec.Raw = _NULL
     iscrowd: int | bool | None = 0
@@ -110,12 +110,13 @@ def read_annotations(path: str) -> AnnotationFile:
     category_ids = {entry.id for entry in categories}
     by_image: dict[int, list[AnnotationEntry]] = {entry.id: [] for entry in images}
     for position, entry in enumerate(annotations):
+        if entry.category_id in category_ids and entry.image_id in by_image:
+            by_image[entry.image_id].append(entry)
+            continue
         where = f"{path}: $.annotations[{position}] (id {entry.id})"
         if entry.category_id not in category_ids:
             raise DataError(f"{where}: category_id {entry.category_id} is not in $.categories")
-        if entry.image_id not in by_image:
-            raise DataError(f"{where}: image_id {entry.image_id} is not in $.images")
-        by_image[entry.image_id].append(entry)
+        raise DataError(f"{where}: image_id {entry.image_id} is not in $.images")
     used = {entry.category_id for entry in annotations}
     known_ids = [entry.id for entry in annotations if entry.id is not None]
     return AnnotationFile(
@@ -134,8 +135,11 @@ def read_annotations(path: str) -> AnnotationFile:
 
 
 def _text(raw: msgspec.Raw) -> str | None:
-    value = msgspec.json.decode(raw)
-    return value if isinstance(value, str) else None
+    """Return a string; None for any other value, 1e999 and bytes that are no UTF-8 included."""
+    try:
+        return msgspec.json.decode(raw, type=str)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def list_images(store: ImageStore) -> AnnotationFile:
@@ -222,7 +226,7 @@ def _decode(
     path: str, name: str, sections: Mapping[str, msgspec.Raw], kind: type[list[Entry]]
 ) -> list[Entry]:
     if name not in sections:
-        found = ", ".join(sorted(sections)[:8]) or "nothing"
+        found = ", ".join(key[:40] for key in sorted(sections)[:8]) or "nothing"
         raise DataError(f"{path}: is not COCO: $.{name} is missing (the top level holds {found})")
     try:
         return msgspec.json.decode(sections[name], type=kind)

@@ -120,13 +120,14 @@ class _Rle(msgspec.Struct):
 
 _DECODER = msgspec.json.Decoder(list[list[list[float]] | _Rle | None])
 _RAW_DECODER = msgspec.json.Decoder(list[msgspec.Raw])
+_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def _shapes(instances: Instances, width: int, height: int) -> tuple[list[RLEMask | None], int]:
     """Check all segmentations and encode them (None: has none); count those out of bounds."""
     try:
         decoded = _DECODER.decode(instances.segmentations)
-    except (msgspec.DecodeError, RecursionError):
+    except _UNDECODABLE:
         decoded = None
     polygons = [p for content in decoded or () if isinstance(content, list) for p in content]
     if decoded is None or not _sound(polygons, width, height):
@@ -161,12 +162,26 @@ def _sound(polygons: Sequence[Sequence[float]], width: int, height: int) -> bool
         return False
     limit = _limit(width, height)
     points = np.array([number for polygon in polygons for number in polygon])
-    return bool(points.min() >= -limit and points.max() <= 2 * limit)  # False for NaN too
+    if not (points.min() >= -limit and points.max() <= 2 * limit):  # NaN is not either
+        return False
+    longest = max(map(len, polygons)) // 2 * 3 * limit  # no edge is longer than 3 x limit
+    return longest <= _LONGEST_OUTLINE or all(_outline(p) <= _LONGEST_OUTLINE for p in polygons)
 
 
 def _limit(width: int, height: int) -> int:
-    # A point farther off than this is no annotator's slip, and its outline may not fit in memory.
+    # A point farther off than this is no annotator's slip.
     return max(width, height)
+
+
+_LONGEST_OUTLINE = 10_000_000
+"""pycocotools takes 35 bytes and 0.2 us a pixel of outline: 100,000 points criss-cross over
+640 x 480 took 6.6 GB, and a failed malloc crashes it. All pixels of a COCO image are 300,000."""
+
+
+def _outline(polygon: Sequence[float]) -> float:
+    """Return the length of a polygon's outline as pycocotools walks it [pixels]."""
+    points = np.array(polygon, np.float64).reshape(-1, 2)
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
 def _inside(polygons: Sequence[Sequence[float]], width: int, height: int) -> bool:
@@ -180,7 +195,7 @@ def _checked_one_by_one(
     """Find out what is wrong and say so, or return what was only written unusually."""
     try:
         raws = _RAW_DECODER.decode(instances.segmentations)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _UNDECODABLE as error:
         raise BadAnnotation("bad-segmentation", f"segmentation: {error}") from None
     decoded = []
     for raw, annotation_id in zip(raws, instances.ids, strict=True):
@@ -194,7 +209,7 @@ def _checked_one_by_one(
 def _segmentation(raw: msgspec.Raw, width: int, height: int) -> list[list[float]] | _Rle | None:
     try:
         content = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:  # 1e999 and the like
+    except _UNDECODABLE as error:  # 1e999 and the like
         raise BadAnnotation("bad-segmentation", f"segmentation: {error}") from None
     if content is None or content == [] or content == {}:
         return None
@@ -205,7 +220,7 @@ def _segmentation(raw: msgspec.Raw, width: int, height: int) -> list[list[float]
     if isinstance(content, dict):
         size, counts = content.get("size"), content.get("counts")
         if not isinstance(size, list) or [type(v) for v in size] != [int, int]:
-            raise BadAnnotation("bad-rle", f"RLE size {size!r}; expected [height, width]")
+            raise BadAnnotation("bad-rle", f"RLE size {_brief(size)}; expected [height, width]")
         if not isinstance(counts, str) and not (
             isinstance(counts, list) and all(type(run) is int for run in counts)
         ):
@@ -227,29 +242,38 @@ def _check_polygon(where: str, polygon: Any, width: int, height: int) -> None:
     except OverflowError:
         detail = f"{where}: an integer beyond any float"
         raise BadAnnotation("coordinates-far-off", detail) from None
-    if not _sound([polygon], width, height):
-        low, high = points.min(axis=0), points.max(axis=0)
-        raise BadAnnotation(
-            "coordinates-far-off",
-            f"{where}: x {low[0]:g}…{high[0]:g}, y {low[1]:g}…{high[1]:g} in an image of "
-            f"{width} x {height}",
-        )
+    if _sound([polygon], width, height):
+        return
+    low, high = points.min(axis=0), points.max(axis=0)
+    if low.min() >= -_limit(width, height) and high.max() <= 2 * _limit(width, height):
+        length = f"{_outline(polygon):,.0f} pixels; at most {_LONGEST_OUTLINE:,}"
+        raise BadAnnotation("bad-polygon", f"{where}: its outline has {length}")
+    raise BadAnnotation(
+        "coordinates-far-off",
+        f"{where}: x {low[0]:g}…{high[0]:g}, y {low[1]:g}…{high[1]:g} in an image of "
+        f"{width} x {height}",
+    )
 
 
 def _rle(size: list[int], counts: str | list[int], width: int, height: int) -> RLEMask:
     if len(size) != 2:
-        raise BadAnnotation("bad-rle", f"RLE size {size!r}; expected [height, width]")
+        raise BadAnnotation("bad-rle", f"RLE size {_brief(size)}; expected [height, width]")
     if size != [height, width]:
-        raise BadAnnotation("rle-size-mismatch", f"RLE size {size}, image [{height}, {width}]")
+        detail = f"RLE size {_brief(size)}, image [{height}, {width}]"
+        raise BadAnnotation("rle-size-mismatch", detail)
     runs = decode_counts(counts).tolist() if isinstance(counts, str) else counts
-    if any(run < 0 for run in runs):
+    if runs and min(runs) < 0:
         raise BadAnnotation("bad-rle", "RLE counts hold a negative run")
     total = sum(runs)  # of Python's integers, which do not overflow
     if total != height * width:
-        raise BadAnnotation(
-            "rle-sum-mismatch", f"RLE counts sum to {total}, not {height} x {width}"
-        )
+        said = total if total < 2**63 else "more than 2^63"  # Python refuses to write 4,300 digits
+        raise BadAnnotation("rle-sum-mismatch", f"RLE counts sum to {said}, not {height} x {width}")
     return RLEMask.from_counts(np.array(runs, np.uint32), (height, width))
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 _LONGEST = 7  # characters of a number: 35 bits, and no run is longer than 32

@@ -136,7 +136,7 @@ noise = np.random.default_rng(1).integers(0, 256, (48, 64, 3), np.uint8)
         (encoded(noise, "TIFF")[:-1000], "truncated-image"),
         (encoded(noise, "BMP")[:-100], "truncated-image"),
         (encoded(noise, "WEBP")[:-100], "undecodable-image"),
-        (png_header(1000, 1000), "truncated-image"),
+        (png_header(1000, 1000), "damaged-image"),
         (png_header(0, 0), "undecodable-image"),
         (png_header(100_000, 100_000), "image-too-large"),
         (encoded(RGB, "PPM"), "unsupported-format"),
@@ -177,3 +177,107 @@ def test_a_flipped_bit_in_a_png_is_found_by_its_checksum():
         found.add(bad.value.reason)
         content[place] ^= 4
     assert "damaged-image" in found
+
+
+# ---- cut, half copied, and broken further on
+
+BLOCKS = np.kron(np.random.default_rng(2).integers(0, 256, (3, 4, 3)), np.ones((8, 8, 1)))
+PICTURE = Image.fromarray(BLOCKS.astype(np.uint8))
+TWO = {"save_all": True, "append_images": [PICTURE.rotate(180)]}
+
+
+def with_thumbnail():
+    """A JPEG whose EXIF holds a JPEG: an end-of-image marker long before the end."""
+    thumbnail = encoded(PICTURE.resize((8, 6)), "JPEG")
+    entries = struct.pack(">HHII", 0x201, 4, 1, 44) + struct.pack(
+        ">HHII", 0x202, 4, 1, len(thumbnail)
+    )
+    tiff = b"MM\0*" + struct.pack(">IHI", 8, 0, 14) + struct.pack(">H", 2) + entries
+    exif = b"Exif\0\0" + tiff + struct.pack(">I", 0) + thumbnail
+    return encoded(PICTURE, "JPEG", exif=exif)
+
+
+WHOLE = {
+    "JPEG": encoded(PICTURE, "JPEG"),
+    "progressive JPEG": encoded(PICTURE, "JPEG", progressive=True),
+    "JPEG with thumbnail": with_thumbnail(),
+    "CMYK JPEG": encoded(PICTURE.convert("CMYK"), "JPEG"),
+    "MPO": encoded(PICTURE, "MPO", **TWO),
+    "PNG": encoded(PICTURE),
+    "palette PNG": encoded(PICTURE.quantize(16)),
+    "16-bit PNG": encoded(BLOCKS[..., 0].astype(np.uint16) << 8),
+    "animated PNG": encoded(PICTURE, **TWO),
+    "WebP": encoded(PICTURE, "WEBP"),
+    "lossless WebP": encoded(PICTURE, "WEBP", lossless=True),
+    "animated WebP": encoded(PICTURE, "WEBP", **TWO),
+    "GIF": encoded(PICTURE, "GIF"),
+    "animated GIF": encoded(PICTURE, "GIF", **TWO),
+    "TIFF": encoded(PICTURE, "TIFF"),
+    "LZW TIFF": encoded(PICTURE, "TIFF", compression="tiff_lzw"),
+    "JPEG TIFF": encoded(PICTURE, "TIFF", compression="jpeg"),
+    "BMP": encoded(PICTURE, "BMP"),
+    "1-bit BMP": encoded(PICTURE.convert("1"), "BMP"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow, of cut EXIF and TIFF tags
+@pytest.mark.parametrize("content", WHOLE.values(), ids=WHOLE)
+def test_a_file_cut_anywhere_is_refused_or_its_first_picture_is_whole(content):
+    pixels = photo.decode(content)
+    refused = 0
+    for length in range(len(content)):
+        try:
+            photo.check(content[:length])
+        except BadPhoto:
+            refused += 1
+        else:
+            assert np.array_equal(photo.decode(content[:length]), pixels)
+    assert refused > 0.4 * len(content)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ["JPEG", "progressive JPEG", "JPEG with thumbnail", "CMYK JPEG"])
+def test_a_half_copied_jpeg_that_ends_in_zeros_is_refused(name):
+    content = WHOLE[name]
+    for length in range(len(content)):
+        with pytest.raises(BadPhoto):
+            photo.check(content[:length] + bytes(4096))
+    assert photo.check(content + bytes(4096)).width == PICTURE.width  # whole, and padded
+
+
+def test_a_jpeg_may_have_anything_behind_it():
+    for behind in (b"x", b"\xff\xd8\xff", b"\xff\xda", bytes(9) + b"ftypmp42", WHOLE["PNG"]):
+        content = WHOLE["JPEG with thumbnail"] + behind
+        assert photo.check(content).size(1) == PICTURE.size
+        assert np.array_equal(photo.decode(content), photo.decode(WHOLE["JPEG with thumbnail"]))
+
+
+def test_damage_inside_a_png_is_found_without_decoding_twice_and_never_decoded():
+    broken = bytearray(WHOLE["PNG"])
+    middle = broken.index(b"IDAT") + 40
+    broken[middle : middle + 20] = bytes(20)
+    for look in (photo.inspect, photo.check, photo.decode):
+        with pytest.raises(BadPhoto) as bad:
+            look(bytes(broken))
+        assert bad.value.reason == "damaged-image"
+
+
+def test_a_broken_second_page_does_not_take_the_place_of_the_first():
+    pages = [Image.new("RGB", PICTURE.size, "teal")]
+    content = bytearray(encoded(PICTURE.copy(), "TIFF", save_all=True, append_images=pages))
+    first = struct.unpack_from("<I", content, 4)[0]
+    entries = struct.unpack_from("<H", content, first)[0]
+    second = struct.unpack_from("<I", content, first + 2 + 12 * entries)[0]
+    assert struct.unpack_from("<H", content, second + 2) == (256,)  # ImageWidth
+    struct.pack_into("<H", content, second + 2, 255)
+    assert photo.check(bytes(content)).frames == 1
+    assert np.array_equal(photo.decode(bytes(content)), np.array(PICTURE))
+
+
+def test_gray_with_premultiplied_alpha_is_decoded():
+    gray = Image.fromarray(np.dstack([RGB[..., 0], np.full((HEIGHT, WIDTH), 255, np.uint8)]), "LA")
+    content = bytearray(encoded(gray, "TIFF"))
+    kind = content.index(struct.pack("<HHI", 338, 3, 1)) + 8  # the tag ExtraSamples
+    content[kind] = 1  # associated alpha
+    assert photo.check(bytes(content)).mode == "La"
+    assert np.array_equal(photo.decode(bytes(content)), RGB[..., [0, 0, 0]])

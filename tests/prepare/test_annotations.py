@@ -59,6 +59,8 @@ REFUSED = {
     "annotation id a string": (changed(ANNOTATION_ID, '[{"id":"4"'), "`$.annotations[0].id`"),
     "category id a float": (changed(CATEGORY_ID, '[{"id":2.0'), "`$.categories[0].id`"),
     "reference a string": (changed('"image_id":1', '"image_id":"1"'), "[0].image_id`"),
+    "reference of 4,000 digits": (changed('"image_id":1', f'"image_id":{"9" * 4000}'), "image_id`"),
+    "width of 5,000 digits": (changed("16", "9" * 5000), "`$.images[0].width`"),
     "reference a bool": (changed('"category_id":2', '"category_id":true'), "[0].category_id`"),
     "unknown image id": (changed('"image_id":1', '"image_id":7'), "image_id 7 is not in"),
     "unknown category id": (changed('"category_id":2', '"category_id":7'), "category_id 7 is not"),
@@ -119,9 +121,14 @@ def test_the_same_words_inside_strings_are_no_second_key(tmp_path):
         changed('"id":4,', ""),
         changed('"id":4', '"id":4,"area":-1,"bbox":null,"score":1e999'),
         changed('"cat"', '"cat","supercategory":5,"keypoints":[]'),
+        changed('"cat"', '"cat","supercategory":1e999'),
+        changed('"cat"', f'"cat","supercategory":{"9" * 5000}'),
+        changed('"cat"', '"cat","supercategory":"?"').replace(b"?", b"\xff"),
+        changed('"cat"', f'"cat","supercategory":{"[" * 900}{"]" * 900}'),
     ],
-    ids=["byte order mark", "pretty", "more keys", "no annotation id", "wrong area", "more fields"],
-)
+    ids=["byte order mark", "pretty", "more keys", "no annotation id", "wrong area", "more fields",
+         "1e999", "5,000 digits", "broken UTF-8 that nobody reads", "nested"],
+)  # fmt: skip
 def test_what_does_not_matter_is_accepted(tmp_path, content):
     found = read(tmp_path, content)
     assert [entry.file_name for entry in found.images] == ["a.jpg"]
@@ -137,6 +144,13 @@ def test_duplicate_annotation_ids_are_counted_and_images_may_have_no_annotation(
     assert found.duplicate_annotation_ids == 2
     assert len(found.instances[1]) == 3
     assert 0 not in found.instances
+
+
+def test_a_message_stays_short_whatever_the_file_holds(tmp_path):
+    long_keys = {f"{i}{'x' * 9999}": 0 for i in range(99)}
+    with pytest.raises(DataError, match="missing") as refused:
+        read(tmp_path, json.dumps(long_keys).encode())
+    assert len(str(refused.value)) < 1000
 
 
 def test_a_missing_file_or_a_folder_is_a_usage_error(tmp_path):

@@ -93,8 +93,13 @@ def rle(counts, size=(HEIGHT, WIDTH)):
         (rle("PP"), "bad-rle"),  # ends inside a number
         (rle("o" * 40), "bad-rle"),
         (rle("P6\x00"), "bad-rle"),
+        pytest.param(rle([192], (10**4000, 16)), "rle-size-mismatch", id="size of 4,000 digits"),
+        pytest.param(rle([192], list(range(9999))), "bad-rle", id="size of 9,999 numbers"),
+        pytest.param(rle([int("9" * 4299)] * 99), "rle-sum-mismatch", id="sum of 4,301 digits"),
+        pytest.param("[[-16,0,32,0]]".replace("]]", ",-16,1,32,1" * 150_000 + "]]"), "bad-polygon",
+                     id="an outline of 14 million pixels"),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("rules", [RULES, PaintRules("order", "drop", 255)], ids=["paint", "drop"])
 def test_a_bad_segmentation_has_its_reason_even_where_it_would_not_be_painted(
     segmentation, reason, rules
@@ -104,7 +109,15 @@ def test_a_bad_segmentation_has_its_reason_even_where_it_would_not_be_painted(
         rasterize(gathered([good, instance(segmentation, crowd=True)]), WIDTH, HEIGHT, rules)
     assert bad.value.reason == reason
     assert bad.value.annotation_id == 4710
-    assert bad.value.detail
+    assert 0 < len(bad.value.detail) < 200
+
+
+@pytest.mark.parametrize("raw", [b'"\xff"', b'{"size":[12,16],"counts":"\xff"}', b'{"\xff":1}'])
+def test_bytes_that_are_no_utf_8_are_no_crash(raw):
+    one = Instances((5,), (1,), (False,), b"[" + raw + b"]")  # the reader passes them on unread
+    with pytest.raises(BadAnnotation) as bad:
+        rasterize(one, WIDTH, HEIGHT, RULES)
+    assert (bad.value.reason, bad.value.annotation_id) == ("bad-segmentation", 5)
 
 
 def test_a_segmentation_nested_too_deep_is_no_crash():
