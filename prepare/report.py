@@ -1,12 +1,55 @@
-"""``prepare-report.html``."""
+"""``prepare-report.html``: what was packed, what it looks like, and what was left out and why."""
 
-from collections.abc import Sequence
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
-from .. import storage
-from ..shards.manifest import Manifest
-from .journal import REPORT
+import numpy as np
+
+from .. import photo, storage
+from ..errors import ConfigError, DataError
+from ..photo import BadPhoto
+from ..report.blocks import (
+    Block,
+    Cell,
+    Figure,
+    Figures,
+    Items,
+    Jpeg,
+    Note,
+    Number,
+    Paragraph,
+    Picture,
+    Pictures,
+    Table,
+    Tag,
+)
+from ..report.choice import diverse
+from ..report.classes import class_overview, class_tag
+from ..report.markup import shortened
+from ..report.page import Section, render
+from ..report.sizes import size_overview
+from ..report.thumbnails import overlay_thumbnail, thumbnail
+from ..shards.manifest import Index, IndexRow, Manifest, join_indices
+from ..shards.reader import decode_mask, read_members
+from ..taxonomy import Taxonomy
+from .config import PrepareConfig
+from .images import ImageStore, Location, read_photo
+from .journal import QUARANTINE, REPORT
 from .plan import BuildPlan
+from .sample import Quarantined
 from .shard import BuiltShard
+
+_SAMPLES = 24  # pictures of samples
+_TAGS = 8  # class names under a picture
+_MAX_QUARANTINED = 500  # rows of the quarantine list
+_QUARANTINE_PICTURES, _QUARANTINE_SIDE = 48, 208  # at most so many, so large [pixels]
+_MAX_LETTERS = 240  # of a name or a detail: what it says beyond is in the JSON files
+_MAX_PIXELS = 50_000_000  # larger photographs are not decoded: 0.15 GB, and half a second each
+_MAX_BYTES = 2**26  # nor are larger files read
+_UNREADABLE = (ConfigError, DataError, OSError)  # a picture less is no reason to end a build
 
 
 def write_report(
@@ -16,5 +59,310 @@ def write_report(
     manifests: Sequence[Manifest],
     built: Sequence[BuiltShard],
 ) -> None:
-    """Write the report beside the shards."""
-    storage.publish_bytes(storage.join(output, REPORT), b"")
+    """Write the report beside the shards; their manifests need not be published yet.
+
+    Parameters
+    ----------
+    folders, manifests
+        Of each split.
+    built
+        All shards, those of the first split first.
+    """
+    content = _Content(plan, folders, manifests, built)
+    names = ", ".join(source.name for source in plan.sources[:3])
+    more = f" and {len(plan.sources) - 3} more" if len(plan.sources) > 3 else ""
+    page = render(f"Prepared from {names}{more}", list(_sections(content)))
+    storage.publish_bytes(storage.join(output, REPORT), page.encode())
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What the report is about; sums over all splits."""
+
+    plan: BuildPlan
+    folders: Sequence[str]
+    manifests: Sequence[Manifest]
+    built: Sequence[BuiltShard]
+
+    @cached_property
+    def taxonomy(self) -> Taxonomy:
+        return self.plan.class_map.taxonomy
+
+    @cached_property
+    def index(self) -> Index:
+        """All samples; the field ``shard`` counts through all splits."""
+        return join_indices([shard.index for shard in self.built])
+
+    @cached_property
+    def shard_urls(self) -> list[str]:
+        return [
+            storage.join(folder, shard.name)
+            for folder, manifest in zip(self.folders, self.manifests, strict=True)
+            for shard in manifest.shards
+        ]
+
+    @cached_property
+    def pixels(self) -> list[int]:
+        """By train id."""
+        return _column_sums([manifest.class_pixels for manifest in self.manifests])
+
+    @cached_property
+    def instances_by_split(self) -> dict[str, Sequence[int]]:
+        """By column of the class table, then by train id."""
+        parts = [manifest.class_instances for manifest in self.manifests]
+        names = [f"in {split.name}" for split in self.plan.splits] if len(parts) > 1 else []
+        return {"instances": _column_sums(parts), **dict(zip(names, parts, strict=False))}
+
+    @cached_property
+    def ignored(self) -> int:
+        return sum(manifest.ignored_pixels for manifest in self.manifests)
+
+    @cached_property
+    def counts(self) -> Counter[str]:
+        return sum((Counter(m.counts) for m in self.manifests), Counter[str]())
+
+    @cached_property
+    def quarantined(self) -> tuple[Quarantined, ...]:
+        return tuple(entry for shard in self.built for entry in shard.quarantined)
+
+
+def _column_sums(rows: Sequence[Sequence[int]]) -> list[int]:
+    return [sum(column) for column in zip(*rows, strict=True)]
+
+
+def _sections(content: _Content) -> Iterator[Section]:
+    yield Section("Overview", list(_overview(content)))
+    yield Section("Samples", list(_samples(content)))
+    if content.plan.labelled:
+        blocks = class_overview(
+            content.taxonomy, content.pixels, content.ignored, content.instances_by_split
+        )
+        yield Section("Classes", list(blocks))
+    sizes = content.index.samples
+    yield Section("Image sizes", [size_overview(sizes["width"], sizes["height"])])
+    if content.quarantined:
+        yield Section("Quarantine", list(_quarantine(content)))
+    yield Section("Inputs and settings", list(_settings(content)))
+
+
+# ---- overview
+
+
+def _overview(content: _Content) -> Iterator[Block]:
+    manifests, labelled = content.manifests, content.plan.labelled
+    samples = sum(manifest.samples for manifest in manifests)
+    bad = len(content.quarantined)
+    share = f"{bad / (bad + samples):.2%} of images"
+    most = f"up to {content.plan.samples_per_shard:,} each"
+    figures = [
+        Figure("samples", f"{samples:,}"),
+        Figure("shards", f"{len(content.built):,}", most),
+        Figure("size", f"{sum(manifest.bytes for manifest in manifests) / 1e6:,.1f} MB"),
+        Figure("quarantined", f"{bad:,}", share if bad else "", alarming=bad > 0),
+    ]
+    if labelled:
+        total = sum(content.pixels) + content.ignored
+        seen = sum(pixels > 0 for pixels in content.pixels[1:])
+        figures += [
+            Figure("classes seen", f"{seen:,}", f"of {content.taxonomy.num_classes - 1:,}"),
+            Figure("instances", f"{content.counts['instances']:,}"),
+            Figure("background", f"{content.pixels[0] / total:.1%}", "of the pixels"),
+        ]
+    yield Figures(figures)
+    yield from map(Note, content.plan.notes())
+    if len(manifests) > 1:
+        yield _split_table(content)
+    met = {name: n for name, n in content.counts.items() if name not in _SHOWN_ABOVE}
+    if met:
+        rows = [(_MET.get(name, name.replace("_", " ")), met[name]) for name in sorted(met)]
+        yield Table("Met on the way", ("what", "count"), rows)
+
+
+_SHOWN_ABOVE = ("instances", "quarantined")
+_MET = {
+    "beyond_limit": "images beyond --limit",
+    "crowds": "crowd regions (iscrowd)",
+    "duplicate_annotation_ids": "annotation ids that are given more than once",
+    "exif_ambiguous": "images that fit their annotated size with and without the turn in EXIF",
+    "found_elsewhere": "images found in another folder than their file_name says",
+    "no_segmentation": "instances without a segmentation",
+    "out_of_bounds": "instances that reach over the edge of their image",
+    "photo_alpha": "images with transparency",
+    "photo_animated": "images with several frames (the first one is taken)",
+    "repeated": "images that an earlier source has already",
+    "resized": "images shrunk to --max-side",
+    "skipped_empty": "images without annotations, skipped",
+    "turned_by_exif": "images turned as EXIF says",
+    "without_annotations": "images without annotations, all background",
+    "zero_area": "instances that cover no pixel",
+} | {f"photo_{mode}": f"images of mode {mode}" for mode in ("L", "P", "CMYK", "1", "LA", "RGBA")}
+
+
+def _split_table(content: _Content) -> Table:
+    rows: list[list[Cell]] = []
+    for split, manifest in zip(content.plan.splits, content.manifests, strict=True):
+        seen = sum(pixels > 0 for pixels in manifest.class_pixels[1:])
+        megabytes = Number(manifest.bytes, f"{manifest.bytes / 1e6:,.1f}")
+        bad = manifest.counts.get("quarantined", 0)
+        rows.append([split.name, manifest.samples, len(manifest.shards), megabytes, bad, seen])
+    columns = ("split", "samples", "shards", "MB", "quarantined", "classes seen")
+    return Table("Splits", columns, rows)
+
+
+# ---- samples
+
+
+def _samples(content: _Content) -> Iterator[Block]:
+    samples, classes = content.index.samples, content.index.classes
+    total = samples["width"].astype(np.int64) * samples["height"]
+    owner = np.repeat(np.arange(len(samples)), samples["classes"])
+    things = (classes["train_id"] > 0) & (classes["train_id"] < content.taxonomy.num_classes)
+    owner, classes = owner[things], classes[things]
+    chosen = diverse(
+        shard=samples["shard"],
+        sample=owner,
+        train_id=classes["train_id"],
+        share=classes["pixels"] / total[owner],
+        excluded=total > _MAX_PIXELS,
+        count=_SAMPLES,
+    )
+    pictures = [_sample_picture(content, place) for place in chosen]
+    spread = "spread over the shards" + (
+        ", and chosen to show as many classes as possible" if content.plan.labelled else ""
+    )
+    yield Paragraph(f"{len(chosen):,} of {len(samples):,}, {spread}.")
+    yield Pictures(pictures)
+
+
+def _sample_picture(content: _Content, place: int) -> Picture:
+    row = content.index.row(place)
+    url = content.shard_urls[int(content.index.samples["shard"][place])]
+    tags = _tags(content, row)
+    names = ", ".join(tag.text for tag in tags) or "no instances"
+    try:
+        image = _decode_sample(content, url, row)
+    except _UNREADABLE as error:
+        return Picture(None, f"cannot be shown: {error}", row.key, tags)
+    alt = f"{row.key}: {names}" if content.plan.labelled else row.key
+    return Picture(image, alt, row.key, tags)
+
+
+def _decode_sample(content: _Content, url: str, row: IndexRow) -> Jpeg:
+    if not content.plan.labelled:
+        (stored,) = read_members(url, row, ("image",))
+        return thumbnail(photo.decode(stored, row.orientation))
+    stored, mask_file = read_members(url, row, ("image", "mask"))
+    image = photo.decode(stored, row.orientation)
+    mask = decode_mask(mask_file, row.key, expected=image.shape[:2])
+    return overlay_thumbnail(image, mask, content.taxonomy.ignore_index)
+
+
+def _tags(content: _Content, row: IndexRow) -> list[Tag]:
+    """Return the classes in a sample, the largest first."""
+    things = sorted((-pixels, train_id) for train_id, pixels in row.class_pixels if train_id)
+    tags = [class_tag(content.taxonomy, train_id) for _, train_id in things[:_TAGS]]
+    return tags + [Tag(f"+{len(things) - _TAGS}")] * (len(things) > _TAGS)
+
+
+# ---- quarantine
+
+
+def _quarantine(content: _Content) -> Iterator[Block]:
+    entries = content.quarantined
+    lists = " and ".join(
+        f"{split.name}/{QUARANTINE}" if split.name else QUARANTINE
+        for split, manifest in zip(content.plan.splits, content.manifests, strict=True)
+        if manifest.counts.get("quarantined")
+    )
+    yield Paragraph(f"These images were left out whole, since they cannot be trusted: see {lists}.")
+    reasons = Counter(entry.reason for entry in entries)
+    yield Items([f"{count:,} × {reason}" for reason, count in reasons.most_common()])
+    several = len(content.plan.sources) > 1
+    rows: list[list[Cell]] = [
+        [
+            *([content.plan.sources[entry.source].name] if several else []),
+            shortened(entry.file_name, _MAX_LETTERS),
+            _id(entry.image_id),
+            _id(entry.annotation_id),
+            entry.reason,
+            shortened(entry.detail, _MAX_LETTERS),
+        ]
+        for entry in entries[:_MAX_QUARANTINED]
+    ]
+    columns = ["file", "image id", "annotation id", "reason", "detail"]
+    yield Table("Quarantined images", ["source"] * several + columns, rows)
+    if len(entries) > _MAX_QUARANTINED:
+        yield Paragraph(f"Not listed: {len(entries) - _MAX_QUARANTINED:,} more.")
+    pictures = list(_quarantine_pictures(content))
+    if pictures:
+        yield Pictures(pictures)
+
+
+def _id(value: int | None) -> Cell:
+    return "" if value is None else Number(value, str(value))
+
+
+def _quarantine_pictures(content: _Content) -> Iterator[Picture]:
+    """Show some of each reason, if their files are there."""
+    wanted = {(entry.source, entry.image_id) for entry in content.quarantined}
+    names = {
+        (image.source, image.entry.id): image.name
+        for split in content.plan.splits
+        for image in split.images
+        if image.name is not None and (image.source, image.entry.id) in wanted
+    }
+    by_reason: dict[str, list[Quarantined]] = defaultdict(list)
+    for entry in content.quarantined:
+        if (entry.source, entry.image_id) in names:
+            by_reason[entry.reason].append(entry)
+    in_turn = itertools.chain.from_iterable(itertools.zip_longest(*by_reason.values()))
+    for entry in itertools.islice(filter(None, in_turn), _QUARANTINE_PICTURES):
+        store = content.plan.catalogs[entry.source].store
+        name = names[entry.source, entry.image_id]
+        caption = f"{entry.reason}: {shortened(entry.file_name, _MAX_LETTERS)}"
+        try:
+            if entry.reason == "worker-died":  # and so might this process
+                raise BadPhoto(entry.reason, "not opened: a worker died of it")
+            yield Picture(_decode_bad(store, name), caption, caption)
+        except _UNREADABLE as error:
+            yield Picture(None, shortened(str(error), _MAX_LETTERS), caption)
+
+
+def _decode_bad(store: ImageStore, name: str) -> Jpeg:
+    location = store.location(name)
+    if _bytes_of(location, store, name) > _MAX_BYTES:
+        raise BadPhoto("file-too-large", "too large a file to be shown")
+    stored = read_photo(location)
+    info = photo.inspect(stored)
+    if info.width * info.height > _MAX_PIXELS:
+        raise BadPhoto("image-too-large", f"not decoded: {info.width:,} × {info.height:,} pixels")
+    return thumbnail(photo.decode(stored), _QUARANTINE_SIDE)
+
+
+def _bytes_of(location: Location, store: ImageStore, name: str) -> int:
+    return location.zipped[1] if location.zipped else store.size(name)
+
+
+# ---- inputs and settings
+
+
+def _settings(content: _Content) -> Iterator[Block]:
+    manifest = content.manifests[0]
+    sources = [
+        (source.name, source.images, source.annotations, source.sha256[:16])
+        for source in manifest.sources
+    ]
+    yield Table("Inputs", ("name", "images", "annotations", "SHA-256 begins"), sources)
+    settings = {name: value for name, value in manifest.settings.items() if name != "train_ids"}
+    fields = PrepareConfig.model_fields
+    rows: list[tuple[Cell, ...]] = []
+    for name, value in settings.items():
+        if name == "priorities":
+            on_top = sorted(value, key=value.__getitem__, reverse=True)
+            rows.append((name, ", ".join(on_top), "Classes that are on top, the first above all."))
+        else:
+            meaning = fields[name].description if name in fields else None
+            rows.append((name, str(value), " ".join((meaning or "").split())))
+    yield Table("Settings", ("setting", "value", "meaning"), rows)
+    versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    yield Paragraph(f"Made with {versions}.")
