@@ -47,6 +47,14 @@ def is_dir(url: str) -> bool:
     return bool(fs.isdir(path))
 
 
+def is_file(url: str) -> bool:
+    """Tell whether `url` is a file with bytes of its own: no folder, pipe or device."""
+    if not is_remote(url):
+        return os.path.isfile(_local(url))
+    fs, path = _remote(url)
+    return bool(fs.isfile(path))
+
+
 def list_files(url: str) -> dict[str, int]:
     """Return the files directly in a folder, name → size [bytes]; an absent folder is empty."""
     if not is_remote(url):
@@ -81,9 +89,15 @@ def _walk(folder: str, prefix: str, entered: set[tuple[int, int]]) -> Iterator[s
     entered.add((status.st_dev, status.st_ino))
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir():
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except PermissionError:
+                raise
+            except OSError:  # a link that leads in a circle, or through a file
+                continue
+            if is_folder:
                 yield from _walk(entry.path, f"{prefix}{entry.name}/", entered)
-            elif entry.is_file():
+            elif is_file:
                 yield prefix + entry.name
 
 

@@ -7,6 +7,7 @@ one image is found when that image is painted.
 
 import hashlib
 import mmap
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from .. import storage
 from ..errors import ConfigError, DataError
 from ..photo import SUFFIXES
 from ..taxonomy import Category
-from .images import ImageStore, image_names
+from .images import ImageStore, image_names, readable
 
 _NULL, _EMPTY = msgspec.Raw(b"null"), msgspec.Raw(b"[]")
 _UNLABELLED = {"info", "images", "licenses", "categories"}
@@ -159,7 +160,7 @@ def list_images(store: ImageStore) -> AnnotationFile:
         name=PurePosixPath(store.url).name,
         sha256=hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest(),
         categories=(),
-        images=tuple(ImageEntry(i, name, 0, 0) for i, name in enumerate(names, start=1)),
+        images=tuple(ImageEntry(i, readable(name), 0, 0) for i, name in enumerate(names, start=1)),
         instances={},
         annotations=0,
         duplicate_annotation_ids=0,
@@ -172,8 +173,11 @@ def _content(path: str) -> memoryview:
     if storage.is_remote(path):
         content = memoryview(storage.read_bytes(path))
     else:
+        local = path.removeprefix("file://")
+        if os.path.exists(local) and not os.path.isfile(local) and not os.path.isdir(local):
+            raise ConfigError(f"{path}: is a pipe or a device, expected a COCO JSON file")
         try:
-            with open(path.removeprefix("file://"), "rb") as file:
+            with open(local, "rb") as file:
                 content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except FileNotFoundError:
             raise ConfigError(f"{path}: no such file") from None

@@ -85,10 +85,15 @@ class ImageTar:
         try:
             with storage.open_seekable(url) as file, tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
+                    if member.size < 0:
+                        raise tarfile.ReadError(f"{member.name!r} has a negative size")
                     if member.isreg() and not member.issparse():
                         place = Location(url, member.offset_data, member.size)
                         self._members[posixpath.normpath(member.name)] = place
-        except (tarfile.TarError, EOFError) as error:
+                file.seek(tar.offset)  # tarfile also stops, silently, at a header that is damaged
+                if file.read(tarfile.BLOCKSIZE).strip(b"\0") or file.tell() <= tar.offset:
+                    raise tarfile.ReadError(f"it is damaged or cut at byte {tar.offset}")
+        except Exception as error:  # tarfile raises many kinds on hostile headers
             raise DataError(f"--images {url}: is no uncompressed tar: {error}") from None
 
     def location(self, name: str) -> Location:
@@ -113,6 +118,8 @@ class ImageZip:
             with storage.open_seekable(url) as file, zipfile.ZipFile(file) as archive:
                 for member in archive.infolist():
                     if not member.is_dir():
+                        if not 0 <= member.header_offset < 2**63:
+                            raise zipfile.BadZipFile(f"{member.filename!r} lies nowhere")
                         method = -1 if member.flag_bits & 1 else member.compress_type
                         self._members[posixpath.normpath(member.filename)] = Location(
                             url,
@@ -120,7 +127,7 @@ class ImageZip:
                             member.compress_size,
                             (method, member.file_size, member.CRC),
                         )
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
+        except Exception as error:  # zipfile raises many kinds on hostile directories
             raise DataError(f"--images {url}: is no readable zip: {error}") from None
 
     def location(self, name: str) -> Location:
@@ -148,6 +155,8 @@ def open_store(url: str) -> ImageStore:
     if not storage.exists(url):
         raise ConfigError(f"--images {url}: no such folder, tar or zip")
     suffix = PurePosixPath(url).suffix.lower()
+    if not storage.is_file(url):  # opening a pipe would wait for ever
+        raise ConfigError(f"--images {url}: is neither a folder nor a file")
     if suffix in (".tar", ".zip"):
         return ImageTar(url) if suffix == ".tar" else ImageZip(url)
     raise ConfigError(f"--images {url}: is neither a folder nor a .tar or .zip (unpack it first)")
@@ -194,13 +203,15 @@ class Catalog:
                 f"no {file_name!r} in {self.store.url}, and {len(nearest)} files of that name in "
                 f"other folders: {', '.join(sorted(nearest)[:3])}",
             )
+        if not nearest[0].isascii() and nearest[0] != readable(nearest[0]):
+            raise BadPhoto("bad-file-name", f"{file_name!r} is not in UTF-8; rename the file")
         return nearest[0], True
 
     def _basenames(self) -> Mapping[str, list[str]]:
         if self._by_basename is None:
             by_basename = defaultdict(list)
             for name in self._names:
-                by_basename[_folded(name)[-1]].append(name)
+                by_basename[(_folded(readable(name)) or ("",))[-1]].append(name)
             self._by_basename = dict(by_basename)
         return self._by_basename
 
@@ -214,6 +225,11 @@ def file_name_problem(name: str) -> str | None:
     if ".." in PurePosixPath(name.replace("\\", "/")).parts:
         return "leaves the image folder"
     return None
+
+
+def readable(name: str) -> str:
+    """Replace bytes of a file name that are no UTF-8: JSON cannot hold them."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def image_names(store: ImageStore) -> Iterator[str]:
@@ -231,6 +247,8 @@ def read_photo(location: Location) -> bytes:
     """
     try:
         if location.stored is None:
+            if not storage.is_remote(location.url):
+                _refuse_giant(storage.file_size(location.url))
             return storage.read_bytes(location.url)
         if location.zipped is not None:
             return _unzip(location, location.stored, *location.zipped)
@@ -242,9 +260,13 @@ def read_photo(location: Location) -> bytes:
         raise BadPhoto("unreadable-file", f"{location.url}: {reason}") from None
 
 
+def _refuse_giant(size: int) -> None:
+    if size > MAX_BYTES:
+        raise BadPhoto("file-too-large", f"{size} bytes; at most {MAX_BYTES}")
+
+
 def _range(url: str, offset: int, length: int) -> bytes:
-    if length > MAX_BYTES:
-        raise BadPhoto("file-too-large", f"{length} bytes; at most {MAX_BYTES}")
+    _refuse_giant(length)
     content = storage.read_range(url, offset, length)
     if len(content) < length:
         raise BadPhoto("damaged-archive", f"{url} ends inside the file, {len(content)} bytes in")
@@ -258,8 +280,7 @@ def _unzip(location: Location, stored: int, method: int, size: int, crc: int) ->
     if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         what = "encrypted" if method == -1 else f"compressed by method {method}"
         raise BadPhoto("unreadable-file", f"{location.url}: is {what}; repack the zip")
-    if size > MAX_BYTES:
-        raise BadPhoto("file-too-large", f"{size} bytes; at most {MAX_BYTES}")
+    _refuse_giant(size)
     header = _range(location.url, location.offset, _LOCAL_HEADER.size)
     signature, name, extra = _LOCAL_HEADER.unpack(header)
     content = _range(location.url, location.offset + _LOCAL_HEADER.size + name + extra, stored)
