@@ -32,8 +32,8 @@ check: $(READY)  ## Format, lint, types, layers; no tests
 	MYPYPATH=.venv/typing $(BIN)/mypy --package cocoseg --exclude '/(tests|benchmarks)/'
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## Measure the speed ratios that benchmarks/RESULTS.md quotes
-	$(BIN)/python benchmarks/run.py
+bench: $(READY)  ## Measure the ratios that benchmarks/RESULTS.md quotes; PART=prepare, scale, loss
+	$(BIN)/python benchmarks/run.py $(PART)
 
 clean:  ## Remove .venv and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info

@@ -1,0 +1,1 @@
+"""`cocoseg prepare` against the plain way and its peers."""
