@@ -16,6 +16,9 @@ from .png import encode_mask
 from .rasterize import BadAnnotation, Instances, Mask, PaintRules, rasterize
 
 
+_LONGEST_DETAIL = 1000  # characters
+
+
 class ImageTask(msgspec.Struct, frozen=True):
     """One image to be painted and packed; everything a worker needs."""
 
@@ -84,6 +87,8 @@ def quarantine(
     image: ImageTask, reason: str, detail: str, annotation_id: int | None = None
 ) -> Quarantined:
     """Return the entry of an image in ``quarantine.jsonl``."""
+    if len(detail) > _LONGEST_DETAIL:  # it may quote a file name of megabytes
+        detail = f"{detail[:_LONGEST_DETAIL]}…"
     return Quarantined(image.source, image.image_id, image.file_name, reason, detail, annotation_id)
 
 
