@@ -25,24 +25,38 @@ def instance_pixels(segmentation, height, width):
     return coco_mask.decode(rle).astype(bool)
 
 
-def paint(annotations, train_ids, height, width, overlap="area", crowd="paint"):
-    """The mask of one image; `annotations` in JSON order, with segmentation, category and crowd."""
-    mask = np.zeros((height, width), np.uint8)
+def paint(
+    annotations,
+    train_ids,
+    height,
+    width,
+    overlap="area",
+    crowd="paint",
+    priorities=None,
+    ignored_as=IGNORED,
+):
+    """The mask of one image; `annotations` in JSON order, with segmentation, category and crowd.
+
+    `priorities` maps train ids to ranks: a higher one is painted later, whatever the areas say.
+    """
+    mask = np.zeros((height, width), np.uint8 if ignored_as == 255 else np.uint16)
+    ranks = priorities or {}
     instances = []
     for position, annotation in enumerate(annotations):
         pixels = instance_pixels(annotation["segmentation"], height, width)
         area = int(pixels.sum()) if overlap == "area" else 0
-        instances.append((-area, position, pixels, annotation))
-    instances.sort(key=lambda instance: instance[:2])
-    crowds = [instance for instance in instances if instance[3].get("iscrowd")]
-    singles = [instance for instance in instances if not instance[3].get("iscrowd")]
+        rank = ranks.get(train_ids[annotation["category_id"]], 0)
+        instances.append((rank, -area, position, pixels, annotation))
+    instances.sort(key=lambda instance: instance[:3])
+    crowds = [instance for instance in instances if instance[4].get("iscrowd")]
+    singles = [instance for instance in instances if not instance[4].get("iscrowd")]
     order = {
         "paint": instances,
         "beneath": crowds + singles,
         "ignore": crowds + singles,
         "drop": singles,
     }[crowd]
-    for _, _, pixels, annotation in order:
+    for *_, pixels, annotation in order:
         ignored = crowd == "ignore" and annotation.get("iscrowd")
-        mask[pixels] = IGNORED if ignored else train_ids[annotation["category_id"]]
+        mask[pixels] = ignored_as if ignored else train_ids[annotation["category_id"]]
     return mask

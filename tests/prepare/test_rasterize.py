@@ -13,7 +13,7 @@ from cocoseg.prepare.rasterize import (
     rasterize,
 )
 from cocoseg.shards.reader import decode_mask
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
@@ -227,11 +227,16 @@ def test_an_ignored_class_is_painted_with_the_ignore_index():
 @st.composite
 def scenes(draw):
     """(width, height, annotations): anything that the contract accepts, down to one pixel."""
-    width, height = draw(st.integers(1, 24)), draw(st.integers(1, 24))
+    side = st.integers(1, 24)
+    strip = st.tuples(st.just(1), st.integers(1, 200)).flatmap(st.permutations)
+    width, height = draw(st.one_of(st.tuples(side, side), strip))
     limit = max(width, height)
     number = st.one_of(
         st.integers(-limit, 2 * limit),
         st.integers(0, limit).map(lambda v: v + 0.5),
+        st.tuples(st.integers(0, 10 * limit), st.sampled_from([-np.inf, np.inf])).map(
+            lambda pair: float(np.nextafter(pair[0] / 10, pair[1]))  # pycocotools rounds fifths
+        ),
         st.floats(-limit, 2 * limit).map(lambda v: round(v, 2)),
         st.floats(0, limit),
     )
@@ -244,6 +249,7 @@ def scenes(draw):
         st.lists(polygon, min_size=1, max_size=3),
         pixels.map(uncompressed),
         pixels.map(compressed),
+        st.tuples(pixels, st.integers(0, 2**32 - 1)).map(lambda pair: halting(*pair)),
     )
     annotation = st.fixed_dictionaries(
         {
@@ -275,20 +281,143 @@ def compressed(mask):
     return {"size": list(mask.shape), "counts": counts.decode()}
 
 
-@pytest.mark.parametrize("overlap", ["area", "order"])
-@pytest.mark.parametrize("crowd", ["paint", "beneath", "ignore", "drop"])
-@given(scene=scenes())
-@example(scene=(1, 1, [{"segmentation": box(0, 0, 1, 1), "category_id": 3, "iscrowd": 0}]))
-@example(scene=(9, 1, [{"segmentation": box(2, 0, 5, 1), "category_id": 3, "iscrowd": 1}]))
-def test_every_scene_is_painted_as_the_oracle_paints_it(oracle, overlap, crowd, scene):
+def with_empty_runs(runs, rng):
+    """The same pixels, with runs of no pixels at the start, in the middle and at the end."""
+    runs = list(runs)
+    for _ in range(rng.integers(1, 6)):
+        place = int(rng.integers(0, len(runs) + 1))
+        if place < len(runs) and rng.integers(2):
+            cut = int(rng.integers(0, runs[place] + 1))
+            runs[place : place + 1] = [cut, 0, runs[place] - cut]
+        else:
+            runs[place:place] = [0, 0]
+    return runs
+
+
+def in_letters(runs):
+    """Compress runs as COCO does; `encode` of pycocotools never makes empty ones."""
+    text = ""
+    for place, run in enumerate(runs):
+        value = run - runs[place - 2] if place > 2 else run
+        while True:
+            low, value = value & 0x1F, value >> 5
+            more = value != (-1 if low & 0x10 else 0)
+            text += chr(48 + low + 0x20 * more)
+            if not more:
+                break
+    return text
+
+
+def halting(mask, seed):
+    """RLE of either form with empty runs."""
+    rng = np.random.default_rng(seed)
+    runs = with_empty_runs(run_lengths(mask), rng)
+    return {"size": list(mask.shape), "counts": in_letters(runs) if rng.integers(2) else runs}
+
+
+def star(rng, width, height):
+    """A star whose edges cross each other."""
+    points = int(rng.integers(5, 60)) | 1
+    angles = np.arange(points) * (points // 2) * 2 * np.pi / points + rng.random()
+    return np.stack([np.cos(angles) * width, np.sin(angles) * height], 1) * rng.random() * 0.7
+
+
+def spiral(rng, width, height):
+    """A line of up to thousands of points that winds around itself."""
+    points = int(rng.integers(3, 1 + rng.choice([40, 400, 4000])))
+    angles = np.linspace(0, rng.uniform(1, 60), points)
+    radii = np.linspace(0, rng.random(), points)
+    return np.stack([np.cos(angles) * width, np.sin(angles) * height], 1) * radii[:, None]
+
+
+def scribble(rng, width, height):
+    return rng.uniform(-0.6, 0.6, (rng.integers(3, 30), 2)) * (width, height)
+
+
+def hair(rng, width, height):
+    """There and back on one line: no area, or hardly any."""
+    ends = rng.uniform(-0.5, 0.5, (2, 2)) * (width, height)
+    return ends[[0, 1, *rng.integers(0, 2, rng.integers(1, 9))]]
+
+
+def crowded_scene(seed, count):
+    """(width, height, annotations): hundreds of instances; drawing each one would take hours."""
+    rng = np.random.default_rng(seed)
+    sizes = [(1, 90), (90, 1), (64, 48), (97, 33), (3, 200), (160, 120)]
+    width, height = sizes[rng.integers(len(sizes))]
+
+    def polygon():
+        shape = rng.choice([star, spiral, scribble, hair])
+        points = shape(rng, width, height) + rng.uniform(0, 1, 2) * (width, height)
+        points = points if rng.integers(3) else np.round(points * 2) / 2
+        return np.clip(points, -max(width, height), 2 * max(width, height)).ravel().tolist()
+
+    def segmentation():
+        if rng.integers(3):
+            return [polygon() for _ in range(rng.integers(1, 4))]
+        top, left = rng.integers(0, height), rng.integers(0, width)
+        mask = np.zeros((height, width), np.uint8)
+        part = mask[top : top + 1 + height // 3, left : left + 1 + width // 3]
+        part[:] = rng.random(part.shape) < rng.choice([0.1, 0.9, 1])
+        return rng.choice([uncompressed, compressed, lambda m: halting(m, rng.integers(2**32))])(
+            mask
+        )
+
+    return width, height, [
+        {
+            "segmentation": segmentation(),
+            "category_id": int(rng.integers(0, 6)),
+            "iscrowd": int(rng.random() < 0.1),
+        }
+        for _ in range(count)
+    ]  # fmt: skip
+
+
+NARROW, WIDE = {i: i for i in range(6)}, {i: (0, 300, 65534, 256, 257, 65535)[i] for i in range(6)}
+RANKS = st.dictionaries(st.sampled_from([1, 2, 3, 300, 65534, 256]), st.integers(1, 3), max_size=4)
+
+
+def assert_painted_as_the_oracle_paints_it(oracle, scene, overlap, crowd, train_ids, ranks):
     width, height, annotations = scene
     instances = [
-        instance(a["segmentation"], a["category_id"], bool(a["iscrowd"])) for a in annotations
+        instance(a["segmentation"], train_ids[a["category_id"]], bool(a["iscrowd"]))
+        for a in annotations
     ]
-    painting = rasterize(gathered(instances), width, height, PaintRules(overlap, crowd, 255))
-    train_ids = {i: i for i in range(6)}
-    truth = oracle.paint(annotations, train_ids, height, width, overlap=overlap, crowd=crowd)
-    assert np.array_equal(painting.mask, truth)
+    ignore_index = 65535 if train_ids is WIDE else 255
+    rules = PaintRules(overlap, crowd, ignore_index, ranks)
+    mask = rasterize(gathered(instances), width, height, rules).mask
+    truth = oracle.paint(
+        annotations, train_ids, height, width, overlap, crowd, ranks, ignored_as=ignore_index
+    )
+    assert (mask.dtype, mask.flags.c_contiguous) == (truth.dtype, True)
+    assert np.array_equal(mask, truth)
+
+
+@pytest.mark.parametrize("overlap", ["area", "order"])
+@pytest.mark.parametrize("crowd", ["paint", "beneath", "ignore", "drop"])
+@given(scene=scenes(), train_ids=st.sampled_from([NARROW, WIDE]), ranks=RANKS)
+@example((1, 1, [{"segmentation": box(0, 0, 1, 1), "category_id": 3, "iscrowd": 0}]), NARROW, {})
+@example((9, 1, [{"segmentation": box(2, 0, 5, 1), "category_id": 3, "iscrowd": 1}]), WIDE, {})
+def test_every_scene_is_painted_as_the_oracle_paints_it(
+    oracle, overlap, crowd, scene, train_ids, ranks
+):
+    assert_painted_as_the_oracle_paints_it(oracle, scene, overlap, crowd, train_ids, ranks)
+
+
+@settings(max_examples=25)
+@given(
+    scene=st.builds(crowded_scene, st.integers(0, 2**32 - 1), st.integers(50, 300)),
+    overlap=st.sampled_from(["area", "order"]),
+    crowd=st.sampled_from(["paint", "beneath", "ignore", "drop"]),
+    train_ids=st.sampled_from([NARROW, WIDE]),
+    ranks=RANKS,
+)
+@example(crowded_scene(0, 300), "area", "paint", NARROW, {})
+@example(crowded_scene(2, 300), "order", "ignore", WIDE, {300: 2, 256: 1})
+def test_hundreds_of_instances_are_painted_as_the_oracle_paints_them(
+    oracle, scene, overlap, crowd, train_ids, ranks
+):
+    assert_painted_as_the_oracle_paints_it(oracle, scene, overlap, crowd, train_ids, ranks)
 
 
 @given(
