@@ -30,7 +30,7 @@ def main(parts: list[str]) -> None:
         scratch = Path(folder)
         if set(parts) & {"prepare", "scale"}:
             pictures = Pictures.load(scratch)
-            note(f"{len(pictures.images)} pictures: {pictures.name}")
+            note(f"{len(pictures.images)} pictures: {pictures.name}; the bars are for real COCO")
         if "prepare" in parts:
             print_rows(f"prepare, {pictures.name}", speed.rows(pictures, scratch))
         if "scale" in parts:
