@@ -471,7 +471,7 @@ def unreadable(path: Path) -> None:
 
 def giant(path: Path) -> None:
     with path.open("wb") as file:
-        file.truncate(2**36)  # takes no room on the disk
+        file.truncate(2**30 + 1)  # takes no room on the disk
 
 
 def bind(path: Path) -> None:
@@ -538,8 +538,8 @@ PHOTOGRAPHS = {
     "PNG: pixels missing": photo(claimed_png(WIDTH, HEIGHT), "damaged-image"),
     "PNG: 50,000 x 50,000": photo(claimed_png(50_000, 50_000), "image-too-large", "2500000000"),
     "PNG: 2^31 x 2^31": photo(claimed_png(2**31 - 1, 2**31 - 1), "image-too-large"),
-    "PNG: a text of 100 MB": photo(
-        claimed_png(WIDTH, HEIGHT, chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(10**8), 9))),
+    "PNG: a text of 10 MB": photo(
+        claimed_png(WIDTH, HEIGHT, chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(10**7), 9))),
         "undecodable-image",
         "too large",
     ),
@@ -566,7 +566,7 @@ PHOTOGRAPHS = {
     "a named pipe": place(os.mkfifo, "missing-file"),
     "a socket": place(bind, "missing-file"),
     "a file that may not be read": place(unreadable, "unreadable-file"),
-    "a file of 64 GB": place(giant, "file-too-large", "68719476736 bytes"),
+    "a file of more than 1 GB": place(giant, "file-too-large", "1073741825 bytes"),
 }
 
 
