@@ -19,6 +19,7 @@ from ..taxonomy import Taxonomy
 from .manifest import MEMBERS, Index, IndexRow, Manifest, member_digest, read_index, read_manifest
 
 Mask = NDArray[np.uint8] | NDArray[np.uint16]
+_PNG_BITS = 24  # where a PNG's header says how many bits a sample has
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +202,8 @@ def decode_mask(content: bytes, where: str, expected: tuple[int, ...] | None = N
         raise DataError(f"{where}: mask: {type(error).__name__}: {error}") from None
     if mode not in ("L", "I;16"):
         raise DataError(f"{where}: mask: mode {mode}, expected 8- or 16-bit grayscale")
+    if content[_PNG_BITS] < 8:  # Pillow stretches them to 0…255
+        raise DataError(f"{where}: mask: {content[_PNG_BITS]} bits a pixel, expected 8 or 16")
     if expected is not None and pixels.shape != tuple(expected):
         raise DataError(f"{where}: mask {pixels.shape} and image {expected} differ in size")
     return pixels.astype(np.uint8) if mode == "L" else pixels.astype(np.uint16)
