@@ -10,12 +10,14 @@ import os
 import shutil
 import tempfile
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import ConfigError
 
+_TEMPORARY = ".tmp-"  # how names of half-written files begin; their process follows
 _BLOCK = 2**22  # bytes read at once when a whole file is digested
 
 
@@ -105,7 +107,7 @@ def list_folders(url: str) -> list[str]:
     """Return the names of the folders directly in a folder; an absent folder has none."""
     if not is_remote(url):
         folder = Path(_local(url))
-        return [entry.name for entry in folder.iterdir() if entry.is_dir()] if exists(url) else []
+        return [entry.name for entry in folder.iterdir() if entry.is_dir()] if is_dir(url) else []
     fs, path = _remote(url)
     fs.invalidate_cache()
     with contextlib.suppress(FileNotFoundError):
@@ -247,15 +249,36 @@ def publish_folder(local: Path, url: str, last: str) -> None:
 @contextlib.contextmanager
 def scratch_folder(url: str) -> Iterator[Path]:
     """Give a private local folder from which files can be published under the folder `url`."""
-    parent = None
-    if not is_remote(url):
-        parent = _local(url)
-        make_folder(url)
-    scratch = Path(tempfile.mkdtemp(prefix=".tmp-", dir=parent))
+    make_folder(url)
+    folder, prefix = _scratch(url, os.getpid())
+    scratch = Path(tempfile.mkdtemp(prefix=prefix, dir=folder))
     try:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def remove_scratch(url: str, pid: int | None = None) -> None:
+    """Remove what killed processes left half-written in the folder `url`.
+
+    Parameters
+    ----------
+    pid
+        The process that is dead; None for all, where nobody else can be at work.
+    """
+    folder, prefix = _scratch(url, pid)
+    if pid is None and is_remote(url):
+        return  # other hosts may be at work there; here, the system clears its temporary folder
+    for path in Path(folder).glob(f"{prefix}*") if os.path.isdir(folder) else ():
+        remove(str(path))
+
+
+def _scratch(url: str, pid: int | None) -> tuple[str, str]:
+    """Return where half-written files for `url` lie, and how their names begin."""
+    whose = _TEMPORARY if pid is None else f"{_TEMPORARY}{pid}-"
+    if is_remote(url):
+        return tempfile.gettempdir(), f"{whose}{zlib.crc32(url.encode()):08x}-"
+    return _local(url), whose
 
 
 def make_folder(url: str) -> None:
@@ -308,7 +331,7 @@ def _sync_folder(folder: Path) -> None:
 def _temporary_sibling(path: Path) -> Iterator[Path]:
     make_folder(str(path.parent))
     # By number: the longest name that a disk takes leaves no room for an addition.
-    temporary = path.with_name(f".tmp-{os.getpid()}-{threading.get_ident()}")
+    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{threading.get_ident()}")
     try:
         yield temporary
     finally:

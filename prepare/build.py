@@ -8,6 +8,7 @@ A killed build is continued by running it again: each finished shard leaves a re
 
 import contextlib
 import errno
+import os
 import signal
 import threading
 from collections import Counter
@@ -93,20 +94,25 @@ def prepare(config: PrepareConfig, progress: bool = False) -> PrepareResult:
     plan = plan_build(config)
     folders = [storage.join(config.output, split.name).rstrip("/") for split in plan.splits]
     draft = _draft_manifest(plan, config)
-    if not config.overwrite:
-        manifests = journal.finished(config.output, folders, draft)
-        if manifests:
-            result = _result(config.output, plan, folders, manifests)
-            _refuse_changed_photos(plan, config, result)
-            return result
-    with journal.locked(config.output):
-        journal.begin(config.output, folders, draft, config.overwrite)
-        build = _Build(plan, config, folders)
-        with _story_of_an_end(build):
-            built = build.run(progress)
-            manifests = _publish(build, built, draft)
-        journal.end(config.output)
-    return _result(config.output, plan, folders, manifests)
+    build = _Build(plan, config, folders)
+
+    def complete() -> list[Manifest]:
+        return [] if config.overwrite else journal.finished(build.output, folders, draft)
+
+    found = [] if journal.is_at_work(build.output) else complete()
+    manifests = found
+    if not found:
+        with _story_of_an_end(build), journal.locked(build.output):
+            found = manifests = complete()  # by a run that was killed just after
+            if not found:
+                journal.begin(build.output, folders, draft, config.overwrite)
+                built = build.run(progress)
+                manifests = _publish(build, built, draft)
+            journal.end(build.output)
+    result = _result(build.output, plan, folders, manifests)
+    if found:
+        _refuse_changed_photos(plan, config, result)
+    return result
 
 
 class _Build:
@@ -114,13 +120,14 @@ class _Build:
 
     def __init__(self, plan: BuildPlan, config: PrepareConfig, folders: Sequence[str]) -> None:
         self.plan, self.config, self.folders = plan, config, folders
-        self.output = str(config.output)
+        self.output = storage.join(str(config.output), "").rstrip("/")
         self.shards = [
             (split, folder, number)
             for split, folder in zip(plan.splits, folders, strict=True)
             for number in range(split.shards)
         ]
         self.built: dict[int, BuiltShard] = {}
+        self.interrupted = False
 
     def run(self, progress: bool) -> list[BuiltShard]:
         """Build what is missing and return all shards, in order."""
@@ -162,6 +169,10 @@ class _Build:
         workers = min(self.config.workers or available_cores(), len(todo))
 
         def show(done: int, bad: int) -> None:
+            if self.interrupted:
+                raise KeyboardInterrupt
+            if bar.disable:
+                return
             finished = self.built.values()
             bar.n = sum(_images_of(shard) for shard in finished) + done
             bar.set_postfix_str(
@@ -169,7 +180,7 @@ class _Build:
             )
             bar.refresh()
 
-        shards = run_shards(tasks, workers, self.config.engine, show if not bar.disable else _quiet)
+        shards = run_shards(tasks, workers, self.config.engine, show)
         with contextlib.closing(shards):  # type: ignore[type-var]
             for shard in shards:
                 self.built[shard.number] = shard
@@ -179,7 +190,7 @@ class _Build:
         """Return the folder, the file name, and the name of the record of a shard."""
         split, folder, local = self.shards[number]
         name = shard_name(local)
-        return folder, name, f"{split.name}-{name}.record".lstrip("-")
+        return folder, name, journal.record_name(split.name, name)
 
     def _task(self, number: int, facing: Orientation) -> ShardTask:
         split, _, local = self.shards[number]
@@ -204,12 +215,8 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
-def _quiet(done: int, bad: int) -> None:
-    """Show nothing."""
-
-
 def _images_of(shard: BuiltShard) -> int:
-    return len(shard.index) + len(shard.quarantined)
+    return shard.samples + len(shard.quarantined)
 
 
 @contextlib.contextmanager
@@ -217,29 +224,51 @@ def _story_of_an_end(build: _Build) -> Iterator[None]:
     """Turn an end before the end into what was kept and how to go on."""
 
     def interrupt(*_: object) -> None:
+        build.interrupted = True  # what is raised inside a destructor gets lost
         raise KeyboardInterrupt
 
-    in_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, interrupt) if in_main else None
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before[signal.SIGTERM] = signal.signal(signal.SIGTERM, interrupt)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     except KeyboardInterrupt:
+        for folder in (build.output, *build.folders, journal.building_folder(build.output)):
+            storage.remove_scratch(folder, os.getpid())  # it may have come while tidying up
         raise Interrupted(f"interrupted; {_kept(build)}: run the same command again") from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS):
+        if error.errno not in _MENDS:
             raise
-        what = error.strerror or str(error)
+        what = (error.strerror or str(error)).lower()
+        where = f" ({error.filename})" if error.filename else ""
         raise CocosegError(
-            f"--output {build.output}: {what.lower()}; {_kept(build)}: make room or mend the disk, "
+            f"--output {build.output}: {what}{where}; {_kept(build)}: {_MENDS[error.errno]}, "
             "and run the same command again"
         ) from None
     finally:
-        if in_main:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+_MENDS = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EFBIG: "lower --samples-per-shard",
+    errno.EIO: "mend the disk",
+    errno.ESTALE: "mount it again",
+    errno.ENOENT: "see where it has gone",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "make it writable",
+    errno.EPERM: "make it writable",
+}
+"""What to do when a disk fails."""
 
 
 def _kept(build: _Build) -> str:
-    return f"{len(build.built)} of {len(build.shards)} shards are finished and kept"
+    kept = max(len(build.built), journal.count_records(build.output))
+    return f"{kept} of {len(build.shards)} shards are finished and kept"
 
 
 def _refuse_changed_photos(plan: BuildPlan, config: PrepareConfig, result: PrepareResult) -> None:
@@ -310,16 +339,20 @@ def _publish(
     build: _Build, built: Sequence[BuiltShard], draft: Mapping[str, Any]
 ) -> list[Manifest]:
     """Write what lies beside the shards; each folder's manifest last."""
-    if not any(len(shard.index) for shard in built):
+    if not any(shard.samples for shard in built):
         _refuse_all_bad(build, built)
+    _refuse_vanished(build, built)
     manifests = []
     parts = list(_by_split(build.plan.splits, built))
     for (split, shards), folder in zip(parts, build.folders, strict=True):
         manifests.append(_describe(build.plan, split, shards, folder, draft))
         quarantined = [entry for shard in shards for entry in shard.quarantined]
+        url = storage.join(folder, journal.QUARANTINE)
         if quarantined:
             lines = b"".join(msgspec.json.encode(entry) + b"\n" for entry in quarantined)
-            storage.publish_bytes(storage.join(folder, journal.QUARANTINE), lines)
+            storage.publish_bytes(url, lines)
+        else:  # a killed run may have written one, before its images were mended
+            storage.remove(url)
     settings = to_yaml({"prepare": build.config}).encode()
     storage.publish_bytes(storage.join(build.output, journal.CONFIG), settings)
     write_report(build.plan, build.output, build.folders, manifests, built)
@@ -336,6 +369,18 @@ def _by_split(
     for split in splits:
         yield split, built[first : first + split.shards]
         first += split.shards
+
+
+def _refuse_vanished(build: _Build, built: Sequence[BuiltShard]) -> None:
+    """Look at every shard once more: an output may be removed, or unmounted, under a build."""
+    sizes = {folder: storage.list_files(folder) for folder in build.folders}
+    for (_, folder, local), shard in zip(build.shards, built, strict=True):
+        name = shard_name(local)
+        if sizes[folder].get(name) != shard.size:
+            raise CocosegError(
+                f"--output {build.output}: {storage.join(folder, name)} was changed or removed "
+                "while others were built: run the same command again"
+            )
 
 
 def _refuse_all_bad(build: _Build, built: Sequence[BuiltShard]) -> None:
@@ -386,7 +431,7 @@ def _describe(
         class_instances=tuple(instances[i] for i in range(taxonomy.num_classes)),
         ignored_pixels=int(pixels[taxonomy.ignore_index]),
         shards=tuple(
-            ShardEntry(shard_name(number), shard.size, shard.sha256, len(shard.index))
+            ShardEntry(shard_name(number), shard.size, shard.sha256, shard.samples)
             for number, shard in enumerate(built)
         ),
         index=index_entry,

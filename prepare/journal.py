@@ -1,32 +1,49 @@
 """What makes a build safe to interrupt: the folder ``.building/`` below the output.
 
 It holds what is being built (``plan.json``), a record of each finished shard, scratch folders, and
-a lock. It is there from before the first shard until after the manifest.
+a lock. It is there from before the first shard until after the last manifest. Replacing a complete
+build begins by making it an unfinished one again, so that a kill in between is nothing special.
 """
 
 import contextlib
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from .. import storage
-from ..errors import ConfigError
+from ..errors import CocosegError, ConfigError
 from ..shards.manifest import INDEX_NAMES, MANIFEST_NAME, Manifest, read_manifest
+from .config import parse_split
 from .shard import BuiltShard
 
 BUILDING = ".building"
 REPORT, QUARANTINE, CONFIG = "prepare-report.html", "quarantine.jsonl", "config.yaml"
-_PLAN, _LOCK = "plan.json", "lock"
-_OURS = (MANIFEST_NAME, *INDEX_NAMES, REPORT, QUARANTINE, CONFIG)
+_PLAN, _LOCK, _RECORD = "plan.json", "lock", ".record"
+_OURS = (MANIFEST_NAME, *INDEX_NAMES, REPORT, QUARANTINE, CONFIG)  # the manifest is removed first
+_SHARD = re.compile(r"shard-\d{6,}\.tar")
+
+Draft = Mapping[str, Any]
+"""What a manifest says of inputs and settings; it tells one build from another."""
 
 
 def building_folder(output: str) -> str:
     """Return where records, scratch files and the lock of a build lie."""
     return storage.join(output, BUILDING)
+
+
+def record_name(split: str, shard: str) -> str:
+    """Return the file name of the record of a shard."""
+    return f"{split}-{shard}{_RECORD}".lstrip("-")
+
+
+def is_at_work(output: str) -> bool:
+    """Tell whether a build is going on, or was left unfinished."""
+    return storage.exists(building_folder(output))
 
 
 @contextlib.contextmanager
@@ -42,27 +59,42 @@ def locked(output: str) -> Iterator[None]:
         yield
         return
     folder = building_folder(output)
-    storage.make_folder(folder)
-    path = storage.join(folder, _LOCK)
-    try:
-        with open(path, "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(
-                    f"--output {output}: another 'cocoseg prepare' is at work there; wait for it"
-                ) from None
-            except OSError:  # a file system without locks
-                pass
+    with _take_lock(output, folder):
+        try:
             yield
-    finally:
-        if os.path.isdir(folder) and os.listdir(folder) == [_LOCK]:  # nothing was begun, or is left
+        finally:
             with contextlib.suppress(OSError):
-                os.unlink(path)
-                os.rmdir(folder)
+                if os.listdir(folder) == [_LOCK]:  # nothing was begun, or all is done
+                    os.unlink(os.path.join(folder, _LOCK))
+                    os.rmdir(folder)
 
 
-def finished(output: str, folders: Sequence[str], draft: Mapping[str, Any]) -> list[Manifest]:
+def _take_lock(output: str, folder: str) -> Any:
+    path = os.path.join(folder, _LOCK)
+    while True:
+        storage.make_folder(folder)
+        try:
+            file = open(path, "a+b")  # noqa: SIM115 - it is the lock, and lives on
+        except FileNotFoundError:  # another process has just ended there
+            if not os.path.isdir(output):
+                raise
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise ConfigError(
+                f"--output {output}: another 'cocoseg prepare' is at work there; wait for it"
+            ) from None
+        except OSError:  # a file system without locks
+            return file
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()  # its last owner removed it in the meantime
+
+
+def finished(output: str, folders: Sequence[str], draft: Draft) -> list[Manifest]:
     """Return the manifests of a complete output, or nothing if there is work to do.
 
     Raises
@@ -70,16 +102,46 @@ def finished(output: str, folders: Sequence[str], draft: Mapping[str, Any]) -> l
     ConfigError
         If it is complete but was made of other inputs or settings.
     """
-    there = [folder for folder in folders if storage.exists(storage.join(folder, MANIFEST_NAME))]
-    manifests = [read_manifest(folder) for folder in there]
-    for folder, manifest in zip(there, manifests, strict=True):
-        said = {name: msgspec.to_builtins(getattr(manifest, name)) for name in draft}
-        _refuse_difference(folder, "is complete, but was made from", said, draft)
-    return manifests if len(there) == len(folders) else []
+    there = _complete(output, folders)
+    for folder, manifest in there.items():
+        _refuse_difference(folder, "is complete, but was made from", _said(manifest), draft)
+    return [there[folder] for folder in folders] if there.keys() == set(folders) else []
 
 
-def begin(output: str, folders: Sequence[str], draft: Mapping[str, Any], overwrite: bool) -> None:
+def _complete(output: str, folders: Sequence[str]) -> dict[str, Manifest]:
+    """Return the complete folders of an output, also those of splits that are no longer asked for.
+
+    Folders below the output that were prepared by themselves are none of its splits.
+    """
+    splits = {storage.join(output, name): name for name in storage.list_folders(output)}
+    found = {}
+    for folder in dict.fromkeys((output, *folders, *splits)):
+        if not storage.exists(storage.join(folder, MANIFEST_NAME)):
+            continue
+        if folder in (output, *folders):
+            found[folder] = read_manifest(folder)
+        else:
+            with contextlib.suppress(CocosegError):
+                manifest = read_manifest(folder)
+                if splits[folder] in _splits(_said(manifest)):
+                    found[folder] = manifest
+    return found
+
+
+def _said(manifest: Manifest) -> Draft:
+    names = ("taxonomy", "settings", "sources", "versions")
+    return {name: msgspec.to_builtins(getattr(manifest, name)) for name in names}
+
+
+def _splits(draft: Draft) -> tuple[str, ...]:
+    split = draft["settings"].get("split")
+    return tuple(parse_split(split)) if split else ()
+
+
+def begin(output: str, folders: Sequence[str], draft: Draft, overwrite: bool) -> None:
     """Start a build, or find the same one unfinished.
+
+    An unfinished build of something else that has not finished a single shard is no obstacle.
 
     Raises
     ------
@@ -87,43 +149,71 @@ def begin(output: str, folders: Sequence[str], draft: Mapping[str, Any], overwri
         If the output holds an unfinished build of something else, or tars of unknown origin.
     """
     folder = building_folder(output)
-    plan_url = storage.join(folder, _PLAN)
-    there = json.loads(storage.read_bytes(plan_url)) if storage.exists(plan_url) else None
-    if overwrite and there != _plain(draft):
-        _clear(output, folders)
-    elif there is not None:
+    there = _plan(output)
+    draft = json.loads(json.dumps(draft))
+    if there is not None and there != draft and not (overwrite or _has_records(output)):
+        overwrite = True
+    if there is not None and not (overwrite and there != draft):
         _refuse_difference(output, "holds an unfinished build of", there, draft)
-        for name in storage.list_folders(folder):
-            storage.remove(storage.join(folder, name))  # the scratch of a killed run
+        for place in dict.fromkeys((output, *folders, folder)):
+            storage.remove_scratch(place)
         return
-    for place in dict.fromkeys((output, *folders)):
-        tars = [name for name in storage.list_files(place) if name.endswith(".tar")]
-        if tars:
+    earlier = _earlier(output, folders) if overwrite else {}
+    for place in dict.fromkeys((output, *folders, *earlier)):
+        known = earlier.get(place, ())
+        strange = [n for n in storage.list_files(place) if n.endswith(".tar") and n not in known]
+        if strange:
             raise ConfigError(
-                f"--output {place}: holds {tars[0]} of unknown origin; choose an empty folder"
+                f"--output {place}: holds {strange[0]} of unknown origin; choose an empty folder"
             )
-    storage.make_folder(folder)
-    storage.publish_bytes(plan_url, json.dumps(draft).encode())
+    _clear(output, earlier, there)
+    storage.publish_bytes(storage.join(folder, _PLAN), json.dumps(draft).encode())
 
 
-def _plain(draft: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps(draft))
+def _plan(output: str) -> Any:
+    url = storage.join(building_folder(output), _PLAN)
+    return json.loads(storage.read_bytes(url)) if storage.exists(url) else None
 
 
-def _clear(output: str, folders: Sequence[str]) -> None:
-    """Remove what an earlier build wrote, and nothing else; the manifest goes first."""
+def _has_records(output: str) -> bool:
+    return any(name.endswith(_RECORD) for name in storage.list_files(building_folder(output)))
+
+
+def _earlier(output: str, folders: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the folders of an earlier build, unfinished or complete, and the shards in each."""
+    earlier = {
+        folder: tuple(shard.name for shard in manifest.shards)
+        for folder, manifest in _complete(output, folders).items()
+        if "samples_per_shard" in manifest.settings  # else its shards are another program's
+    }
+    there = _plan(output)
+    if there is not None:
+        for folder in [storage.join(output, name) for name in _splits(there)] or [output]:
+            names = storage.list_files(folder)
+            earlier[folder] = tuple(name for name in names if _SHARD.fullmatch(name))
+    return earlier
+
+
+def _clear(output: str, earlier: Mapping[str, Sequence[str]], plan: Any) -> None:
+    """Remove what an earlier build wrote, and nothing else; a kill leaves it unfinished."""
     building = building_folder(output)
-    unfinished = storage.exists(storage.join(building, _PLAN))
-    for folder in dict.fromkeys((output, *folders)):
-        names = storage.list_files(folder)
-        if MANIFEST_NAME in names or unfinished:
-            shards = [name for name in names if name.startswith("shard-") and name[-4:] == ".tar"]
-            for name in (*_OURS, *shards):
-                if name in names:
-                    storage.remove(storage.join(folder, name))
+    if plan is None and earlier:
+        said = _said(read_manifest(next(iter(earlier))))
+        storage.publish_bytes(storage.join(building, _PLAN), json.dumps(said).encode())
     for name in (*storage.list_files(building), *storage.list_folders(building)):
-        if name != _LOCK:
+        if name not in (_LOCK, _PLAN):
             storage.remove(storage.join(building, name))
+    places = dict.fromkeys((output, *earlier)) if earlier else ()
+    for name in _OURS:
+        for place in places:
+            storage.remove(storage.join(place, name))
+    for place in places:
+        storage.remove_scratch(place)
+        for name in earlier.get(place, ()):
+            storage.remove(storage.join(place, name))
+        if place != output and not storage.is_remote(place):
+            with contextlib.suppress(OSError):  # something else is in it
+                os.rmdir(storage.join(place))
 
 
 def kept_shards(output: str, shards: Sequence[tuple[str, str]]) -> dict[int, BuiltShard]:
@@ -140,17 +230,29 @@ def kept_shards(output: str, shards: Sequence[tuple[str, str]]) -> dict[int, Bui
     for number, (url, record) in enumerate(shards):
         if record not in records:
             continue
-        built = msgspec.msgpack.decode(
-            storage.read_bytes(storage.join(folder, record)), type=BuiltShard
-        )
-        if storage.exists(url) and storage.sha256(url) == built.sha256:
-            kept[number] = built
+        with contextlib.suppress(msgspec.MsgspecError):  # another version's: build it again
+            built = msgspec.msgpack.decode(
+                storage.read_bytes(storage.join(folder, record)), type=BuiltShard
+            )
+            if storage.exists(url) and storage.sha256(url) == built.sha256:
+                kept[number] = built
     return kept
 
 
+def count_records(output: str) -> int:
+    """Return how many shards a build has finished so far."""
+    with contextlib.suppress(OSError):
+        return sum(n.endswith(_RECORD) for n in storage.list_files(building_folder(output)))
+    return 0
+
+
 def end(output: str) -> None:
-    """Remove the journal of a complete build."""
-    storage.remove(building_folder(output))
+    """Remove the journal of a complete build, what vouches for its shards last."""
+    folder = building_folder(output)
+    names = [*storage.list_folders(folder), *storage.list_files(folder)]
+    for name in sorted(names, key=lambda name: name == _PLAN):
+        if name != _LOCK:
+            storage.remove(storage.join(folder, name))
 
 
 def _refuse_difference(

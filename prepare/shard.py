@@ -51,10 +51,11 @@ class BuiltShard(msgspec.Struct, frozen=True):
     """What that majority was taken to be."""
     size: int
     """Of the tar [bytes]."""
+    samples: int
 
     @property
     def index(self) -> Index:
-        """Where its samples lie."""
+        """Where its samples lie; unpacked at every call."""
         return unpack_index(*self.packed_index)
 
 
@@ -103,6 +104,7 @@ def build_shard(task: ShardTask, watch: Watch) -> BuiltShard:
         ambiguous=counts["exif_ambiguous"],
         assumed=task.rules.orientation.ambiguous,
         size=record.bytes,
+        samples=len(record.index),
     )
     storage.publish_bytes(storage.join(task.building, task.record), msgspec.msgpack.encode(built))
     return built

@@ -7,7 +7,9 @@ at is known from shared memory. That image is tried alone in a fresh process; if
 it is quarantined and the shard is built without it. No death can make the pool wait.
 """
 
+import contextlib
 import importlib
+import itertools
 import logging
 import multiprocessing.connection
 import os
@@ -16,37 +18,33 @@ import signal
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
 import msgspec
 from msgspec.structs import replace
 
+from .. import storage
 from ..errors import CocosegError, ConfigError
 from ..processes import end_with_parent, start_context
-from .sample import ImageTask, SampleRules, build_sample
+from .sample import build_sample
 from .shard import BuiltShard, ShardTask, build_shard
 
 _POLL = 0.2  # seconds between two looks at how far the workers are
 _UNEXPLAINED_DEATHS = 3  # of one shard, outside any image, before the work is given up
+_PATIENCE = 5.0  # seconds that a worker which closed its pipe has to end by itself
 _log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Is told how many images of unfinished shards are done, and how many of them were left out."""
 
 
-class Probe(msgspec.Struct, frozen=True, tag=True):
-    """One image to be tried alone."""
-
-    image: ImageTask
-    rules: SampleRules
-
-
-class Job(msgspec.Struct, frozen=True, tag=True):
-    """One shard to be built."""
+class Job(msgspec.Struct, frozen=True):
+    """What a worker is given: one shard to be built, or one image of it to be tried alone."""
 
     shard: ShardTask
+    suspect: int | None = None
+    """The place of that image."""
 
 
 def available_cores() -> int:
@@ -74,7 +72,7 @@ def run_shards(
     ConfigError
         If Ray is asked for but not installed.
     CocosegError
-        If a worker dies again and again without an image being the cause.
+        If a worker dies again and again without an image being the cause, or none can be started.
     OSError
         If the disk is full or fails.
     """
@@ -90,208 +88,229 @@ def progress_of_one(progress: Progress) -> Callable[[int, int], None]:
     return lambda place, bad: progress(max(place, 0), bad)
 
 
-@dataclass(slots=True)
-class _Worker:
-    """One worker process and what it is at."""
-
-    process: Any
-    connection: Connection
-    slot: int
-    """Its pair of numbers in shared memory."""
-    job: Job | Probe | None = None
-
-
-@dataclass(slots=True)
-class _Crew:
-    """Worker processes that are replaced when they die."""
-
-    size: int
-    context: Any = field(default_factory=start_context)
-    members: list[_Worker] = field(default_factory=list)
-    places: Any = None
-    """Shared memory, two int64 a worker: the place in its shard, images left out so far."""
-
-    def __post_init__(self) -> None:
-        if self.context.get_start_method() == "forkserver":
-            self.context.set_forkserver_preload([f"{__package__}.workers"])  # imported once for all
-        self.places = self.context.RawArray("q", 2 * self.size)
-
-    def start(self, slot: int) -> None:
-        """Start the worker of a slot, or the one that takes its place."""
-        ours, theirs = self.context.Pipe()
-        self.places[2 * slot : 2 * slot + 2] = [-1, 0]
-        process = self.context.Process(
-            target=_work, args=(theirs, self.places, slot), daemon=True, name=f"prepare-{slot}"
-        )
-        process.start()
-        theirs.close()
-        self.members.append(_Worker(process, ours, slot))
-
-    def dismiss(self, worker: _Worker) -> None:
-        """Forget a worker that has died."""
-        worker.connection.close()
-        worker.process.join()
-        self.members.remove(worker)
-
-    def stop(self) -> None:
-        """End all workers at once."""
-        for worker in self.members:
-            worker.process.kill()
-        for worker in list(self.members):
-            self.dismiss(worker)
-
-    def done(self) -> tuple[int, int]:
-        """Return the images that unfinished shards have behind them, and those left out."""
-        busy = [w for w in self.members if isinstance(w.job, Job)]
-        done = sum(max(self.places[2 * worker.slot], 0) for worker in busy)
-        return done, sum(self.places[2 * worker.slot + 1] for worker in busy)
-
-
 def _run_local(
     tasks: Iterable[ShardTask], workers: int, progress: Progress
 ) -> Iterator[BuiltShard]:
-    waiting = iter(tasks)
-    first: deque[Job | Probe] = deque()  # what deaths left to do
-    inquest = _Inquest(first)
-    crew = _Crew(workers)
-
-    def next_job() -> Job | Probe | None:
-        if first:
-            return first.popleft()
-        task = next(waiting, None)
-        return None if task is None else Job(task)
-
-    try:
-        ahead = next_job()
-        for slot in range(workers):
-            if ahead is None:
-                break
-            crew.start(slot)
-            _give(crew.members[-1], ahead)
-            ahead = next_job()
-        while any(worker.job is not None for worker in crew.members):
-            busy = {w.connection: w for w in crew.members if w.job is not None}
-            ready = multiprocessing.connection.wait(list(busy), timeout=_POLL)
+    agenda = _Agenda(tasks)
+    with contextlib.closing(_Crew(workers)) as crew:
+        while True:
+            for worker in crew.idle():
+                if (job := agenda.next_job()) is not None:
+                    worker.give(job)
+            if not crew.busy():
+                return
+            agenda.look_ahead()
             progress(*crew.done())
-            for connection in ready:
-                worker = busy[connection]  # type: ignore[index]
-                job, worker.job = worker.job, None
-                assert job is not None
-                try:
-                    kind, content = worker.connection.recv()
-                except (EOFError, OSError):
-                    place = crew.places[2 * worker.slot]
-                    crew.dismiss(worker)
-                    inquest.hold(job, place, worker.process.exitcode)
-                    crew.start(worker.slot)
-                    worker = crew.members[-1]
-                    kind = "died"
-                if kind == "failed":
-                    raise content
-                if kind == "built":
-                    yield msgspec.msgpack.decode(content, type=BuiltShard)
-                elif kind == "survived" and isinstance(job, Probe):
-                    inquest.acquit(job)
-                if ahead is None or first:  # deaths first: what they wait for is nearly done
-                    if ahead is not None:
-                        first.append(ahead)
-                    ahead = next_job()
-                if ahead is not None:
-                    _give(worker, ahead)
-                    ahead = next_job()
-    finally:
-        crew.stop()
+            for worker in crew.ready():
+                job, answer = worker.hear()
+                if answer is None:
+                    agenda.add_death(job, worker.place, crew.replace(worker))
+                elif answer[0] == "failed":
+                    raise answer[1]
+                elif answer[0] == "survived":
+                    agenda.add_survival(job)
+                else:
+                    yield msgspec.msgpack.decode(answer[1], type=BuiltShard)
 
 
-def _give(worker: _Worker, job: Job | Probe) -> None:
-    worker.job = job
-    try:
-        worker.connection.send_bytes(msgspec.msgpack.encode(job))
-    except OSError:  # it died between two jobs: the loop finds out
-        return
+class _Agenda:
+    """What is to be done: the shards, one after the other; before them, what deaths left to do."""
 
+    def __init__(self, tasks: Iterable[ShardTask]) -> None:
+        self._tasks = iter(tasks)
+        self._ahead: deque[Job] = deque()
+        self._acquitted: set[str] = set()
+        """Keys of images that survived alone: the next death at them convicts."""
+        self._unexplained: Counter[int] = Counter()
+        """Deaths outside any image, by shard."""
 
-class _Inquest:
-    """Decides what becomes of the image at which a worker died."""
+    def next_job(self) -> Job | None:
+        """Take a job, if there is any."""
+        self.look_ahead()
+        return self._ahead.popleft() if self._ahead else None
 
-    def __init__(self, first: "deque[Job | Probe]") -> None:
-        self.first = first
-        self.suspended: dict[str, Job] = {}
-        """Shards that wait for an image to be tried alone, by its key."""
-        self.acquitted: set[str] = set()
-        """Images that survived alone: the next death at them convicts."""
-        self.unexplained: Counter[int] = Counter()
+    def look_ahead(self) -> None:
+        """Have a job at hand for the next worker that becomes free: a task takes time to make."""
+        if not self._ahead:
+            self._ahead.extend(Job(task) for task in itertools.islice(self._tasks, 1))
 
-    def hold(self, job: Job | Probe, place: int, exitcode: int | None) -> None:
-        """Decide what to do after a death."""
-        cause = _cause(exitcode)
-        if isinstance(job, Probe):
-            self._convict(self.suspended.pop(job.image.key), job.image, f"{cause}, twice")
-            return
-        shard = job.shard
-        if not 0 <= place < len(shard.images):
-            self.unexplained[shard.number] += 1
+    def add_death(self, job: Job, place: int, exitcode: int | None) -> None:
+        """Decide what to do after a worker died at the image at `place`, or at none (-1).
+
+        Raises
+        ------
+        CocosegError
+            If that is no use.
+        """
+        shard, cause = job.shard, _cause(exitcode)
+        if place < 0:
             _log.warning("a worker died (%s) in shard %s; trying again", cause, shard.name)
-            if self.unexplained[shard.number] >= _UNEXPLAINED_DEATHS:
+            self._unexplained[shard.number] += 1
+            if self._unexplained[shard.number] >= _UNEXPLAINED_DEATHS:
                 raise CocosegError(
                     f"a worker died {_UNEXPLAINED_DEATHS} times in shard {shard.name} ({cause}; "
                     "out of memory?); what is finished is kept: run the same command again, with "
                     "fewer --workers or --samples-per-shard"
                 )
-            self.first.append(job)
+            self._ahead.appendleft(job)
             return
         image = shard.images[place]
         _log.warning("a worker died (%s) at image %s (%s)", cause, image.image_id, image.file_name)
-        if image.key in self.acquitted:
-            self._convict(job, image, f"{cause}, twice")
-        else:
-            self.suspended[image.key] = job
-            self.first.append(Probe(image, shard.rules))
+        if job.suspect is None and image.key not in self._acquitted:
+            self._ahead.appendleft(Job(shard, suspect=place))
+            return
+        detail = f"a worker process died of it ({cause}, twice)"
+        images = list(shard.images)
+        images[place] = replace(image, problem="worker-died", detail=detail)
+        self._ahead.appendleft(Job(replace(shard, images=tuple(images))))
 
-    def acquit(self, probe: Probe) -> None:
-        """Go on with a shard whose suspect survived alone."""
-        self.acquitted.add(probe.image.key)
-        self.first.append(self.suspended.pop(probe.image.key))
-
-    def _convict(self, job: Job, image: ImageTask, cause: str) -> None:
-        refused = replace(
-            image, problem="worker-died", detail=f"a worker process died of it ({cause})"
-        )
-        images = tuple(refused if one is image else one for one in job.shard.images)
-        self.first.append(Job(replace(job.shard, images=images)))
+    def add_survival(self, job: Job) -> None:
+        """Go on with the shard of a suspect that survived alone."""
+        assert job.suspect is not None
+        self._acquitted.add(job.shard.images[job.suspect].key)
+        self._ahead.appendleft(Job(job.shard))
 
 
 def _cause(exitcode: int | None) -> str:
     if exitcode is not None and exitcode < 0:
-        return signal.Signals(-exitcode).name
+        with contextlib.suppress(ValueError):  # a real-time signal has no name
+            return signal.Signals(-exitcode).name
     return f"exit code {exitcode}"
 
 
-def _work(connection: Connection, places: Any, slot: int) -> None:
+class _Worker:
+    """One worker process and what it is at."""
+
+    def __init__(self, context: Any, slot: int) -> None:
+        self.slot = slot
+        self.job: Job | None = None
+        self.watched = context.RawArray("q", [-1, 0])
+        """Shared memory: the place of its image in the shard, images left out so far."""
+        self.connection: Connection
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(
+            target=_work, args=(theirs, self.watched), daemon=True, name=f"prepare-{slot}"
+        )
+        try:
+            self.process.start()
+        except (EOFError, OSError) as error:  # EOFError: the fork server could not fork
+            raise CocosegError(
+                f"no worker process can be started ({error or 'out of processes or memory?'}); "
+                "run the same command again, with fewer --workers"
+            ) from error
+        finally:
+            theirs.close()  # the worker's copy is the only one: it ends with the worker
+
+    @property
+    def place(self) -> int:
+        """Where it is, or was when it died: the place of an image, or -1."""
+        return int(self.watched[0])
+
+    def give(self, job: Job) -> None:
+        """Send a job."""
+        self.job = job
+        with contextlib.suppress(OSError):  # it died between two jobs: no answer will tell
+            self.connection.send_bytes(msgspec.msgpack.encode(job))
+
+    def hear(self) -> tuple[Job, tuple[str, Any] | None]:
+        """Return its job and the answer, which is None if it has died."""
+        job = self.job
+        assert job is not None
+        try:
+            answer: tuple[str, Any] = self.connection.recv()
+        except (EOFError, OSError):  # OSError: in the middle of its answer
+            return job, None
+        self.job = None
+        return job, answer
+
+    def bury(self) -> int | None:
+        """Wait for the end of a worker that is dying; return its exit code."""
+        self.connection.close()
+        self.process.join(_PATIENCE)
+        self.process.kill()
+        self.process.join()
+        if self.job is not None and self.process.pid is not None:
+            storage.remove_scratch(self.job.shard.building, self.process.pid)
+        exitcode: int | None = self.process.exitcode
+        return exitcode
+
+
+class _Crew:
+    """Worker processes that are replaced when they die."""
+
+    def __init__(self, size: int) -> None:
+        self.context: Any = start_context()
+        if self.context.get_start_method() == "forkserver":
+            self.context.set_forkserver_preload([__name__])  # imported once for all
+        self.members: list[_Worker] = []
+        try:
+            for slot in range(size):
+                self.members.append(_Worker(self.context, slot))
+        except BaseException:
+            self.close()
+            raise
+
+    def idle(self) -> list[_Worker]:
+        """Return the workers that have nothing to do."""
+        return [worker for worker in self.members if worker.job is None]
+
+    def busy(self) -> list[_Worker]:
+        """Return the others."""
+        return [worker for worker in self.members if worker.job is not None]
+
+    def ready(self) -> list[_Worker]:
+        """Wait a moment for workers that have answered or died."""
+        busy = self.busy()
+        heard = multiprocessing.connection.wait([w.connection for w in busy], timeout=_POLL)
+        return [worker for worker in busy if worker.connection in heard]
+
+    def done(self) -> tuple[int, int]:
+        """Return the images that unfinished shards have behind them, and those left out."""
+        watched = [worker.watched for worker in self.busy()]
+        return sum(max(place, 0) for place, _ in watched), sum(bad for _, bad in watched)
+
+    def replace(self, worker: _Worker) -> int | None:
+        """Start a worker in the place of one that has died; return that one's exit code."""
+        self.members.remove(worker)
+        exitcode = worker.bury()
+        self.members.append(_Worker(self.context, worker.slot))
+        return exitcode
+
+    def close(self) -> None:
+        """End all workers at once; what they were at is lost."""
+        for worker in self.members:
+            worker.process.kill()
+        while self.members:
+            self.members.pop().bury()
+
+
+def _work(connection: Connection, watched: Any) -> None:
     """Build what comes down the pipe until it is closed; runs in a worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with_parent()
 
     def watch(place: int, bad: int) -> None:
-        places[2 * slot : 2 * slot + 2] = [place, bad]
+        watched[:] = [place, bad]
 
-    while True:
-        try:
-            job = msgspec.msgpack.decode(connection.recv_bytes(), type=Job | Probe)
-        except EOFError:
-            return
-        try:
-            if isinstance(job, Job):
-                built = build_shard(job.shard, watch)
-                watch(-1, 0)
-                answer: tuple[str, Any] = ("built", msgspec.msgpack.encode(built))
-            else:
-                build_sample(job.image, job.rules)
-                answer = ("survived", None)
-        except Exception as error:
-            answer = ("failed", _portable(error))
-        connection.send(answer)
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent is gone, or going
+        while True:
+            job = msgspec.msgpack.decode(connection.recv_bytes(), type=Job)
+            connection.send(_answer(job, watch))
+
+
+def _answer(job: Job, watch: Callable[[int, int], None]) -> tuple[str, Any]:
+    try:
+        if job.suspect is None:
+            built = build_shard(job.shard, watch)
+            watch(-1, 0)
+            return "built", msgspec.msgpack.encode(built)
+        watch(job.suspect, 0)
+        build_sample(job.shard.images[job.suspect], job.shard.rules)
+        watch(-1, 0)
+        return "survived", None
+    except Exception as error:
+        return "failed", _portable(error)
 
 
 def _portable(error: Exception) -> Exception:

@@ -240,6 +240,12 @@ def coco_set(make_coco_set: Callable[[str], CocoSet]) -> CocoSet:
     return make_coco_set("set")
 
 
+@pytest.fixture(scope="session")
+def coco_set_class() -> type[CocoSet]:
+    """For sets that several tests share."""
+    return CocoSet
+
+
 @dataclass(frozen=True)
 class Ran:
     """How a command ended."""

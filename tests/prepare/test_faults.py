@@ -1,0 +1,167 @@
+"""Whatever dies or fails, whenever: run it again, and the bytes are those of an undisturbed run."""
+
+import importlib.util
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+def _faults() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("faults", Path(__file__).with_name("faults.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+faults = _faults()
+POINTS = {point.name: point for point in (*faults.IN_WORKERS, *faults.IN_PARENT)}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, coco_set_class):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    drawn = faults.draw(coco_set_class(folder / "set"))
+    return {name: faults.undisturbed(drawn, folder, name) for name in faults.SCENARIOS}
+
+
+def test_the_drawn_set_is_what_the_matrix_needs(undisturbed, tmp_path):
+    """A bad image, shards that are built twice, two folders."""
+    whole = undisturbed["whole"]
+    moment = faults.Moment(POINTS["published-shard"], 7)
+    ended = faults.start(
+        whole.config(tmp_path / "shards"), tmp_path / "log", lambda: moment.watch(lambda: None)
+    ).wait()
+    assert ended.code == 0
+    assert moment.reached  # 5 shards, and at least 2 again
+    moment.close()
+    assert b"undecodable-image" in whole.files["quarantine.jsonl"]
+    assert [undisturbed[name].manifests for name in faults.SCENARIOS] == [1, 2]
+
+
+def cases() -> list[tuple[str, str, int]]:
+    """Return the whole matrix: (failpoint, fault, seed)."""
+    listed = []
+    for point in POINTS.values():
+        for fault in ("worker-killed", "parent-killed", "SIGTERM", "ENOSPC", "EIO"):
+            if fault == "worker-killed" and point in faults.IN_PARENT:
+                continue
+            if fault in faults.ERRNO and not point.fails:
+                continue
+            listed.extend((point.name, fault, seed) for seed in range(2))
+    return listed
+
+
+CASES = cases()
+
+
+def run_into(whole, tmp_path: Path, name: str, fault: str, seed: int) -> None:
+    """Run a build into a fault, and run it again."""
+    dice = random.Random(f"{name} {fault} {seed}")
+    point = POINTS[name]
+    local = fault == "worker-killed" or point.local or seed % 2
+    output, log = tmp_path / "shards", tmp_path / "log"
+    config = whole.config(output, "local" if local else "inline")
+    moment = faults.Moment(point, dice.randint(1, point.calls))
+    act = {
+        "worker-killed": faults.die,
+        "parent-killed": moment.stand_still,
+        "SIGTERM": moment.stand_still,
+        "ENOSPC": faults.fail(faults.ERRNO["ENOSPC"]),
+        "EIO": faults.fail(faults.ERRNO["EIO"]),
+    }[fault]
+    run = faults.start(config, log, lambda: moment.watch(act))
+    if fault in ("parent-killed", "SIGTERM"):
+        moment.wait()
+        run.kill(signal.SIGTERM if fault == "SIGTERM" else signal.SIGKILL)
+    ended = run.wait()
+    assert moment.reached
+    moment.close()
+    if fault == "worker-killed":
+        assert (ended.code, ended.text) == (0, "")
+        if name != "answered":  # the last one of all is no longer missed
+            assert "a worker died (SIGKILL)" in ended.log
+        whole.check(output)
+        return
+    if not point.complete:
+        found = list(output.rglob("manifest.json"))
+        assert len(found) < whole.manifests, "the fault came too late"
+    code = {"parent-killed": None, "SIGTERM": 130}.get(fault, 1)
+    assert ended.code == code, ended
+    if code is not None:
+        assert "run the same command again" in ended.text
+        assert ended.log == ""
+        assert [path for path in faults.leftovers(output) if ".tmp-" in path] == []
+    kept = faults.standing(output)
+    again = faults.start(config, log).wait()
+    assert (again.code, again.text) == (0, "")
+    assert {name: faults.identity(output / name) for name in kept} == kept
+    whole.check(output)
+
+
+def scenario_of(name: str, fault: str, seed: int) -> str:
+    return random.Random(f"{seed} {name} {fault}").choice(list(faults.SCENARIOS))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "fault", "seed"), CASES)
+def test_any_fault_at_any_failpoint_leaves_what_a_rerun_completes(
+    undisturbed, tmp_path, record_property, name, fault, seed
+):
+    run_into(undisturbed[scenario_of(name, fault, seed)], tmp_path, name, fault, seed)
+    record_property("figure", f"prepare: {len(POINTS)} failpoints, {len(CASES)} cases of faults")
+
+
+@pytest.mark.parametrize(("name", "fault", "seed"), random.Random(0).sample(CASES, 25))
+def test_some_faults_leave_what_a_rerun_completes(undisturbed, tmp_path, name, fault, seed):
+    run_into(undisturbed[scenario_of(name, fault, seed)], tmp_path, name, fault, seed)
+
+
+def kill_at_random(undisturbed, tmp_path: Path, seed: int) -> bool:
+    """Kill a build at any time, and run it again; tell whether it was in the middle of work."""
+    dice = random.Random(seed)
+    whole = undisturbed[dice.choice(list(faults.SCENARIOS))]
+    engine = dice.choice(list(faults.ENGINES))
+    whom = dice.choice(["parent", "group", "worker"]) if engine == "local" else "parent"
+    output, log = tmp_path / f"shards-{seed}", tmp_path / f"log-{seed}"
+    config = whole.config(output, engine)
+    run = faults.start(config, log)
+    if not run.ends_within(dice.uniform(0, whole.seconds[engine])):
+        if whom == "group":
+            os.killpg(run.pid, signal.SIGKILL)
+        elif whom == "parent":
+            run.kill(signal.SIGKILL)
+        elif workers := run.workers():
+            os.kill(dice.choice(workers), signal.SIGKILL)
+        else:
+            whom = "nobody"
+    ended = run.wait()
+    if whom in ("worker", "nobody"):
+        amid = "a worker died (SIGKILL)" in ended.log
+        assert (ended.code, ended.text) == (0, "")
+    else:
+        amid = (output / ".building" / "plan.json").exists()
+        amid &= len(list(output.rglob("manifest.json"))) < whole.manifests
+        kept = faults.standing(output)
+        again = faults.start(config, log).wait()
+        assert (again.code, again.text) == (0, "")
+        assert {name: faults.identity(output / name) for name in kept} == kept
+    whole.check(output)
+    return amid
+
+
+@pytest.mark.long
+def test_two_hundred_kills_at_any_time_change_no_byte(undisturbed, tmp_path, record_property):
+    amid = sum(kill_at_random(undisturbed, tmp_path, seed) for seed in range(200))
+    record_property("figure", f"prepare: 200 random SIGKILLs, {amid} of them in the middle of work")
+    assert amid >= 80
+
+
+def test_some_kills_at_any_time_change_no_byte(undisturbed, tmp_path):
+    assert sum(kill_at_random(undisturbed, tmp_path, seed) for seed in range(1000, 1012)) >= 2
