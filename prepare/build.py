@@ -341,7 +341,7 @@ def _publish(
     """Write what lies beside the shards; each folder's manifest last."""
     if not any(shard.samples for shard in built):
         _refuse_all_bad(build, built)
-    _refuse_vanished(build, built)
+    _refuse_vanished(build, built, draft)
     manifests = []
     parts = list(_by_split(build.plan.splits, built))
     for (split, shards), folder in zip(parts, build.folders, strict=True):
@@ -371,12 +371,13 @@ def _by_split(
         first += split.shards
 
 
-def _refuse_vanished(build: _Build, built: Sequence[BuiltShard]) -> None:
+def _refuse_vanished(build: _Build, built: Sequence[BuiltShard], draft: Mapping[str, Any]) -> None:
     """Look at every shard once more: an output may be removed, or unmounted, under a build."""
     sizes = {folder: storage.list_files(folder) for folder in build.folders}
     for (_, folder, local), shard in zip(build.shards, built, strict=True):
         name = shard_name(local)
         if sizes[folder].get(name) != shard.size:
+            journal.write_plan(build.output, draft)  # which may have vanished as well
             raise CocosegError(
                 f"--output {build.output}: {storage.join(folder, name)} was changed or removed "
                 "while others were built: run the same command again"

@@ -167,7 +167,13 @@ def begin(output: str, folders: Sequence[str], draft: Draft, overwrite: bool) ->
                 f"--output {place}: holds {strange[0]} of unknown origin; choose an empty folder"
             )
     _clear(output, earlier, there)
-    storage.publish_bytes(storage.join(folder, _PLAN), json.dumps(draft).encode())
+    write_plan(output, draft)
+
+
+def write_plan(output: str, draft: Draft) -> None:
+    """Note what is being built."""
+    url = storage.join(building_folder(output), _PLAN)
+    storage.publish_bytes(url, json.dumps(draft).encode())
 
 
 def _plan(output: str) -> Any:
@@ -198,8 +204,7 @@ def _clear(output: str, earlier: Mapping[str, Sequence[str]], plan: Any) -> None
     """Remove what an earlier build wrote, and nothing else; a kill leaves it unfinished."""
     building = building_folder(output)
     if plan is None and earlier:
-        said = _said(read_manifest(next(iter(earlier))))
-        storage.publish_bytes(storage.join(building, _PLAN), json.dumps(said).encode())
+        write_plan(output, _said(read_manifest(next(iter(earlier)))))
     for name in (*storage.list_files(building), *storage.list_folders(building)):
         if name not in (_LOCK, _PLAN):
             storage.remove(storage.join(building, name))

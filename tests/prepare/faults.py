@@ -5,6 +5,7 @@ build. Forking a warmed process takes milliseconds where starting Python takes a
 """
 
 import errno
+import faulthandler
 import fcntl
 import json
 import logging
@@ -177,30 +178,33 @@ IN_PARENT = (
 
 
 class Moment:
-    """The n-th time that any process of a build comes by a failpoint; known to the test."""
+    """The n-th time that any process of a build comes by a failpoint; known to the test.
+
+    They count by taking bytes out of a pipe: a lock would stay with one that is killed.
+    """
 
     def __init__(self, point: Failpoint, call: int) -> None:
-        self.point, self.call = point, call
-        self._count = _FORK.Value("i", 0)
-        self._there, self._told = os.pipe()
+        self.point = point
+        self._tokens, tokens = os.pipe()
+        os.write(tokens, b"." * (call - 1) + b"!")
+        os.close(tokens)
+        self.there, self.told = os.pipe()
 
     def close(self) -> None:
-        os.close(self._there)
-        os.close(self._told)
+        for descriptor in (self._tokens, self.there, self.told):
+            os.close(descriptor)
 
     @property
     def reached(self) -> bool:
-        return self._count.value >= self.call
+        return bool(select.select([self.there], [], [], 0)[0])
 
     def wait(self) -> None:
-        """Wait until a process of the build has come there, and stands still."""
-        ready, _, _ = select.select([self._there], [], [], DEADLINE)
-        assert ready, f"{self.point.name} was not reached"
+        """Wait until a process of the build has come there."""
+        assert select.select([self.there], [], [], DEADLINE)[0], f"{self.point.name}: not reached"
 
-    def stand_still(self) -> None:
-        os.write(self._told, b"!")
-        while True:
-            signal.pause()
+    def count(self) -> bool:
+        """Tell whether this is the n-th time."""
+        return os.read(self._tokens, 1) == b"!"
 
     def watch(self, action: Callable[[], None]) -> None:
         """Let a function of this process, and of those that it forks, act at the moment."""
@@ -210,10 +214,8 @@ class Moment:
         def act(arguments: tuple[object, ...]) -> None:
             if point.where and not any(str(one).endswith(point.where) for one in arguments):
                 return
-            with self._count.get_lock():
-                self._count.value += 1
-                mine = self._count.value == self.call
-            if mine:
+            if self.count():
+                os.write(self.told, b"!")
                 action()
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -298,6 +300,7 @@ def start(config: PrepareConfig, log: Path, *patches: Callable[[], None]) -> Run
         return Run(pid, result, log)
     try:
         os.setsid()
+        faulthandler.disable()  # deaths are meant here
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.close(result)
         output = os.open(log, os.O_WRONLY | os.O_APPEND)
@@ -318,6 +321,12 @@ def start(config: PrepareConfig, log: Path, *patches: Callable[[], None]) -> Run
         os.write(answer, json.dumps((code, text)).encode())
     finally:
         os._exit(0)
+
+
+def stand_still() -> None:
+    """Wait for a signal."""
+    while True:
+        signal.pause()
 
 
 def die() -> None:
@@ -368,3 +377,17 @@ def identity(path: Path) -> tuple[int, int]:
 def leftovers(output: Path) -> list[str]:
     """Return what no finished build leaves."""
     return [str(p) for p in output.rglob("*") if p.name.startswith((".tmp-", ".building"))]
+
+
+def quarantine(output: Path) -> dict[int, str]:
+    """Return image id → reason of what was left out."""
+    lines = [json.loads(line) for line in (output / "quarantine.jsonl").read_text().splitlines()]
+    return {line["image_id"]: line["reason"] for line in lines}
+
+
+def poll(condition: Callable[[], Any]) -> None:
+    """Look until something is so."""
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, "it never was so"
+        select.select([], [], [], 0.002)

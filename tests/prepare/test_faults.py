@@ -71,8 +71,8 @@ def run_into(whole, tmp_path: Path, name: str, fault: str, seed: int) -> None:
     moment = faults.Moment(point, dice.randint(1, point.calls))
     act = {
         "worker-killed": faults.die,
-        "parent-killed": moment.stand_still,
-        "SIGTERM": moment.stand_still,
+        "parent-killed": faults.stand_still,
+        "SIGTERM": faults.stand_still,
         "ENOSPC": faults.fail(faults.ERRNO["ENOSPC"]),
         "EIO": faults.fail(faults.ERRNO["EIO"]),
     }[fault]

@@ -1,0 +1,255 @@
+"""Who may write into an output, when it is full or gone, and what --overwrite removes."""
+
+import errno
+import importlib.util
+import itertools
+import shutil
+import signal
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from cocoseg import storage
+from cocoseg.errors import CocosegError, ConfigError
+from cocoseg.prepare.build import prepare
+
+
+def _faults() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("faults", Path(__file__).with_name("faults.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+faults = _faults()
+POINTS = {point.name: point for point in (*faults.IN_WORKERS, *faults.IN_PARENT)}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, coco_set_class):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    drawn = faults.draw(coco_set_class(folder / "set"))
+    return {name: faults.undisturbed(drawn, folder, name) for name in faults.SCENARIOS}
+
+
+@pytest.fixture
+def whole(undisturbed):
+    return undisturbed["whole"]
+
+
+def stop_at(name, call, config, log):
+    """Kill a build at a failpoint; it was in the middle of work."""
+    moment = faults.Moment(POINTS[name], call)
+    faults.start(config, log, lambda: moment.watch(faults.die)).wait()
+    assert moment.reached
+    moment.close()
+    assert (Path(config.output) / ".building" / "plan.json").exists()
+
+
+# ---- the lock
+
+
+def test_a_second_prepare_is_refused_and_a_dead_one_is_no_obstacle(whole, tmp_path, run_cocoseg):
+    output = tmp_path / "shards"
+    moment = faults.Moment(POINTS["rename-shard"], 2)
+    config = whole.config(output, "inline")
+    first = faults.start(config, tmp_path / "log", lambda: moment.watch(faults.stand_still))
+    moment.wait()
+    before = faults.files(output)
+    flags = (*whole.coco_set.flags, "--output", output, "--samples-per-shard", 3)
+    for more in (
+        (),
+        ("--overwrite",),
+        ("--overlap", "order"),
+        ("--overlap", "order", "--overwrite"),
+    ):
+        second = run_cocoseg("prepare", *flags, *more)
+        assert second.code == 2
+        assert "another 'cocoseg prepare' is at work there" in second.err
+    assert faults.files(output) == before
+    first.kill(signal.SIGKILL)
+    first.wait()
+    moment.close()
+    prepare(config)
+    whole.check(output)
+
+
+def test_a_prepare_that_waited_for_the_lock_of_one_that_ended_finds_the_output_complete(
+    whole, tmp_path, monkeypatch
+):
+    """The other one ended between the first look and the lock."""
+    from cocoseg.prepare import journal
+
+    output = tmp_path / "shards"
+    config = whole.config(output, "inline")
+    take_lock, waited = journal._take_lock, []
+
+    def after_another(*arguments):
+        if not waited:
+            waited.append(True)
+            assert faults.start(config, tmp_path / "log").wait().code == 0
+        return take_lock(*arguments)
+
+    monkeypatch.setattr(journal, "_take_lock", after_another)
+    prepare(config)
+    assert waited
+    whole.check(output)
+
+
+def test_a_refused_output_is_left_as_it_was(whole, tmp_path):
+    output = tmp_path / "shards"
+    output.mkdir()
+    (output / "shard-000000.tar").write_bytes(b"mine")
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="unknown origin"):
+            prepare(whole.config(output, "inline", overwrite=overwrite))
+        assert faults.files(output) == {"shard-000000.tar": b"mine"}
+        assert faults.leftovers(output) == []
+
+
+# ---- the disk
+
+
+def test_a_disk_that_will_be_full_is_refused_before_any_shard(whole, tmp_path, monkeypatch):
+    output = tmp_path / "shards"
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "free_space", lambda url: 1000)
+        with pytest.raises(CocosegError, match=r"GB are free; make room, or take fewer images"):
+            prepare(whole.config(output, "inline"))
+        assert not list(output.rglob("*.tar"))
+    prepare(whole.config(output, "inline", limit=4))  # as it said: other settings are no problem
+    assert len(list(output.glob("*.tar"))) == 2
+    assert faults.leftovers(output) == []
+
+
+def test_an_output_that_vanishes_is_never_called_complete(whole, tmp_path):
+    output = tmp_path / "shards"
+    for engine, name in itertools.product(faults.ENGINES, ["published-shard", "between-passes"]):
+        moment = faults.Moment(POINTS[name], 1)
+        ended = faults.start(
+            whole.config(output, engine),
+            tmp_path / "log",
+            lambda moment=moment: moment.watch(lambda: shutil.rmtree(output)),
+        ).wait()
+        assert moment.reached
+        moment.close()
+        assert ended.code == 1, ended
+        assert "run the same command again" in ended.text
+        assert not (output / "manifest.json").exists()
+        assert faults.start(whole.config(output, engine), tmp_path / "log").wait().code == 0
+        whole.check(output)
+        shutil.rmtree(output)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("name", ["lock", "write-plan", "scratch-folder", "write-record"])
+def test_an_output_that_cannot_be_written_is_told(whole, tmp_path, name, number):
+    moment = faults.Moment(POINTS[name], 1)
+    ended = faults.start(
+        whole.config(tmp_path / "shards"),
+        tmp_path / "log",
+        lambda: moment.watch(faults.fail(number)),
+    ).wait()
+    moment.close()
+    assert ended.code == 1, ended
+    assert "make it writable, and run the same command again" in ended.text
+    assert str(tmp_path / "shards") in ended.text
+
+
+# ---- --overwrite
+
+
+OTHER = {
+    "settings": {"overlap": "order"},
+    "shorter": {"limit": 4},
+    "split": {"split": "train=0.6,val=0.4"},
+    "other-split": {"split": "train=0.5,test=0.5"},
+}
+
+
+def strangers(output: Path) -> dict[str, bytes]:
+    """Put files there that no build may touch."""
+    for name in ("notes.txt", "train/notes.txt", "mine/shard-000000.tar", "shard-1.txt"):
+        (output / name).parent.mkdir(exist_ok=True, parents=True)
+        (output / name).write_bytes(b"mine")
+    return {path: content for path, content in faults.files(output).items() if content == b"mine"}
+
+
+@pytest.mark.parametrize("complete", [True, False], ids=["complete", "unfinished"])
+@pytest.mark.parametrize("scenario", faults.SCENARIOS)
+@pytest.mark.parametrize("earlier", OTHER.values(), ids=OTHER)
+def test_overwrite_removes_what_an_earlier_build_wrote_and_nothing_else(
+    undisturbed, tmp_path, scenario, earlier, complete
+):
+    whole, output = undisturbed[scenario], tmp_path / "shards"
+    first = whole.config(output, "inline", **earlier)
+    if complete:
+        prepare(first)
+    else:
+        stop_at("write-record", 2, first, tmp_path / "log")
+    mine = strangers(output)
+    if first.model_dump() == whole.config(output, "inline").model_dump():
+        prepare(whole.config(output, "inline"))
+    else:
+        before = faults.files(output)
+        with pytest.raises(ConfigError, match=r"there, .* now"):
+            prepare(whole.config(output, "inline"))
+        assert faults.files(output) == before
+    prepare(whole.config(output, "inline", overwrite=True))
+    assert faults.files(output) == whole.files | mine
+    assert faults.leftovers(output) == []
+
+
+def test_overwrite_spares_a_folder_in_which_a_stranger_put_a_tar(whole, tmp_path):
+    output = tmp_path / "shards"
+    prepare(whole.config(output, "inline", overlap="order"))
+    (output / "mine.tar").write_bytes(b"mine")
+    before = faults.files(output)
+    with pytest.raises(ConfigError, match=r"mine\.tar of unknown origin"):
+        prepare(whole.config(output, "inline", overwrite=True))
+    assert faults.files(output) == before
+
+
+def test_a_split_beside_folders_that_were_prepared_by_themselves_leaves_them_alone(
+    undisturbed, tmp_path
+):
+    whole, split = undisturbed["whole"], undisturbed["split"]
+    prepare(whole.config(tmp_path / "all" / "other", "inline"))
+    prepare(split.config(tmp_path / "all", "inline"))
+    prepare(split.config(tmp_path / "all", "inline", overlap="order", overwrite=True))
+    whole.check(tmp_path / "all" / "other")
+
+
+def kill_while_overwriting(whole, tmp_path, call):
+    """Kill a build at its n-th removal, and run it again; tell whether there were so many."""
+    output = tmp_path / f"shards-{call}"
+    config = whole.config(output, "inline", overwrite=True)
+    prepare(whole.config(output, "inline", overlap="order"))
+    mine = strangers(output)
+    moment = faults.Moment(faults.Failpoint("remove", storage, "remove"), call)
+    faults.start(config, tmp_path / "log", lambda: moment.watch(faults.die)).wait()
+    reached = moment.reached
+    moment.close()
+    ended = faults.start(config, tmp_path / "log").wait()
+    assert (ended.code, ended.text) == (0, "")
+    assert faults.files(output) == whole.files | mine
+    assert faults.leftovers(output) == []
+    return reached
+
+
+@pytest.mark.parametrize("call", [1, 2, 7, 9, 12])
+def test_overwriting_may_be_killed_here_and_there(whole, tmp_path, call):
+    assert kill_while_overwriting(whole, tmp_path, call)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("scenario", faults.SCENARIOS)
+def test_overwriting_may_be_killed_anywhere(undisturbed, tmp_path, scenario):
+    calls = itertools.count(1)
+    killed = itertools.takewhile(
+        lambda call: kill_while_overwriting(undisturbed[scenario], tmp_path, call), calls
+    )
+    assert len(list(killed)) >= 10
