@@ -130,12 +130,12 @@ def test_what_is_no_plain_rgb_photo_is_kept_as_it_is_recorded_and_counted(
 
 def damaged_inside(path):
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
+    content[-14] ^= 0xFF  # the checksum of the pixels: PNGs are decoded for their EXIF anyway
     path.write_bytes(bytes(content))
 
 
 @pytest.mark.parametrize(("check", "quarantined"), [("header", 0), ("full", 1)])
-def test_full_checks_decode_every_pixel(coco_set, tmp_path, check, quarantined):
+def test_full_checks_compare_the_checksums_of_a_png(coco_set, tmp_path, check, quarantined):
     damaged_inside(coco_set.photo(1, 64, 64, name="1.png"))
     coco_set.photo(2)
     result = coco_set.prepare(tmp_path / "shards", check_images=check)
