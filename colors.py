@@ -56,9 +56,9 @@ def mask_to_color(mask: NDArray[np.integer], ignore_index: int | None = None) ->
     if mask.ndim != 2 or mask.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"a mask is uint8 or uint16 (H, W), not {mask.dtype} {mask.shape}")
     largest = int(np.iinfo(mask.dtype).max)
-    colors: NDArray[np.uint8] = voc_colormap(largest + 1)[mask]
-    colors[mask == (largest if ignore_index is None else ignore_index)] = VOID_COLOR
-    return colors
+    colormap = voc_colormap(largest + 1).copy()
+    colormap[largest if ignore_index is None else ignore_index] = VOID_COLOR
+    return np.take(colormap, mask, axis=0)
 
 
 def overlay_mask(
@@ -92,8 +92,11 @@ def overlay_mask(
         raise ValueError(f"image {image.shape} and mask {mask.shape} differ in size")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is 0…1, not {alpha}")
-    blended = (1 - alpha) * image + alpha * mask_to_color(mask, ignore_index)
-    return np.where((mask == 0)[..., None], image, np.rint(blended).astype(np.uint8))
+    blended = np.multiply(mask_to_color(mask, ignore_index), alpha, dtype=np.float32)
+    blended += np.multiply(image, 1 - alpha, dtype=np.float32)
+    overlay = np.rint(blended, out=blended).astype(np.uint8)
+    np.copyto(overlay, image, where=(mask == 0)[..., None])
+    return overlay
 
 
 def visualize_prediction(

@@ -136,7 +136,8 @@ def read_bytes(url: str) -> bytes:
     """
     try:
         if not is_remote(url):
-            return Path(_local(url)).read_bytes()
+            with open(_local(url), "rb", buffering=0) as file:
+                return file.read()
         fs, path = _remote(url)
         return bytes(fs.cat_file(path))
     except (FileNotFoundError, NotADirectoryError):

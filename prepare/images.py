@@ -185,9 +185,9 @@ class Catalog:
         problem = file_name_problem(file_name)
         if problem:
             raise BadPhoto("bad-file-name", f"file_name {file_name!r} {problem}")
-        name = posixpath.normpath(file_name)
-        if name in self._names:
-            return name, False
+        for name in (file_name, posixpath.normpath(file_name)):
+            if name in self._names:
+                return name, False
         parts = _folded(file_name) or ("",)
         candidates = [
             (_common(parts, _folded(other)), other)
@@ -220,9 +220,9 @@ def file_name_problem(name: str) -> str | None:
     """Say what is wrong with a ``file_name``, if anything is."""
     if not name or "\0" in name:
         return "is empty or holds a NUL"
-    if "://" in name or PurePosixPath(name).is_absolute():
+    if "://" in name or name.startswith(("/", "\\")) or name[1:3] in (":\\", ":/"):
         return "is not relative to the image folder"
-    if ".." in PurePosixPath(name.replace("\\", "/")).parts:
+    if ".." in name and ".." in name.replace("\\", "/").split("/"):
         return "leaves the image folder"
     return None
 

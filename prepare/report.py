@@ -36,7 +36,7 @@ from ..shards.manifest import Index, IndexRow, Manifest, join_indices
 from ..shards.reader import decode_mask, read_members
 from ..taxonomy import Taxonomy
 from .config import PrepareConfig
-from .images import ImageStore, Location, read_photo
+from .images import ImageStore, read_photo
 from .journal import QUARANTINE, REPORT
 from .plan import BuildPlan
 from .sample import Quarantined
@@ -329,18 +329,13 @@ def _quarantine_pictures(content: _Content) -> Iterator[Picture]:
 
 
 def _decode_bad(store: ImageStore, name: str) -> Jpeg:
-    location = store.location(name)
-    if _bytes_of(location, store, name) > _MAX_BYTES:
+    if store.size(name) > _MAX_BYTES:
         raise BadPhoto("file-too-large", "too large a file to be shown")
-    stored = read_photo(location)
+    stored = read_photo(store.location(name))
     info = photo.inspect(stored)
     if info.width * info.height > _MAX_PIXELS:
         raise BadPhoto("image-too-large", f"not decoded: {info.width:,} × {info.height:,} pixels")
     return thumbnail(photo.decode(stored), _QUARANTINE_SIDE)
-
-
-def _bytes_of(location: Location, store: ImageStore, name: str) -> int:
-    return location.zipped[1] if location.zipped else store.size(name)
 
 
 # ---- inputs and settings

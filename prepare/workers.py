@@ -18,6 +18,7 @@ import signal
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
@@ -235,13 +236,27 @@ class _Worker:
         return exitcode
 
 
+def _start_fork_server() -> None:
+    """Start it with Ctrl-C blocked, which it and all workers inherit: the parent handles that.
+
+    It imports this module once for all workers, and would die of Ctrl-C there with a traceback.
+    """
+    forkserver.set_forkserver_preload([__name__])
+    resource_tracker.ensure_running()  # the fork server needs it, and starting it unblocks Ctrl-C
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Crew:
     """Worker processes that are replaced when they die."""
 
     def __init__(self, size: int) -> None:
         self.context: Any = start_context()
         if self.context.get_start_method() == "forkserver":
-            self.context.set_forkserver_preload([__name__])  # imported once for all
+            _start_fork_server()
         self.members: list[_Worker] = []
         try:
             for slot in range(size):

@@ -25,6 +25,10 @@ def thumbnail(image: NDArray[np.uint8], side: int = SIDE) -> Jpeg:
     small = Image.fromarray(image)
     # A gap of 2 halves by boxes first: 5 x faster, and nobody sees it at this size.
     small.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2)
+    return _jpeg(small)
+
+
+def _jpeg(small: Image.Image) -> Jpeg:
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=QUALITY, optimize=True)
     return Jpeg(buffer.getvalue(), small.width, small.height)
@@ -53,10 +57,13 @@ def overlay_thumbnail(
     if image.shape != (*mask.shape, 3):
         raise ValueError(f"image {image.shape} and mask {mask.shape} differ in size")
     height, width = mask.shape
-    scale = 2 * side / max(height, width)
-    if scale < 1:  # blended at twice the size: smooth outlines, and large photographs cost little
-        size = max(1, round(width * scale)), max(1, round(height * scale))
+    scale = side / max(height, width)
+    if scale > 0.5:
+        return thumbnail(overlay_mask(image, mask, ignore_index=ignore_index), side)
+    # Blended at twice the size: smooth outlines, and large photographs cost little.
+    size = 2 * max(1, round(width * scale)), 2 * max(1, round(height * scale))
+    if size != (width, height):
         shrunk = Image.fromarray(image).resize(size, Image.Resampling.BOX, reducing_gap=2)
         image = np.asarray(shrunk)
         mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
-    return thumbnail(overlay_mask(image, mask, ignore_index=ignore_index), side)
+    return _jpeg(Image.fromarray(overlay_mask(image, mask, ignore_index=ignore_index)).reduce(2))

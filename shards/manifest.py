@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from .. import storage
@@ -22,7 +23,7 @@ from ..taxonomy import Taxonomy
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "cocoseg-shards"
-VERSION = 1
+VERSION = 2
 INDEX_NAMES = ("index.npy", "index-classes.npy")
 MEMBERS = ("image", "mask", "json")
 
@@ -109,8 +110,12 @@ class IndexRow(msgspec.Struct, frozen=True):
 
 
 def member_digest(content: bytes) -> bytes:
-    """Return the 16-byte BLAKE2b digest that the index keeps of each member."""
-    return hashlib.blake2b(content, digest_size=16).digest()
+    """Return the 16-byte XXH3 digest that the index keeps of each member.
+
+    It tells damage, 60 x faster than a cryptographic one; against forgery there is the SHA-256 of
+    each shard in the manifest.
+    """
+    return xxhash.xxh3_128_digest(content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +173,9 @@ def _dtype(key_length: int) -> np.dtype[np.void]:
 def build_index(shards: Sequence[Sequence[IndexRow]]) -> Index:
     """Join the rows of all shards, in shard order."""
     rows = [(shard, row) for shard, part in enumerate(shards) for row in part]
-    samples = np.zeros(len(rows), _dtype(max((len(row.key) for _, row in rows), default=1)))
+    samples = np.zeros(
+        len(rows), _dtype(max((len(row.key.encode()) for _, row in rows), default=1))
+    )
     classes: list[tuple[int, int]] = []
     for i, (shard, row) in enumerate(rows):
         digests = np.frombuffer(b"".join(row.digests), np.uint8).reshape(3, 16)

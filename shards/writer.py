@@ -1,12 +1,13 @@
 """Write one shard: a plain tar whose bytes depend on the samples alone."""
 
 import hashlib
-import json
 import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+import msgspec
 
 from .manifest import Index, IndexRow, build_index, member_digest
 
@@ -57,7 +58,7 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> ShardRecord:
 
 
 def _append(tar: "_Tar", sample: Sample) -> IndexRow:
-    meta = json.dumps(sample.meta, ensure_ascii=False, separators=(",", ":")).encode()
+    meta = msgspec.json.encode(sample.meta)
     offsets = (
         tar.append(f"{sample.key}.{sample.extension}", sample.photo),
         tar.append(f"{sample.key}.png", sample.mask) if sample.mask is not None else 0,

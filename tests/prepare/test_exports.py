@@ -1,4 +1,4 @@
-"""Other tools' exports, and data sets of thousands of classes: every mask as the oracle paints it."""
+"""Other tools' exports, and thousands of classes: every mask as the oracle paints it."""
 
 import json
 

@@ -393,6 +393,12 @@ def assert_painted_as_the_oracle_paints_it(oracle, scene, overlap, crowd, train_
     assert np.array_equal(mask, truth)
 
 
+def counted(mask):
+    """(value, pixels) of a mask, by NumPy."""
+    values, counts = np.unique(mask, return_counts=True)
+    return tuple(zip(values.tolist(), counts.tolist(), strict=True))
+
+
 @pytest.mark.parametrize("overlap", ["area", "order"])
 @pytest.mark.parametrize("crowd", ["paint", "beneath", "ignore", "drop"])
 @given(scene=scenes(), train_ids=st.sampled_from([NARROW, WIDE]), ranks=RANKS)
@@ -442,6 +448,7 @@ def test_any_text_as_counts_is_painted_as_pycocotools_would_or_refused(text):
         return
     truth = coco_mask.decode({"size": [HEIGHT, WIDTH], "counts": text.encode()})
     assert np.array_equal(painting.mask, truth)
+    assert painting.class_pixels == counted(truth)
 
 
 # ---- the file

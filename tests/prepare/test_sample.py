@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from cocoseg.prepare.sample import count_pixels
+from cocoseg.prepare.rasterize import count_pixels
 from cocoseg.shards.reader import ShardSet
 from cocoseg.shards.verify import verify
 from hypothesis import given

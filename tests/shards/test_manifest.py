@@ -105,8 +105,8 @@ def copied(golden, tmp_path):
     ("old", "new", "message"),
     [
         ('"format": "cocoseg-shards"', '"format": "other"', "format 'other'"),
-        ('"version": 1,', '"version": 99,', "version 99"),
-        ('"version": 1,', '"version": "1",', "broken manifest"),
+        ('"version": 2,', '"version": 99,', "version 99"),
+        ('"version": 2,', '"version": "1",', "broken manifest"),
         ('"samples": 4,', "", "broken manifest"),
         ('"train_id": 2,', '"train_id": 3,', "train ids must be"),
         ("{", "", "broken manifest"),
