@@ -39,6 +39,8 @@ _ORIENTATION_TAG = 0x0112
 _JPEGS = ("JPEG", "MPO")
 _JPEG_END = b"\xff\xd9"  # the EOI marker
 _JPEG_SCAN = b"\xff\xda"  # the SOS marker
+_PNG_EXIF = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
+"""Where Pillow finds EXIF in a PNG; it decodes the pixels to get to what is behind them."""
 _PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"  # the empty IEND chunk
 _OPPOSITE = {6: 8, 8: 6}  # which turn undoes a turn; all others undo themselves
 _COUNTED_BY_SEEKING = ("GIF", "TIFF")
@@ -88,7 +90,7 @@ def inspect(content: bytes) -> PhotoInfo:
     ------
     BadPhoto
         ``empty-file``, ``undecodable-image``, ``unsupported-format`` or ``image-too-large``; for a
-        PNG, whose EXIF may stand behind the pixels, also as `check`.
+        PNG with EXIF, which may stand behind the pixels, also as `check`.
     """
     with _open(content) as image:
         return _info(image, content)
@@ -100,8 +102,8 @@ def check(content: bytes, full: bool = False) -> PhotoInfo:
     Parameters
     ----------
     full
-        Decode every pixel, and compare a PNG's checksums. Otherwise only a file whose end is not
-        where its format says is decoded: 50 x faster, and every file that was cut is found.
+        Decode every pixel. Otherwise only a file whose end is not where its format says is decoded:
+        50 x faster, and every file that was cut is found, and every PNG that was damaged.
 
     Raises
     ------
@@ -115,7 +117,7 @@ def check(content: bytes, full: bool = False) -> PhotoInfo:
             _load(image, content)
             if not _has_end(content, form):
                 raise BadPhoto("truncated-image", "no end marker follows the pixels")
-    if full and info.extension == EXTENSIONS["PNG"]:
+    if info.extension == EXTENSIONS["PNG"]:
         _verify_png(content)
     return info
 
@@ -217,14 +219,7 @@ def _info(image: Image.Image, content: bytes) -> PhotoInfo:
         raise BadPhoto("unsupported-format", f"is {image.format}; supported: {known}")
     if image.mode in ("I", "F"):  # measurements, not a photograph: no range to bring to 0…255
         raise BadPhoto("unsupported-format", "has 32-bit samples; supported: 8 and 16 bits")
-    if image.format == "PNG":  # getexif() would: a failure would go unseen, and not come again
-        _load(image, content)
-    try:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # a broken EXIF block says nothing of the pixels; counted as "no turn"
-        orientation = 1
-    if not isinstance(orientation, int) or not 1 <= orientation <= 8:
-        orientation = 1
+    orientation = _orientation(image, content)
     width, height = image.size
     if image.format in _TURNED_BY_PILLOW and orientation >= 5:
         width, height = height, width
@@ -232,6 +227,18 @@ def _info(image: Image.Image, content: bytes) -> PhotoInfo:
     return PhotoInfo(
         extension, width, height, orientation, image.mode, alpha, _frames(image, content)
     )
+
+
+def _orientation(image: Image.Image, content: bytes) -> int:
+    if image.format == "PNG":
+        if not any(mark in content for mark in _PNG_EXIF):
+            return 1
+        _load(image, content)  # getexif() would: a failure would go unseen, and not come again
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # a broken EXIF block says nothing of the pixels; counted as "no turn"
+        return 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
 def _frames(image: Image.Image, content: bytes) -> int:

@@ -108,6 +108,9 @@ def plan_build(config: PrepareConfig) -> BuildPlan:
             f"--annotations and --images come in pairs: got {len(config.annotations)} and "
             f"{len(config.images)}"
         )
+    for path in (*config.annotations, *config.images, str(config.output)):
+        if not path.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in path):
+            raise ConfigError(f"{path!r}: is no UTF-8; call it by another name, or through a link")
     if len(set(config.annotations)) < len(config.annotations):
         raise ConfigError("--annotations: one file is given twice")
     stores = {url: open_store(url) for url in dict.fromkeys(config.images)}
