@@ -334,6 +334,36 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def write_half(moment: Moment) -> None:
+    """Let the n-th file that is published be cut in the middle by a kill."""
+
+    class Cut:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __enter__(self) -> "Cut":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def write(self, content: bytes) -> None:
+            if moment.count():
+                self.file.write(content[: len(content) // 2])
+                self.file.flush()
+                die()
+            self.file.write(content)
+
+    def cut(path: Any, mode: str = "r", **more: Any) -> Any:
+        file = open(path, mode, **more)  # noqa: SIM115 - the caller closes it
+        return Cut(file) if mode == "wb" else file
+
+    storage.open = cut  # type: ignore[attr-defined]
+
+
 def fail(number: int) -> Callable[[], None]:
     """Return what a disk does that is full, or broken."""
 

@@ -123,6 +123,20 @@ def test_some_faults_leave_what_a_rerun_completes(undisturbed, tmp_path, name, f
     run_into(undisturbed[scenario_of(name, fault, seed)], tmp_path, name, fault, seed)
 
 
+@pytest.mark.parametrize("call", range(1, 15))
+def test_a_kill_in_the_middle_of_writing_a_file_leaves_no_half_of_it(undisturbed, tmp_path, call):
+    """Plan, records, index, quarantine, configuration, report, manifest."""
+    whole, output, log = undisturbed["whole"], tmp_path / "shards", tmp_path / "log"
+    moment = faults.Moment(POINTS["fsync"], call)
+    config = whole.config(output, "inline")
+    ended = faults.start(config, log, lambda: faults.write_half(moment)).wait()
+    assert ended.code is None
+    assert not (output / "manifest.json").exists()
+    moment.close()
+    assert faults.start(config, log).wait().code == 0
+    whole.check(output)
+
+
 def kill_at_random(undisturbed, tmp_path: Path, seed: int) -> bool:
     """Kill a build at any time, and run it again; tell whether it was in the middle of work."""
     dice = random.Random(seed)

@@ -69,6 +69,21 @@ def test_an_image_that_kills_its_worker_twice_is_left_out_and_no_other(
     assert faults.leftovers(output) == []
 
 
+def test_an_image_that_kills_only_in_company_is_tried_once_more_and_left_out(whole, tmp_path):
+    """It survives alone, every time."""
+    build_sample = cocoseg.prepare.workers.build_sample
+
+    def patch():
+        deadly(7)()
+        cocoseg.prepare.workers.build_sample = build_sample
+
+    ended = faults.start(whole.config(tmp_path / "shards"), tmp_path / "log", patch).wait()
+    assert (ended.code, ended.text) == (0, "")
+    deaths = ended.log.count("a worker died (SIGSEGV) at image 7")
+    assert deaths in (2, 4)  # twice in each pass over its shard
+    assert faults.quarantine(tmp_path / "shards")[7] == "worker-died"
+
+
 def test_an_image_that_is_quarantined_for_a_death_stays_so_after_a_kill(whole, tmp_path):
     output = tmp_path / "shards"
     moment = faults.Moment(POINTS["publish"], 1)
