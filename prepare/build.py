@@ -102,10 +102,11 @@ def prepare(config: PrepareConfig, progress: bool = False) -> PrepareResult:
     found = [] if journal.is_at_work(build.output) else complete()
     manifests = found
     if not found:
-        with _story_of_an_end(build), journal.locked(build.output):
+        with _story_of_an_end(build, draft), journal.locked(build.output):
             found = manifests = complete()  # by a run that was killed just after
             if not found:
                 journal.begin(build.output, folders, draft, config.overwrite)
+                build.begun = True
                 built = build.run(progress)
                 manifests = _publish(build, built, draft)
             journal.end(build.output)
@@ -127,7 +128,7 @@ class _Build:
             for number in range(split.shards)
         ]
         self.built: dict[int, BuiltShard] = {}
-        self.interrupted = False
+        self.begun = self.interrupted = False
 
     def run(self, progress: bool) -> list[BuiltShard]:
         """Build what is missing and return all shards, in order."""
@@ -220,7 +221,7 @@ def _images_of(shard: BuiltShard) -> int:
 
 
 @contextlib.contextmanager
-def _story_of_an_end(build: _Build) -> Iterator[None]:
+def _story_of_an_end(build: _Build, draft: Mapping[str, Any]) -> Iterator[None]:
     """Turn an end before the end into what was kept and how to go on."""
 
     def interrupt(*_: object) -> None:
@@ -235,10 +236,10 @@ def _story_of_an_end(build: _Build) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        for folder in (build.output, *build.folders, journal.building_folder(build.output)):
-            storage.remove_scratch(folder, os.getpid())  # it may have come while tidying up
+        _tidy(build, draft)
         raise Interrupted(f"interrupted; {_kept(build)}: run the same command again") from None
     except OSError as error:
+        _tidy(build, draft)
         if error.errno not in _MENDS:
             raise
         what = (error.strerror or str(error)).lower()
@@ -250,6 +251,15 @@ def _story_of_an_end(build: _Build) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _tidy(build: _Build, draft: Mapping[str, Any]) -> None:
+    """Make good what an interrupt while tidying up, or an output that vanished, left undone."""
+    with contextlib.suppress(OSError):
+        for folder in (build.output, *build.folders, journal.building_folder(build.output)):
+            storage.remove_scratch(folder, os.getpid())
+        if build.begun:
+            journal.renew_plan(build.output, build.folders, draft)
 
 
 _MENDS = {
@@ -377,7 +387,7 @@ def _refuse_vanished(build: _Build, built: Sequence[BuiltShard], draft: Mapping[
     for (_, folder, local), shard in zip(build.shards, built, strict=True):
         name = shard_name(local)
         if sizes[folder].get(name) != shard.size:
-            journal.write_plan(build.output, draft)  # which may have vanished as well
+            _tidy(build, draft)
             raise CocosegError(
                 f"--output {build.output}: {storage.join(folder, name)} was changed or removed "
                 "while others were built: run the same command again"

@@ -167,10 +167,21 @@ def begin(output: str, folders: Sequence[str], draft: Draft, overwrite: bool) ->
                 f"--output {place}: holds {strange[0]} of unknown origin; choose an empty folder"
             )
     _clear(output, earlier, there)
-    write_plan(output, draft)
+    _write_plan(output, draft)
 
 
-def write_plan(output: str, draft: Draft) -> None:
+def renew_plan(output: str, folders: Sequence[str], draft: Draft) -> None:
+    """Note again what is being built, where the output was removed under workers that went on.
+
+    Their shards would be of unknown origin.
+    """
+    names = [name for folder in folders for name in storage.list_files(folder)]
+    unfinished = MANIFEST_NAME not in names and any(name.endswith(".tar") for name in names)
+    if unfinished and _plan(output) is None:
+        _write_plan(output, draft)
+
+
+def _write_plan(output: str, draft: Draft) -> None:
     """Note what is being built."""
     url = storage.join(building_folder(output), _PLAN)
     storage.publish_bytes(url, json.dumps(draft).encode())
@@ -204,7 +215,7 @@ def _clear(output: str, earlier: Mapping[str, Sequence[str]], plan: Any) -> None
     """Remove what an earlier build wrote, and nothing else; a kill leaves it unfinished."""
     building = building_folder(output)
     if plan is None and earlier:
-        write_plan(output, _said(read_manifest(next(iter(earlier)))))
+        _write_plan(output, _said(read_manifest(next(iter(earlier)))))
     for name in (*storage.list_files(building), *storage.list_folders(building)):
         if name not in (_LOCK, _PLAN):
             storage.remove(storage.join(building, name))

@@ -259,7 +259,6 @@ class Run:
         while True:
             ready, _, _ = select.select([self.result], [], [], deadline - time.monotonic())
             if not ready:
-                os.killpg(self.pid, signal.SIGKILL)
                 raise AssertionError(f"hangs:\n{self.log.read_text()}")
             chunk = os.read(self.result, 2**16)
             if not chunk:
@@ -288,6 +287,18 @@ class Run:
         return [int(pid) for pid in children.split()]
 
 
+_started: list[Run] = []
+
+
+def stop_all() -> None:
+    """Kill what a failed test has left running."""
+    while _started:
+        run = _started.pop()
+        if not run._ended:
+            os.killpg(run.pid, signal.SIGKILL)
+            os.waitpid(run.pid, 0)
+
+
 def start(config: PrepareConfig, log: Path, *patches: Callable[[], None]) -> Run:
     """Fork a process that runs `patches` and then the build."""
     result, answer = os.pipe()
@@ -297,7 +308,8 @@ def start(config: PrepareConfig, log: Path, *patches: Callable[[], None]) -> Run
         pid = os.fork()
     if pid:
         os.close(answer)
-        return Run(pid, result, log)
+        _started.append(Run(pid, result, log))
+        return _started[-1]
     try:
         os.setsid()
         faulthandler.disable()  # deaths are meant here

@@ -24,6 +24,12 @@ faults = _faults()
 POINTS = {point.name: point for point in (*faults.IN_WORKERS, *faults.IN_PARENT)}
 
 
+@pytest.fixture(autouse=True)
+def _nothing_runs_on():
+    yield
+    faults.stop_all()
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, coco_set_class):
     folder = tmp_path_factory.mktemp("undisturbed")

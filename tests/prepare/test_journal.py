@@ -28,6 +28,12 @@ faults = _faults()
 POINTS = {point.name: point for point in (*faults.IN_WORKERS, *faults.IN_PARENT)}
 
 
+@pytest.fixture(autouse=True)
+def _nothing_runs_on():
+    yield
+    faults.stop_all()
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, coco_set_class):
     folder = tmp_path_factory.mktemp("undisturbed")
@@ -127,12 +133,13 @@ def test_a_disk_that_will_be_full_is_refused_before_any_shard(whole, tmp_path, m
 
 def test_an_output_that_vanishes_is_never_called_complete(whole, tmp_path):
     output = tmp_path / "shards"
-    for engine, name in itertools.product(faults.ENGINES, ["published-shard", "between-passes"]):
-        moment = faults.Moment(POINTS[name], 1)
+    points = [("published-shard", call) for call in range(1, 8)] + [("between-passes", 1)]
+    for engine, (name, call) in itertools.product(faults.ENGINES, points):
+        moment = faults.Moment(POINTS[name], call)
         ended = faults.start(
             whole.config(output, engine),
             tmp_path / "log",
-            lambda moment=moment: moment.watch(lambda: shutil.rmtree(output)),
+            lambda moment=moment: moment.watch(lambda: output.rename(tmp_path / "elsewhere")),
         ).wait()
         assert moment.reached
         moment.close()
@@ -142,6 +149,7 @@ def test_an_output_that_vanishes_is_never_called_complete(whole, tmp_path):
         assert faults.start(whole.config(output, engine), tmp_path / "log").wait().code == 0
         whole.check(output)
         shutil.rmtree(output)
+        shutil.rmtree(tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])

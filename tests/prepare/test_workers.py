@@ -28,6 +28,12 @@ faults = _faults()
 POINTS = {point.name: point for point in (*faults.IN_WORKERS, *faults.IN_PARENT)}
 
 
+@pytest.fixture(autouse=True)
+def _nothing_runs_on():
+    yield
+    faults.stop_all()
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, coco_set_class):
     folder = tmp_path_factory.mktemp("undisturbed")
