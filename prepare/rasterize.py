@@ -19,7 +19,6 @@ import cv2
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pycocotools import mask as coco_mask
 from rlemasklib import RLEMask
 
@@ -118,18 +117,25 @@ def rasterize(instances: Instances, width: int, height: int, rules: PaintRules) 
         shape.decode_into(canvas, fg_value=value)
     transposed = cv2.transpose(canvas.T)  # to rows: in blocks, 10 x faster than NumPy's copy
     mask: Mask = transposed.reshape(height, width)
-    pixels = dict(count_pixels(mask[outlines.rows, outlines.columns]))
+    pixels = dict(count_pixels(canvas.T[outlines.columns]))
     pixels[0] = pixels.get(0, 0) + mask.size - sum(pixels.values())
     class_pixels = tuple((value, count) for value, count in sorted(pixels.items()) if count)
     return Painting(mask, class_pixels, {name: count for name, count in counts.items() if count})
 
 
 def count_pixels(mask: Mask) -> tuple[tuple[int, int], ...]:
-    """Return (train id, pixels) of the values in a mask, ascending."""
-    if mask.dtype == np.uint8:  # Pillow counts 4 x faster than NumPy
-        counts = Image.fromarray(mask).histogram() if mask.size else ()
-        return tuple((value, count) for value, count in enumerate(counts) if count)
-    pixels = np.bincount(mask.ravel())
+    """Return (train id, pixels) of the values in a mask, ascending.
+
+    Runs of equal pixels are found, and their lengths added: twice as fast as a histogram.
+    """
+    flat = mask.ravel()
+    if not flat.size:
+        return ()
+    ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]), flat.size - 1)
+    lengths = ends.copy()
+    lengths[0] += 1
+    lengths[1:] -= ends[:-1]
+    pixels = np.bincount(flat[ends], lengths)  # as float64: exact below 2^53
     return tuple((int(value), int(pixels[value])) for value in np.flatnonzero(pixels))
 
 
@@ -150,7 +156,6 @@ class _Outlines:
     shapes: list[RLEMask | None]
     """None: has none."""
     out_of_bounds: int
-    rows: slice
     columns: slice
     """Outside these no shape has a pixel."""
 
@@ -184,17 +189,11 @@ def _outlines(instances: Instances, width: int, height: int) -> _Outlines:
                 shapes.append(_rle(content.size, content.counts, width, height))
             except BadAnnotation as bad:
                 raise BadAnnotation(bad.reason, bad.detail, instances.ids[position]) from None
-    rows, columns = slice(0, height), slice(0, width)
-    if not any(isinstance(content, _Rle) for content in decoded):
-        columns, rows = _span(numbers[0::2]), _span(numbers[1::2])
-    return _Outlines(shapes, out_of_bounds, rows, columns)
-
-
-def _span(coordinates: NDArray[np.float64]) -> slice:
-    """Return the pixels that coordinates can touch; pycocotools rounds them by less than one."""
-    if not coordinates.size:
-        return slice(0, 0)
-    return slice(max(0, int(coordinates.min()) - 1), max(0, int(coordinates.max()) + 2))
+    columns = slice(0, width)
+    if polygons and not any(isinstance(content, _Rle) for content in decoded):
+        left, right = numbers[0::2].min(), numbers[0::2].max()
+        columns = slice(max(0, int(left) - 1), max(0, int(right) + 2))  # it rounds by less than 1
+    return _Outlines(shapes, out_of_bounds, columns)
 
 
 def _polygons_of(decoded: Iterable[list[list[float]] | _Rle | None]) -> list[list[float]]:

@@ -59,16 +59,19 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> ShardRecord:
 
 def _append(tar: "_Tar", sample: Sample) -> IndexRow:
     meta = msgspec.json.encode(sample.meta)
-    offsets = (
-        tar.append(f"{sample.key}.{sample.extension}", sample.photo),
-        tar.append(f"{sample.key}.png", sample.mask) if sample.mask is not None else 0,
-        tar.append(f"{sample.key}.json", meta),
+    image, described = (
+        (f"{sample.key}.{sample.extension}", sample.photo),
+        (f"{sample.key}.json", meta),
     )
+    if sample.mask is None:
+        (first, last), middle = tar.append(image, described), 0
+    else:
+        first, middle, last = tar.append(image, (f"{sample.key}.png", sample.mask), described)
     mask = sample.mask or b""
     return IndexRow(
         key=sample.key,
         extension=sample.extension,
-        offsets=offsets,
+        offsets=(first, middle, last),
         lengths=(len(sample.photo), len(mask), len(meta)),
         digests=(member_digest(sample.photo), member_digest(mask), member_digest(meta)),
         width=sample.width,
@@ -90,18 +93,22 @@ class _Tar:
         self.digest = hashlib.sha256()
         self.written = 0
 
-    def append(self, name: str, content: bytes) -> int:
-        """Append a file; return the offset of its content [bytes]."""
-        self._write(_header(name, len(content)))
-        offset = self.written
-        self._write(content)
-        self._write(bytes(-len(content) % tarfile.BLOCKSIZE))
-        return offset
+    def append(self, *files: tuple[str, bytes]) -> list[int]:
+        """Append files, (name, content) each; return the offsets of their contents [bytes]."""
+        blocks: list[bytes] = []
+        offsets, end = [], self.written
+        for name, content in files:
+            padding = bytes(-len(content) % tarfile.BLOCKSIZE)
+            blocks += (_header(name, len(content)), content, padding)
+            offsets.append(end + tarfile.BLOCKSIZE)
+            end += tarfile.BLOCKSIZE + len(content) + len(padding)
+        self._write(b"".join(blocks))  # at once: small writes cost more than this copy
+        return offsets
 
     def finish(self) -> None:
         """Write the two empty blocks that end a tar, and fill its last record."""
-        self._write(bytes(2 * tarfile.BLOCKSIZE))
-        self._write(bytes(-self.written % tarfile.RECORDSIZE))
+        end = bytes(2 * tarfile.BLOCKSIZE)
+        self._write(end + bytes(-(self.written + len(end)) % tarfile.RECORDSIZE))
 
     def _write(self, content: bytes) -> None:
         self.digest.update(content)

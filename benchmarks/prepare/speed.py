@@ -23,7 +23,7 @@ from .data import DataSet, Pictures
 
 ROUNDS = 3
 _HERE = Path(__file__).parent
-_API, _COMMAND, _MEMORY = 800, 4000, 2000  # images, at least
+_API, _COMMAND, _MEMORY = 1900, 8000, 2000  # images, at least
 _JSON_BYTES = 250e6
 
 
