@@ -14,28 +14,24 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import msgspec
-import numpy as np
 from tqdm import tqdm
 
-from .. import __version__, storage
-from ..config import to_yaml
+from .. import storage
 from ..errors import CocosegError, ConfigError, DataError, Interrupted
-from ..shards import manifest as shard_manifest
-from ..shards.manifest import Manifest, ShardEntry, SourceEntry
+from ..shards.manifest import Manifest
 from . import journal
-from .changes import changed_photos, mended_photos
+from .changes import changed_photos, mended_photos, refuse_changed_photos
 from .config import PrepareConfig
 from .forecast import refuse_full_disk
 from .orientation import Orientation, majority
-from .plan import BuildPlan, SplitPlan, image_task, plan_build, sample_rules
-from .report import write_report
+from .plan import BuildPlan, image_task, plan_build, sample_rules
+from .publish import draft_manifest, publish
 from .sample import Quarantined
-from .shard import BuiltShard, ShardTask
-from .workers import available_cores, run_shards
+from .shard import BuiltShard, ShardTask, shard_name
+from .workers import available_cores, run_shards, warm_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,36 +87,46 @@ def prepare(config: PrepareConfig, progress: bool = False) -> PrepareResult:
     """
     if config.output is None:
         raise ConfigError("--output: give a folder for the shards")
-    plan = plan_build(config)
-    folders = [storage.join(config.output, split.name).rstrip("/") for split in plan.splits]
-    draft = _draft_manifest(plan, config)
-    build = _Build(plan, config, folders)
+    with _signals() as signals:
+        warm_up(config.engine)  # while the annotations are read
+        plan = plan_build(config)
+        folders = [storage.join(config.output, split.name).rstrip("/") for split in plan.splits]
+        draft = draft_manifest(plan, config)
+        build = _Build(plan, config, folders, signals)
 
-    def complete() -> list[Manifest]:
-        return [] if config.overwrite else journal.finished(build.output, folders, draft)
+        def complete() -> list[Manifest]:
+            return [] if config.overwrite else journal.finished(build.output, folders, draft)
 
-    found = [] if journal.is_at_work(build.output) else complete()
-    manifests = found
-    if not found:
-        with _story_of_an_end(build, draft), journal.locked(build.output):
-            found = manifests = complete()  # by a run that was killed just after
-            if not found:
-                journal.begin(build.output, folders, draft, config.overwrite)
-                build.begun = True
-                built = build.run(progress)
-                manifests = _publish(build, built, draft)
-            journal.end(build.output)
-    result = _result(build.output, plan, folders, manifests)
-    if found:
-        _refuse_changed_photos(plan, config, result)
-    return result
+        found = [] if journal.is_at_work(build.output) else complete()
+        manifests = found
+        if not found:
+            with _story_of_an_end(build, draft), journal.locked(build.output):
+                found = manifests = complete()  # by a run that was killed just after
+                if not found:
+                    journal.begin(build.output, folders, draft, config.overwrite)
+                    build.begun = True
+                    built = build.run(progress)
+                    build.refuse_useless(draft)
+                    manifests = publish(plan, config, folders, built, draft)
+                journal.end(build.output)
+        result = _result(build.output, plan, folders, manifests)
+        if found:
+            quarantined = [split.quarantined for split in result.splits]
+            refuse_changed_photos(plan, config, folders, manifests, quarantined)
+        return result
 
 
 class _Build:
     """The shards of one output: what they are called, which stand, how the others are made."""
 
-    def __init__(self, plan: BuildPlan, config: PrepareConfig, folders: Sequence[str]) -> None:
-        self.plan, self.config, self.folders = plan, config, folders
+    def __init__(
+        self,
+        plan: BuildPlan,
+        config: PrepareConfig,
+        folders: Sequence[str],
+        signals: "_Signals",
+    ) -> None:
+        self.plan, self.config, self.folders, self.signals = plan, config, folders, signals
         self.output = storage.join(str(config.output), "").rstrip("/")
         self.shards = [
             (split, folder, number)
@@ -128,7 +134,7 @@ class _Build:
             for number in range(split.shards)
         ]
         self.built: dict[int, BuiltShard] = {}
-        self.begun = self.interrupted = False
+        self.begun = False
 
     def run(self, progress: bool) -> list[BuiltShard]:
         """Build what is missing and return all shards, in order."""
@@ -170,7 +176,7 @@ class _Build:
         workers = min(self.config.workers or available_cores(), len(todo))
 
         def show(done: int, bad: int) -> None:
-            if self.interrupted:
+            if self.signals.arrived:  # what is raised inside a destructor gets lost
                 raise KeyboardInterrupt
             if bar.disable:
                 return
@@ -210,22 +216,54 @@ class _Build:
             rules=sample_rules(self.plan, self.config, facing),
         )
 
+    def refuse_useless(self, draft: Mapping[str, Any]) -> None:
+        """Refuse to publish shards that hold nothing, or are no longer there.
 
-def shard_name(number: int) -> str:
-    """Return the file name of a shard, as WebDataset's writers name them."""
-    return f"shard-{number:06d}.tar"
+        An output may be removed, or unmounted, under a build.
+        """
+        if not any(shard.samples for shard in self.built.values()):
+            self._refuse_all_bad()
+        sizes = {folder: storage.list_files(folder) for folder in self.folders}
+        for number, (_, folder, local) in enumerate(self.shards):
+            name = shard_name(local)
+            if sizes[folder].get(name) != self.built[number].size:
+                _tidy(self, draft)
+                raise CocosegError(
+                    f"--output {self.output}: {storage.join(folder, name)} was changed or removed "
+                    "while others were built: run the same command again"
+                )
+
+    def _refuse_all_bad(self) -> None:
+        quarantined = [entry for shard in self.built.values() for entry in shard.quarantined]
+        for split, folder, local in self.shards:
+            storage.remove(storage.join(folder, shard_name(local)))
+            if split.name and not storage.list_files(folder):
+                storage.remove(folder)
+        journal.end(self.output)
+        first = "\n".join(f"  {q.file_name}: {q.reason}: {q.detail}" for q in quarantined[:3])
+        raise DataError(
+            f"all {len(quarantined)} images are bad; nothing was written. First:\n{first}"
+        )
 
 
 def _images_of(shard: BuiltShard) -> int:
     return shard.samples + len(shard.quarantined)
 
 
+@dataclass(slots=True)
+class _Signals:
+    """Whether Ctrl-C or SIGTERM came."""
+
+    arrived: bool = False
+
+
 @contextlib.contextmanager
-def _story_of_an_end(build: _Build, draft: Mapping[str, Any]) -> Iterator[None]:
-    """Turn an end before the end into what was kept and how to go on."""
+def _signals() -> Iterator[_Signals]:
+    """Make SIGTERM what Ctrl-C is, and remember either."""
+    signals = _Signals()
 
     def interrupt(*_: object) -> None:
-        build.interrupted = True  # what is raised inside a destructor gets lost
+        signals.arrived = True
         raise KeyboardInterrupt
 
     before = {}
@@ -233,6 +271,16 @@ def _story_of_an_end(build: _Build, draft: Mapping[str, Any]) -> Iterator[None]:
         before[signal.SIGTERM] = signal.signal(signal.SIGTERM, interrupt)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _story_of_an_end(build: _Build, draft: Mapping[str, Any]) -> Iterator[None]:
+    """Turn an end before the end into what was kept and how to go on."""
     try:
         yield
     except KeyboardInterrupt:
@@ -248,9 +296,6 @@ def _story_of_an_end(build: _Build, draft: Mapping[str, Any]) -> Iterator[None]:
             f"--output {build.output}: {what}{where}; {_kept(build)}: {_MENDS[error.errno]}, "
             "and run the same command again"
         ) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _tidy(build: _Build, draft: Mapping[str, Any]) -> None:
@@ -279,176 +324,6 @@ _MENDS = {
 def _kept(build: _Build) -> str:
     kept = max(len(build.built), journal.count_records(build.output))
     return f"{kept} of {len(build.shards)} shards are finished and kept"
-
-
-def _refuse_changed_photos(plan: BuildPlan, config: PrepareConfig, result: PrepareResult) -> None:
-    changes: list[str] = []
-    for split_plan, split in zip(plan.splits, result.splits, strict=True):
-        images = {image.key: image for image in split_plan.images}
-        index = shard_manifest.read_index(split.folder, split.manifest)
-        changes += changed_photos(plan, config, images, index)
-        changes += mended_photos(plan, config, images, split.quarantined)
-    if changes:
-        more = f"\n  … and {len(changes) - 8} more" if len(changes) > 8 else ""
-        shown = "\n".join(f"  {change}" for change in changes[:8])
-        raise ConfigError(
-            f"--output {result.output}: is complete, but images changed since:\n{shown}{more}\n"
-            "Choose another --output, or --overwrite that one."
-        )
-
-
-def _draft_manifest(plan: BuildPlan, config: PrepareConfig) -> dict[str, Any]:
-    """Return what the manifest says of inputs and settings; it tells one build from another."""
-    named = config.classes if config.classes in ("auto", "coco") else "file"
-    settings: dict[str, Any] = {
-        "classes": named,
-        "overlap": config.overlap,
-        "crowd": config.crowd,
-        "exif": config.exif,
-        "samples_per_shard": config.samples_per_shard,
-        "train_ids": [
-            {str(category_id): train_id for category_id, train_id in sorted(ids.items())}
-            for ids in plan.class_map.train_ids
-        ],
-    }
-    chosen = {
-        "check_images": config.check_images,
-        "split": config.split,
-        "group_by": config.group_by,
-        "limit": config.limit,
-        "skip_empty": config.skip_empty,
-        "max_side": config.max_side,
-        "jpeg_quality": config.jpeg_quality if config.max_side else None,
-        "priorities": {
-            plan.class_map.taxonomy.names[train_id]: rank
-            for train_id, rank in plan.class_map.priorities.items()
-        },
-    }
-    unset: tuple[object, ...] = (None, False, "header", {})
-    settings |= {name: value for name, value in chosen.items() if value not in unset}
-    sources = [
-        {
-            "name": source.name,
-            "sha256": source.sha256,
-            "images": len(source.images),
-            "annotations": source.annotations,
-        }
-        for source in plan.sources
-    ]
-    # What decides the bytes of a mask file, or of an image that is shrunk.
-    libraries = ("pycocotools", "rlemasklib", "isal", "numpy", "pillow")
-    return {
-        "taxonomy": plan.class_map.taxonomy.to_dict(),
-        "settings": settings,
-        "sources": sources,
-        "versions": {"cocoseg": __version__, **{name: version(name) for name in libraries}},
-    }
-
-
-def _publish(
-    build: _Build, built: Sequence[BuiltShard], draft: Mapping[str, Any]
-) -> list[Manifest]:
-    """Write what lies beside the shards; each folder's manifest last."""
-    if not any(shard.samples for shard in built):
-        _refuse_all_bad(build, built)
-    _refuse_vanished(build, built, draft)
-    manifests = []
-    parts = list(_by_split(build.plan.splits, built))
-    for (split, shards), folder in zip(parts, build.folders, strict=True):
-        manifests.append(_describe(build.plan, split, shards, folder, draft))
-        quarantined = [entry for shard in shards for entry in shard.quarantined]
-        url = storage.join(folder, journal.QUARANTINE)
-        if quarantined:
-            lines = b"".join(msgspec.json.encode(entry) + b"\n" for entry in quarantined)
-            storage.publish_bytes(url, lines)
-        else:  # a killed run may have written one, before its images were mended
-            storage.remove(url)
-    settings = to_yaml({"prepare": build.config}).encode()
-    storage.publish_bytes(storage.join(build.output, journal.CONFIG), settings)
-    write_report(build.plan, build.output, build.folders, manifests, built)
-    for manifest, folder in zip(manifests, build.folders, strict=True):
-        url = storage.join(folder, shard_manifest.MANIFEST_NAME)
-        storage.publish_bytes(url, manifest.to_json().encode())
-    return manifests
-
-
-def _by_split(
-    splits: Sequence[SplitPlan], built: Sequence[BuiltShard]
-) -> Iterator[tuple[SplitPlan, Sequence[BuiltShard]]]:
-    first = 0
-    for split in splits:
-        yield split, built[first : first + split.shards]
-        first += split.shards
-
-
-def _refuse_vanished(build: _Build, built: Sequence[BuiltShard], draft: Mapping[str, Any]) -> None:
-    """Look at every shard once more: an output may be removed, or unmounted, under a build."""
-    sizes = {folder: storage.list_files(folder) for folder in build.folders}
-    for (_, folder, local), shard in zip(build.shards, built, strict=True):
-        name = shard_name(local)
-        if sizes[folder].get(name) != shard.size:
-            _tidy(build, draft)
-            raise CocosegError(
-                f"--output {build.output}: {storage.join(folder, name)} was changed or removed "
-                "while others were built: run the same command again"
-            )
-
-
-def _refuse_all_bad(build: _Build, built: Sequence[BuiltShard]) -> None:
-    quarantined = [entry for shard in built for entry in shard.quarantined]
-    for split, folder, local in build.shards:
-        storage.remove(storage.join(folder, shard_name(local)))
-        if split.name and not storage.list_files(folder):
-            storage.remove(folder)
-    journal.end(build.output)
-    first = "\n".join(f"  {q.file_name}: {q.reason}: {q.detail}" for q in quarantined[:3])
-    raise DataError(f"all {len(quarantined)} images are bad; nothing was written. First:\n{first}")
-
-
-def _describe(
-    plan: BuildPlan,
-    split: SplitPlan,
-    built: Sequence[BuiltShard],
-    folder: str,
-    draft: Mapping[str, Any],
-) -> Manifest:
-    """Write the index of one folder and return its manifest."""
-    index = shard_manifest.join_indices([shard.index for shard in built])
-    index_entry, classes_entry = shard_manifest.publish_index(folder, index)
-    taxonomy = plan.class_map.taxonomy
-    pixels = np.zeros(taxonomy.ignore_index + 1, np.int64)
-    np.add.at(pixels, index.classes["train_id"], index.classes["pixels"])
-    counts: Counter[str] = Counter(quarantined=sum(len(shard.quarantined) for shard in built))
-    instances: Counter[int] = Counter()
-    for shard in built:
-        counts.update(shard.counts)
-        instances.update(shard.class_instances)
-    if split is plan.splits[0]:
-        counts.update(plan.left_out)
-        counts["duplicate_annotation_ids"] += sum(
-            source.duplicate_annotation_ids for source in plan.sources
-        )
-    return Manifest(
-        format=shard_manifest.FORMAT,
-        version=shard_manifest.VERSION,
-        taxonomy=draft["taxonomy"],
-        settings=draft["settings"],
-        sources=tuple(msgspec.convert(s, SourceEntry) for s in draft["sources"]),
-        versions=draft["versions"],
-        samples=len(index),
-        bytes=sum(shard.size for shard in built),
-        counts={name: count for name, count in sorted(counts.items()) if count},
-        class_pixels=tuple(pixels[: taxonomy.num_classes].tolist()),
-        class_instances=tuple(instances[i] for i in range(taxonomy.num_classes)),
-        ignored_pixels=int(pixels[taxonomy.ignore_index]),
-        shards=tuple(
-            ShardEntry(shard_name(number), shard.size, shard.sha256, shard.samples)
-            for number, shard in enumerate(built)
-        ),
-        index=index_entry,
-        index_classes=classes_entry,
-        masks=plan.labelled,
-    )
 
 
 def _result(

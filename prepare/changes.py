@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..errors import ConfigError
-from ..shards.manifest import Index
+from ..shards.manifest import Index, Manifest, read_index
 from .config import PrepareConfig
 from .orientation import Orientation
 from .plan import BuildPlan, PlannedImage, image_task, sample_rules
@@ -44,11 +44,40 @@ def mended_photos(
     quarantined: Sequence[Quarantined],
 ) -> Iterator[str]:
     """Yield a sentence for each image that was left out and is good now."""
-    left_out = {(entry.source, entry.image_id): entry for entry in quarantined}
     rules = sample_rules(plan, config, Orientation(config.exif))
-    for image in images.values():
-        entry = left_out.get((image.source, image.entry.id))
-        if entry is None or entry.reason == "worker-died":  # that one would die again
+    for entry in quarantined:
+        if entry.reason == "worker-died":  # it would die again
             continue
+        image = images[entry.key]
         if not isinstance(build_sample(image_task(plan, image), rules), Quarantined):
-            yield f"{image.entry.file_name}: was left out ({entry.reason}), is good now"
+            yield f"{entry.file_name}: was left out ({entry.reason}), is good now"
+
+
+def refuse_changed_photos(
+    plan: BuildPlan,
+    config: PrepareConfig,
+    folders: Sequence[str],
+    manifests: Sequence[Manifest],
+    quarantined: Sequence[Sequence[Quarantined]],
+) -> None:
+    """Compare complete folders of shards, one for each split, with the photographs of today.
+
+    Raises
+    ------
+    ConfigError
+        If one is another now; names the first of them.
+    """
+    changes: list[str] = []
+    for split, folder, manifest, left_out in zip(
+        plan.splits, folders, manifests, quarantined, strict=True
+    ):
+        images = {image.key: image for image in split.images}
+        changes += changed_photos(plan, config, images, read_index(folder, manifest))
+        changes += mended_photos(plan, config, images, left_out)
+    if changes:
+        more = f"\n  … and {len(changes) - 8} more" if len(changes) > 8 else ""
+        shown = "\n".join(f"  {change}" for change in changes[:8])
+        raise ConfigError(
+            f"--output {config.output}: is complete, but images changed since:\n{shown}{more}\n"
+            "Choose another --output, or --overwrite that one."
+        )

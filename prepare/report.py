@@ -42,7 +42,7 @@ from .plan import BuildPlan
 from .sample import Quarantined
 from .shard import BuiltShard
 
-_SAMPLES = 24  # pictures of samples
+_SAMPLES = 16  # pictures of samples
 _TAGS = 8  # class names under a picture
 _MAX_QUARANTINED = 500  # rows of the quarantine list
 _QUARANTINE_PICTURES, _QUARANTINE_SIDE = 48, 208  # at most so many, so large [pixels]
@@ -304,21 +304,21 @@ def _id(value: int | None) -> Cell:
 
 def _quarantine_pictures(content: _Content) -> Iterator[Picture]:
     """Show some of each reason, if their files are there."""
-    wanted = {(entry.source, entry.image_id) for entry in content.quarantined}
+    wanted = {entry.key for entry in content.quarantined}
     names = {
-        (image.source, image.entry.id): image.name
+        image.key: image.name
         for split in content.plan.splits
         for image in split.images
-        if image.name is not None and (image.source, image.entry.id) in wanted
+        if image.name is not None and image.key in wanted
     }
     by_reason: dict[str, list[Quarantined]] = defaultdict(list)
     for entry in content.quarantined:
-        if (entry.source, entry.image_id) in names:
+        if entry.key in names:
             by_reason[entry.reason].append(entry)
     in_turn = itertools.chain.from_iterable(itertools.zip_longest(*by_reason.values()))
     for entry in itertools.islice(filter(None, in_turn), _QUARANTINE_PICTURES):
         store = content.plan.catalogs[entry.source].store
-        name = names[entry.source, entry.image_id]
+        name = names[entry.key]
         caption = f"{entry.reason}: {shortened(entry.file_name, _MAX_LETTERS)}"
         try:
             if entry.reason == "worker-died":  # and so might this process

@@ -54,6 +54,7 @@ class SampleRules(msgspec.Struct, frozen=True):
 class Quarantined(msgspec.Struct, frozen=True):
     """An image that was left out, whole, and why."""
 
+    key: str
     source: int
     image_id: int
     file_name: str
@@ -88,7 +89,9 @@ def quarantine(
     """Return the entry of an image in ``quarantine.jsonl``."""
     if len(detail) > _LONGEST_DETAIL:  # it may quote a file name of megabytes
         detail = f"{detail[:_LONGEST_DETAIL]}…"
-    return Quarantined(image.source, image.image_id, image.file_name, reason, detail, annotation_id)
+    return Quarantined(
+        image.key, image.source, image.image_id, image.file_name, reason, detail, annotation_id
+    )
 
 
 def _build(image: ImageTask, location: Location, rules: SampleRules) -> MadeSample:

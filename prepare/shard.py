@@ -108,3 +108,8 @@ def build_shard(task: ShardTask, watch: Watch) -> BuiltShard:
     )
     storage.publish_bytes(storage.join(task.building, task.record), msgspec.msgpack.encode(built))
     return built
+
+
+def shard_name(number: int) -> str:
+    """Return the file name of a shard, as WebDataset's writers name them."""
+    return f"shard-{number:06d}.tar"

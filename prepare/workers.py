@@ -236,11 +236,14 @@ class _Worker:
         return exitcode
 
 
-def _start_fork_server() -> None:
-    """Start it with Ctrl-C blocked, which it and all workers inherit: the parent handles that.
+def warm_up(engine: Literal["local", "ray", "inline"]) -> None:
+    """Start the fork server ahead of time; it imports this module once for all workers.
 
-    It imports this module once for all workers, and would die of Ctrl-C there with a traceback.
+    It starts with Ctrl-C blocked, and so do the workers: the parent handles that, and it would die
+    of it amidst its imports with a traceback.
     """
+    if engine != "local" or start_context().get_start_method() != "forkserver":
+        return
     forkserver.set_forkserver_preload([__name__])
     resource_tracker.ensure_running()  # the fork server needs it, and starting it unblocks Ctrl-C
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -255,8 +258,7 @@ class _Crew:
 
     def __init__(self, size: int) -> None:
         self.context: Any = start_context()
-        if self.context.get_start_method() == "forkserver":
-            _start_fork_server()
+        warm_up("local")
         self.members: list[_Worker] = []
         try:
             for slot in range(size):

@@ -160,7 +160,7 @@ IN_PARENT = (
     Failpoint("kept-shards", _JOURNAL, "kept_shards"),
     Failpoint("free-space", storage, "free_space", fails=False),
     Failpoint("between-passes", _BUILD, "majority", fails=False),
-    Failpoint("publish", _BUILD, "_publish"),
+    Failpoint("publish", _BUILD, "publish"),
     Failpoint("write-index", storage, "publish_bytes", "index.npy"),
     Failpoint("rename-index", os, "replace", "index.npy"),
     Failpoint("write-index-classes", storage, "publish_bytes", "index-classes.npy"),

@@ -15,7 +15,7 @@ def drawn(coco_set):
 def halted(drawn, output, monkeypatch, **settings):
     """Build all shards, and stop before the manifest."""
     with monkeypatch.context() as patch:
-        patch.setattr("cocoseg.prepare.build._publish", lambda *_: 1 / 0)
+        patch.setattr("cocoseg.prepare.build.publish", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             drawn.prepare(output, **settings)
 

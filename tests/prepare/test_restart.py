@@ -74,7 +74,7 @@ def test_a_finished_shard_that_was_damaged_meanwhile_is_built_again(drawn, tmp_p
 
     drawn.prepare(tmp_path / "undisturbed", samples_per_shard=3)
     with monkeypatch.context() as patch:
-        patch.setattr(build, "_publish", stop)
+        patch.setattr(build, "publish", stop)
         with pytest.raises(Killed):
             drawn.prepare(tmp_path / "damaged", samples_per_shard=3)
     shard = tmp_path / "damaged" / "shard-000001.tar"
@@ -102,7 +102,7 @@ def test_other_settings_on_the_same_output_are_refused_with_the_difference(
     output = ("--output", tmp_path / "shards", "--workers", 1)
     with monkeypatch.context() as patch:
         if not complete:
-            patch.setattr("cocoseg.prepare.build._publish", lambda *_: 1 / 0)
+            patch.setattr("cocoseg.prepare.build.publish", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 drawn.prepare(tmp_path / "shards")
         else:

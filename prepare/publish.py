@@ -1,0 +1,166 @@
+"""What lies beside the shards: index, quarantine list, settings, report; the manifest last."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from .. import __version__, storage
+from ..config import to_yaml
+from ..shards import manifest as shard_manifest
+from ..shards.manifest import Manifest, ShardEntry, SourceEntry
+from .config import PrepareConfig
+from .journal import CONFIG, QUARANTINE
+from .plan import BuildPlan, SplitPlan
+from .report import write_report
+from .shard import BuiltShard, shard_name
+
+
+def draft_manifest(plan: BuildPlan, config: PrepareConfig) -> dict[str, Any]:
+    """Return what the manifest says of inputs and settings; it tells one build from another."""
+    named = config.classes if config.classes in ("auto", "coco") else "file"
+    settings: dict[str, Any] = {
+        "classes": named,
+        "overlap": config.overlap,
+        "crowd": config.crowd,
+        "exif": config.exif,
+        "samples_per_shard": config.samples_per_shard,
+        "train_ids": [
+            {str(category_id): train_id for category_id, train_id in sorted(ids.items())}
+            for ids in plan.class_map.train_ids
+        ],
+    }
+    chosen = {
+        "check_images": config.check_images,
+        "split": config.split,
+        "group_by": config.group_by,
+        "limit": config.limit,
+        "skip_empty": config.skip_empty,
+        "max_side": config.max_side,
+        "jpeg_quality": config.jpeg_quality if config.max_side else None,
+        "priorities": {
+            plan.class_map.taxonomy.names[train_id]: rank
+            for train_id, rank in plan.class_map.priorities.items()
+        },
+    }
+    unset: tuple[object, ...] = (None, False, "header", {})
+    settings |= {name: value for name, value in chosen.items() if value not in unset}
+    sources = [
+        {
+            "name": source.name,
+            "sha256": source.sha256,
+            "images": len(source.images),
+            "annotations": source.annotations,
+        }
+        for source in plan.sources
+    ]
+    # What decides the bytes of a mask file, or of an image that is shrunk.
+    libraries = ("pycocotools", "rlemasklib", "isal", "numpy", "pillow")
+    return {
+        "taxonomy": plan.class_map.taxonomy.to_dict(),
+        "settings": settings,
+        "sources": sources,
+        "versions": {"cocoseg": __version__, **{name: version(name) for name in libraries}},
+    }
+
+
+def publish(
+    plan: BuildPlan,
+    config: PrepareConfig,
+    folders: Sequence[str],
+    built: Sequence[BuiltShard],
+    draft: Mapping[str, Any],
+) -> list[Manifest]:
+    """Write what lies beside the shards; each folder's manifest last.
+
+    Parameters
+    ----------
+    folders
+        Of the splits.
+    built
+        All shards, in order.
+    draft
+        See `draft_manifest`.
+
+    Returns
+    -------
+    list
+        The manifest of each folder.
+    """
+    manifests = []
+    parts = list(_by_split(plan.splits, built))
+    for (split, shards), folder in zip(parts, folders, strict=True):
+        manifests.append(_describe(plan, split, shards, folder, draft))
+        quarantined = [entry for shard in shards for entry in shard.quarantined]
+        url = storage.join(folder, QUARANTINE)
+        if quarantined:
+            lines = b"".join(msgspec.json.encode(entry) + b"\n" for entry in quarantined)
+            storage.publish_bytes(url, lines)
+        else:  # a killed run may have written one, before its images were mended
+            storage.remove(url)
+    output = str(config.output)
+    settings = to_yaml({"prepare": config}).encode()
+    storage.publish_bytes(storage.join(output, CONFIG), settings)
+    write_report(plan, output, folders, manifests, built)
+    for manifest, folder in zip(manifests, folders, strict=True):
+        url = storage.join(folder, shard_manifest.MANIFEST_NAME)
+        storage.publish_bytes(url, manifest.to_json().encode())
+    return manifests
+
+
+def _by_split(
+    splits: Sequence[SplitPlan], built: Sequence[BuiltShard]
+) -> Iterator[tuple[SplitPlan, Sequence[BuiltShard]]]:
+    first = 0
+    for split in splits:
+        yield split, built[first : first + split.shards]
+        first += split.shards
+
+
+def _describe(
+    plan: BuildPlan,
+    split: SplitPlan,
+    built: Sequence[BuiltShard],
+    folder: str,
+    draft: Mapping[str, Any],
+) -> Manifest:
+    """Write the index of one folder and return its manifest."""
+    index = shard_manifest.join_indices([shard.index for shard in built])
+    index_entry, classes_entry = shard_manifest.publish_index(folder, index)
+    taxonomy = plan.class_map.taxonomy
+    pixels = np.zeros(taxonomy.ignore_index + 1, np.int64)
+    np.add.at(pixels, index.classes["train_id"], index.classes["pixels"])
+    counts: Counter[str] = Counter(quarantined=sum(len(shard.quarantined) for shard in built))
+    instances: Counter[int] = Counter()
+    for shard in built:
+        counts.update(shard.counts)
+        instances.update(shard.class_instances)
+    if split is plan.splits[0]:
+        counts.update(plan.left_out)
+        counts["duplicate_annotation_ids"] += sum(
+            source.duplicate_annotation_ids for source in plan.sources
+        )
+    return Manifest(
+        format=shard_manifest.FORMAT,
+        version=shard_manifest.VERSION,
+        taxonomy=draft["taxonomy"],
+        settings=draft["settings"],
+        sources=tuple(msgspec.convert(s, SourceEntry) for s in draft["sources"]),
+        versions=draft["versions"],
+        samples=len(index),
+        bytes=sum(shard.size for shard in built),
+        counts={name: count for name, count in sorted(counts.items()) if count},
+        class_pixels=tuple(pixels[: taxonomy.num_classes].tolist()),
+        class_instances=tuple(instances[i] for i in range(taxonomy.num_classes)),
+        ignored_pixels=int(pixels[taxonomy.ignore_index]),
+        shards=tuple(
+            ShardEntry(shard_name(number), shard.size, shard.sha256, shard.samples)
+            for number, shard in enumerate(built)
+        ),
+        index=index_entry,
+        index_classes=classes_entry,
+        masks=plan.labelled,
+    )
