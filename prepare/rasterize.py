@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import cv2
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +64,8 @@ class Painting:
     """A painted mask and what was met on the way."""
 
     mask: Mask
-    """Train ids, shape (H, W), C-contiguous; uint8, or uint16 when the ignore index is 65535."""
+    """Train ids, shape (H, W), column-major as RLE is; uint8, or uint16 when the ignore index is
+    65535."""
     class_pixels: tuple[tuple[int, int], ...]
     """See `count_pixels`."""
     counts: Mapping[str, int]
@@ -112,12 +112,11 @@ def rasterize(instances: Instances, width: int, height: int, rules: PaintRules) 
         layers.append((above, rank, -area if rules.overlap == "area" else 0, value, shape))
 
     layers.sort(key=lambda layer: layer[:3])  # stable: equal ones keep their order
-    canvas = np.zeros((height, width), np.uint8 if rules.ignore_index == 255 else np.uint16, "F")
+    dtype = np.uint8 if rules.ignore_index == 255 else np.uint16
+    mask: Any = np.zeros((height, width), dtype, order="F")
     for *_, value, shape in layers:
-        shape.decode_into(canvas, fg_value=value)
-    transposed = cv2.transpose(canvas.T)  # to rows: in blocks, 10 x faster than NumPy's copy
-    mask: Mask = transposed.reshape(height, width)
-    pixels = dict(count_pixels(canvas.T[outlines.columns]))
+        shape.decode_into(mask, fg_value=value)
+    pixels = dict(count_pixels(mask.T[outlines.columns]))
     pixels[0] = pixels.get(0, 0) + mask.size - sum(pixels.values())
     class_pixels = tuple((value, count) for value, count in sorted(pixels.items()) if count)
     return Painting(mask, class_pixels, {name: count for name, count in counts.items() if count})
@@ -128,7 +127,7 @@ def count_pixels(mask: Mask) -> tuple[tuple[int, int], ...]:
 
     Runs of equal pixels are found, and their lengths added: twice as fast as a histogram.
     """
-    flat = mask.ravel()
+    flat = mask.ravel(order="K")
     if not flat.size:
         return ()
     ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]), flat.size - 1)

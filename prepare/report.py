@@ -42,7 +42,7 @@ from .plan import BuildPlan
 from .sample import Quarantined
 from .shard import BuiltShard
 
-_SAMPLES = 16  # pictures of samples
+_SAMPLES = 12  # pictures of samples
 _TAGS = 8  # class names under a picture
 _MAX_QUARANTINED = 500  # rows of the quarantine list
 _QUARANTINE_PICTURES, _QUARANTINE_SIDE = 48, 208  # at most so many, so large [pixels]

@@ -389,7 +389,7 @@ def assert_painted_as_the_oracle_paints_it(oracle, scene, overlap, crowd, train_
     truth = oracle.paint(
         annotations, train_ids, height, width, overlap, crowd, ranks, ignored_as=ignore_index
     )
-    assert (mask.dtype, mask.flags.c_contiguous) == (truth.dtype, True)
+    assert (mask.dtype, mask.flags.f_contiguous) == (truth.dtype, True)
     assert np.array_equal(mask, truth)
 
 

@@ -209,7 +209,7 @@ def test_splits_are_told_apart(coco_set, tmp_path):
     assert [report.row(name)[1] for name in counts] == [str(n) for n in counts.values()]
     assert report.row("1")[2:5] == ["20", *(str(n) for n in counts.values())]
     assert ["split", "train=0.7,val=0.3"] in [row[:2] for row in report.rows]
-    assert len(report.images) == 16
+    assert len(report.images) == 12
 
 
 def test_images_without_annotations_are_shown_as_they_are(coco_set, tmp_path):
@@ -275,6 +275,6 @@ def test_a_real_report_shows_most_classes_and_is_small(real_data, tmp_path):
         )
     )
     report = Report(tmp_path / "out")
-    assert len(report.images) == 16
+    assert len(report.images) == 12
     assert len(report.bytes) < 1_500_000
     assert all(max(image.shape) <= 320 for image in report.images.values())
