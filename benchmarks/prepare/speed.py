@@ -23,7 +23,7 @@ from .data import DataSet, Pictures
 
 ROUNDS = 3
 _HERE = Path(__file__).parent
-_API, _COMMAND, _MEMORY = 1900, 8000, 2000  # images, at least
+_API, _COMMAND, _WORKERS, _MEMORY = 1900, 4000, 20_000, 2000  # images, at least
 _JSON_BYTES = 250e6
 
 
@@ -37,6 +37,9 @@ def rows(pictures: Pictures, scratch: Path) -> Iterator[Row]:
         yield from floor(small, scratch)
     large = pictures.replicate(scratch / "large", -(-_COMMAND // each) * each)
     yield from processes(large, scratch)
+    crowd = pictures.replicate(scratch / "crowd", -(-_WORKERS // each) * each)
+    yield from two_workers(crowd, scratch)
+    shutil.rmtree(crowd.root)
     yield from loading(pictures, scratch)
     yield from memory(pictures.replicate(scratch / "memory", _MEMORY), scratch)
 
@@ -125,11 +128,9 @@ def floor(data: DataSet, scratch: Path) -> Iterator[Row]:
 
 
 def processes(data: DataSet, scratch: Path) -> Iterator[Row]:
-    """Compare whole processes, their start included, and one worker with two."""
+    """Compare whole processes, their start included."""
     fresh = _Fresh(scratch / "processes")
     script: list[str | Path] = [sys.executable, _HERE / "plain.py", data.annotations, data.images]
-    walls: dict[int, list[float]] = {1: [], 2: []}
-
     note(f"whole processes, {data.count} images")
     with one_core():
         found = in_turn(
@@ -142,7 +143,13 @@ def processes(data: DataSet, scratch: Path) -> Iterator[Row]:
     fresh.clear()
     what = f"`cocoseg prepare --workers 1`, {data.count} images, whole process"
     yield Row.speed(f"{what}, CPU", found["plain"], found["ours"], 5, "s")
-    note("two workers")
+
+
+def two_workers(data: DataSet, scratch: Path) -> Iterator[Row]:
+    """Compare one worker with two, on so many images that start and report weigh little."""
+    note(f"two workers, {data.count} images")
+    fresh = _Fresh(scratch / "workers")
+    walls: dict[int, list[float]] = {1: [], 2: []}
     for workers in (1, 2) * ROUNDS:
         finished = run(ours.command(data, fresh(), "--workers", str(workers)))
         walls[workers].append(finished.wall)
