@@ -73,62 +73,15 @@ class ImageFolder:
         return storage.file_size(storage.join(self.url, name))
 
 
-class ImageTar:
-    """The files in an uncompressed tar."""
+class ImageArchive:
+    """The files in an uncompressed tar, or in a zip."""
 
     sizes_are_cheap = True
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, members: Mapping[str, Location]) -> None:
         self.url = url
-        self._members: dict[str, Location] = {}
-        self.names: Iterable[str] = self._members
-        try:
-            with storage.open_seekable(url) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
-                    if member.size < 0:
-                        raise tarfile.ReadError(f"{member.name!r} has a negative size")
-                    if member.isreg() and not member.issparse():
-                        place = Location(url, member.offset_data, member.size)
-                        self._members[posixpath.normpath(member.name)] = place
-                file.seek(tar.offset)  # tarfile also stops, silently, at a header that is damaged
-                if file.read(tarfile.BLOCKSIZE).strip(b"\0") or file.tell() <= tar.offset:
-                    raise tarfile.ReadError(f"it is damaged or cut at byte {tar.offset}")
-        except Exception as error:  # tarfile raises many kinds on hostile headers
-            raise DataError(f"--images {url}: is no uncompressed tar: {error}") from None
-
-    def location(self, name: str) -> Location:
-        """Return where a member lies."""
-        return self._members[name]
-
-    def size(self, name: str) -> int:
-        """Return its size [bytes]."""
-        return self._members[name].stored or 0
-
-
-class ImageZip:
-    """The files in a zip."""
-
-    sizes_are_cheap = True
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self._members: dict[str, Location] = {}
-        self.names: Iterable[str] = self._members
-        try:
-            with storage.open_seekable(url) as file, zipfile.ZipFile(file) as archive:
-                for member in archive.infolist():
-                    if not member.is_dir():
-                        if not 0 <= member.header_offset < 2**63:
-                            raise zipfile.BadZipFile(f"{member.filename!r} lies nowhere")
-                        method = -1 if member.flag_bits & 1 else member.compress_type
-                        self._members[posixpath.normpath(member.filename)] = Location(
-                            url,
-                            member.header_offset,
-                            member.compress_size,
-                            (method, member.file_size, member.CRC),
-                        )
-        except Exception as error:  # zipfile raises many kinds on hostile directories
-            raise DataError(f"--images {url}: is no readable zip: {error}") from None
+        self.names: Iterable[str] = members
+        self._members = members
 
     def location(self, name: str) -> Location:
         """Return where a member lies."""
@@ -136,8 +89,44 @@ class ImageZip:
 
     def size(self, name: str) -> int:
         """Return its size when unpacked [bytes]."""
-        _, size, _ = self._members[name].zipped or (0, 0, 0)
-        return size
+        place = self._members[name]
+        return place.zipped[1] if place.zipped is not None else place.stored or 0
+
+
+def _list_tar(url: str) -> dict[str, Location]:
+    members = {}
+    try:
+        with storage.open_seekable(url) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if member.size < 0:
+                    raise tarfile.ReadError(f"{member.name!r} has a negative size")
+                if member.isreg() and not member.issparse():
+                    place = Location(url, member.offset_data, member.size)
+                    members[posixpath.normpath(member.name)] = place
+            file.seek(tar.offset)  # tarfile also stops, silently, at a header that is damaged
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0") or file.tell() <= tar.offset:
+                raise tarfile.ReadError(f"it is damaged or cut at byte {tar.offset}")
+    except Exception as error:  # tarfile raises many kinds on hostile headers
+        raise DataError(f"--images {url}: is no uncompressed tar: {error}") from None
+    return members
+
+
+def _list_zip(url: str) -> dict[str, Location]:
+    members = {}
+    try:
+        with storage.open_seekable(url) as file, zipfile.ZipFile(file) as archive:
+            for member in archive.infolist():
+                if member.is_dir():
+                    continue
+                if not 0 <= member.header_offset < 2**63:
+                    raise zipfile.BadZipFile(f"{member.filename!r} lies nowhere")
+                method = -1 if member.flag_bits & 1 else member.compress_type
+                zipped = (method, member.file_size, member.CRC)
+                place = Location(url, member.header_offset, member.compress_size, zipped)
+                members[posixpath.normpath(member.filename)] = place
+    except Exception as error:  # zipfile raises many kinds on hostile directories
+        raise DataError(f"--images {url}: is no readable zip: {error}") from None
+    return members
 
 
 def open_store(url: str) -> ImageStore:
@@ -158,7 +147,7 @@ def open_store(url: str) -> ImageStore:
     if not storage.is_file(url):  # opening a pipe would wait for ever
         raise ConfigError(f"--images {url}: is neither a folder nor a file")
     if suffix in (".tar", ".zip"):
-        return ImageTar(url) if suffix == ".tar" else ImageZip(url)
+        return ImageArchive(url, _list_tar(url) if suffix == ".tar" else _list_zip(url))
     raise ConfigError(f"--images {url}: is neither a folder nor a .tar or .zip (unpack it first)")
 
 

@@ -1,6 +1,5 @@
 """What all tests share: the real data where it is, the golden set, and sets drawn on the spot."""
 
-import importlib.util
 import io
 import json
 import os
@@ -153,13 +152,9 @@ def stored_photos() -> Callable[[Path], list[tuple[str, bytes, dict[str, Any]]]]
 @pytest.fixture(scope="session")
 def oracle() -> ModuleType:
     """`prepare/oracle.py`: masks painted the plain pycocotools way, without any code of ours."""
-    path = ROOT / "tests" / "prepare" / "oracle.py"
-    spec = importlib.util.spec_from_file_location("oracle", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    import oracle
+
+    return oracle
 
 
 class CocoSet:

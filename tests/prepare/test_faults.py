@@ -1,26 +1,13 @@
 """Whatever dies or fails, whenever: run it again, and the bytes are those of an undisturbed run."""
 
-import importlib.util
 import os
 import random
 import signal
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import faults
 import pytest
 
-
-def _faults() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("faults", Path(__file__).with_name("faults.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-faults = _faults()
 POINTS = {point.name: point for point in (*faults.IN_WORKERS, *faults.IN_PARENT)}
 
 

@@ -1,30 +1,17 @@
 """Who may write into an output, when it is full or gone, and what --overwrite removes."""
 
 import errno
-import importlib.util
 import itertools
 import shutil
 import signal
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import faults
 import pytest
 from cocoseg import storage
 from cocoseg.errors import CocosegError, ConfigError
 from cocoseg.prepare.build import prepare
 
-
-def _faults() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("faults", Path(__file__).with_name("faults.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-faults = _faults()
 POINTS = {point.name: point for point in (*faults.IN_WORKERS, *faults.IN_PARENT)}
 
 

@@ -1,30 +1,17 @@
 """The pool: whatever its workers die of, it ends, and says what happened."""
 
-import importlib.util
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import cocoseg.prepare.shard
 import cocoseg.prepare.workers
+import faults
 import pytest
 from PIL import Image
 
-
-def _faults() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("faults", Path(__file__).with_name("faults.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-faults = _faults()
 POINTS = {point.name: point for point in (*faults.IN_WORKERS, *faults.IN_PARENT)}
 
 
