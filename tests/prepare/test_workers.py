@@ -1,5 +1,6 @@
 """The pool: whatever its workers die of, it ends, and says what happened."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import cocoseg.prepare.shard
 import cocoseg.prepare.workers
 import faults
 import pytest
+from cocoseg.errors import ConfigError
 from PIL import Image
 
 POINTS = {point.name: point for point in (*faults.IN_WORKERS, *faults.IN_PARENT)}
@@ -323,3 +325,27 @@ def test_a_signal_ends_the_command_at_once_and_tells_how_to_go_on(
     to = "the group" if whole_group else "the command"
     if seen == "*.record":
         record_property("figure", f"prepare: {number.name} to {to} ends it in {seconds:.2f} s")
+
+
+# ---- Ray
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
+def test_ray_that_is_not_installed_is_a_usage_error(coco_set, tmp_path):
+    coco_set.photo(1)
+    with pytest.raises(ConfigError, match=r"cocoseg\[ray\]"):
+        coco_set.prepare(tmp_path / "shards", engine="ray")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_ray_builds_the_same_bytes(coco_set, tmp_path):
+    for image_id in range(1, 8):
+        coco_set.photo(image_id)
+        coco_set.annotate(image_id, [[1, 1, 9, 1, 9, 9, 1, 9]])
+    files = {}
+    for engine in ("local", "ray"):
+        coco_set.prepare(tmp_path / engine, engine=engine, workers=2, samples_per_shard=2)
+        paths = (path for path in (tmp_path / engine).iterdir() if path.name != "config.yaml")
+        files[engine] = {path.name: path.read_bytes() for path in paths}
+    assert len(files["ray"]) > 4
+    assert files["local"] == files["ray"]
