@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -267,6 +268,11 @@ def run_cocoseg(
     return run
 
 
+def _hear_ctrl_c() -> None:
+    """Undo what a shell does to what it runs in the background: it lets it ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="session")
 def spawn_cocoseg() -> Callable[..., subprocess.Popen[str]]:
     """Start a command line as a process of its own, in its own process group."""
@@ -278,6 +284,7 @@ def spawn_cocoseg() -> Callable[..., subprocess.Popen[str]]:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=_hear_ctrl_c,
         )
 
     return spawn
