@@ -6,6 +6,7 @@ an object is put in one request. Folders on object stores are just prefixes.
 
 import contextlib
 import hashlib
+import mmap
 import os
 import shutil
 import tempfile
@@ -179,6 +180,16 @@ def open_seekable(url: str) -> BinaryIO:
     fs, path = _remote(url)
     file: BinaryIO = fs.open(path, "rb")
     return file
+
+
+@contextlib.contextmanager
+def mapped(url: str) -> Iterator[bytes | mmap.mmap]:
+    """Give a whole file, as bytes to be sliced; a local one is mapped, not held in memory."""
+    if is_remote(url) or not file_size(url):
+        yield read_bytes(url)
+        return
+    with open_seekable(url) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        yield view
 
 
 def sha256(url: str) -> str:

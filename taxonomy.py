@@ -222,16 +222,19 @@ def resolve_classes(classes: str, sources: Sequence[Sequence[Category]]) -> Clas
         return _by_coco_name(sources)
     if classes == "auto" and all(is_coco(source) for source in sources):
         return _by_coco_name(sources)
+    rules = None if classes == "auto" else _read_classes_file(classes)
     kept, notes = [], []
     for source in sources:
         dummy = _dummy(source)
+        if dummy is not None and rules is not None and rules.names(dummy):
+            dummy = None
         kept.append([c for c in source if c is not dummy])
         if dummy is not None:
             notes.append(
                 f"category {dummy.name!r} (id 0) is left out: nothing is annotated as it, it only "
                 "heads the others (Roboflow adds it)"
             )
-    class_map = _own_classes(kept) if classes == "auto" else _from_file(classes, kept)
+    class_map = _own_classes(kept) if rules is None else _from_rules(classes, rules, kept)
     return replace(class_map, notes=tuple(dict.fromkeys(notes)))
 
 
@@ -288,12 +291,11 @@ def _own_classes(sources: Sequence[Sequence[Category]]) -> ClassMap:
     return ClassMap(Taxonomy((SemanticClass(BACKGROUND), *things)), maps)
 
 
-def _from_file(path: str, sources: Sequence[Sequence[Category]]) -> ClassMap:
-    rules = _read_classes_file(path)
+def _from_rules(path: str, rules: "_Rules", sources: Sequence[Sequence[Category]]) -> ClassMap:
     by_source = [_distinct_names(source) for source in sources]
-    known = {name for names in by_source for name in names.values()}
-    known |= {str(category_id) for names in by_source for category_id in names}
-    target: dict[str, str] = {}  # category name or id, as text → class, or a bin
+    known: set[str | int] = {name for names in by_source for name in names.values()}
+    known |= {category_id for names in by_source for category_id in names}
+    target: dict[str | int, str] = {}  # category name or id → class, or a bin
     for class_name, members in (*rules.classes.items(), *rules.bins.items()):
         for member in members:
             if member not in known:
@@ -309,7 +311,7 @@ def _from_file(path: str, sources: Sequence[Sequence[Category]]) -> ClassMap:
     for names in by_source:
         one: dict[int, int] = {}
         for category_id, name in names.items():
-            by_name, by_id = target.get(name), target.get(str(category_id))
+            by_name, by_id = target.get(name), target.get(category_id)
             if by_name and by_id and by_name != by_id:
                 raise ConfigError(f"{path}: category {name!r} (id {category_id}) is in two places")
             place = by_name or by_id or rules.others
@@ -336,15 +338,37 @@ _BACKGROUND_BIN, _IGNORE_BIN = "background:", "ignore:"  # a colon keeps them ap
 
 @dataclass(frozen=True, slots=True)
 class _Rules:
-    classes: Mapping[str, tuple[str, ...]]
-    bins: Mapping[str, tuple[str, ...]]
+    classes: Mapping[str, tuple[str | int, ...]]
+    """By class, the names or ids of its categories."""
+    bins: Mapping[str, tuple[str | int, ...]]
     others: str | None
     priority: tuple[str, ...]
+
+    def names(self, category: Category) -> bool:
+        """Tell whether a category is spoken of."""
+        members = {
+            member for part in (self.classes, self.bins) for m in part.values() for member in m
+        }
+        return category.name in members or category.id in members
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} is given twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 def _read_classes_file(path: str) -> _Rules:
     try:
-        content = yaml.safe_load(storage.read_bytes(path))
+        content = yaml.load(storage.read_bytes(path), _UniqueKeys)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("classes"), dict):
@@ -363,20 +387,21 @@ def _read_classes_file(path: str) -> _Rules:
             f"{path}: 'background' is train id 0 by itself; list it under 'background:'"
         )
     bins = {
-        f"{name}:": _members(path, name, content.get(name, [])) for name in ("background", "ignore")
+        f"{name}:": _members(path, name, content.get(name) or [])
+        for name in ("background", "ignore")
     }
-    priority = _members(path, "priority", content.get("priority", []))
+    priority = tuple(map(str, _members(path, "priority", content.get("priority") or [])))
     for name in priority:
         if name not in classes or priority.count(name) > 1:
             raise ConfigError(f"{path}: priority: {name!r} is no class above, or is named twice")
     return _Rules(classes, bins, f"{others}:" if others else None, priority)
 
 
-def _members(path: str, name: object, value: object) -> tuple[str, ...]:
-    """Return category names (or ids, as text) from ``name``, ``[names]`` or nothing (its own)."""
+def _members(path: str, name: object, value: object) -> tuple[str | int, ...]:
+    """Return category names or ids from ``name``, ``[names]`` or nothing (its own)."""
     if value is None:
         return (str(name),)
     items = value if isinstance(value, list) else [value]
     if any(isinstance(item, bool) or not isinstance(item, (str, int)) for item in items):
         raise ConfigError(f"{path}: {name}: expected category names or ids, got {value!r}")
-    return tuple(str(item) for item in items)
+    return tuple(items)

@@ -26,6 +26,7 @@ from ..taxonomy import Category
 from .images import ImageStore, image_names, readable
 
 _NULL, _EMPTY = msgspec.Raw(b"null"), msgspec.Raw(b"[]")
+_NOTHING = (b"null", b"[]", b"{}")
 _UNLABELLED = {"info", "images", "licenses", "categories"}
 """The top level of a file that lists images and says nothing of their contents."""
 
@@ -125,6 +126,11 @@ def _read(path: str, content: memoryview, digest: "Future[str]") -> AnnotationFi
         if entry.category_id not in category_ids:
             raise DataError(f"{where}: category_id {entry.category_id} is not in $.categories")
         raise DataError(f"{where}: image_id {entry.image_id} is not in $.images")
+    if annotations and all(bytes(entry.segmentation) in _NOTHING for entry in annotations):
+        raise DataError(
+            f"{path}: none of its {len(annotations)} annotations has a segmentation: boxes alone "
+            "give no masks"
+        )
     used = {entry.category_id for entry in annotations}
     known_ids = [entry.id for entry in annotations if entry.id is not None]
     return AnnotationFile(

@@ -143,7 +143,7 @@ class _Build:
         self.built = self._unchanged(journal.kept_shards(self.output, urls))
         for folder in self.folders:
             storage.make_folder(folder)
-        refuse_full_disk(self.plan, self.output, sum(s.size for s in self.built.values()))
+        refuse_full_disk(self.plan, self.config, sum(s.size for s in self.built.values()))
         with tqdm(total=self.plan.images, unit="img", disable=not progress) as bar:
             todo = [number for number in range(len(self.shards)) if number not in self.built]
             self._build(todo, Orientation(self.config.exif), bar)

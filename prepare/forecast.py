@@ -43,12 +43,15 @@ class Forecast:
     def to_dict(self) -> dict[str, Any]:
         """Return what is printed."""
         plan = self.plan
+        annotations = [
+            len(plan.sources[image.source].instances.get(image.entry.id, ()))
+            for split in plan.splits
+            for image in split.images
+        ]
         content: dict[str, Any] = {
             "images": plan.images,
-            "annotations": sum(source.annotations for source in plan.sources),
-            "images_without_annotations": sum(
-                len(source.images) - len(source.instances) for source in plan.sources
-            ),
+            "annotations": sum(annotations),
+            "images_without_annotations": annotations.count(0),
             "classes": list(plan.class_map.taxonomy.names),
             "shards": sum(split.shards for split in plan.splits),
             "bytes": self.bytes,
@@ -119,7 +122,7 @@ def forecast(plan: BuildPlan, config: PrepareConfig) -> Forecast:
         else:
             size += len(made.sample.photo) + len(made.sample.mask or b"") + _BESIDE
     seconds = time.perf_counter() - began
-    share = len(images) / max(tried, 1)
+    share = (len(images) - len(known)) / max(tried, 1)
     workers = config.workers or available_cores()
     return Forecast(
         plan=plan,
@@ -132,8 +135,8 @@ def forecast(plan: BuildPlan, config: PrepareConfig) -> Forecast:
     )
 
 
-def refuse_full_disk(plan: BuildPlan, output: str, present: int) -> None:
-    """Refuse to begin what the disk cannot hold.
+def refuse_full_disk(plan: BuildPlan, config: PrepareConfig, present: int) -> None:
+    """Refuse to begin what the disk cannot hold; what ``--max-side`` shrinks nobody knows.
 
     Parameters
     ----------
@@ -145,7 +148,8 @@ def refuse_full_disk(plan: BuildPlan, output: str, present: int) -> None:
     CocosegError
         If much less space is free than the photographs take up.
     """
-    free = storage.free_space(output)
+    output = str(config.output)
+    free = storage.free_space(output) if config.max_side is None else None
     images = [image for split in plan.splits for image in split.images if image.name]
     weighed = list(_spread(images, _WEIGHED))
     if free is None or not weighed:
@@ -157,8 +161,8 @@ def refuse_full_disk(plan: BuildPlan, output: str, present: int) -> None:
     need = size / len(weighed) * len(images) - present
     if 0.9 * need > free:  # the mean of a sample: do not refuse what may just fit
         raise CocosegError(
-            f"--output {output}: the shards will take about {need / 1e9:.1f} GB, "
-            f"{free / 1e9:.1f} GB are free; make room, or take fewer images (--limit, --max-side)"
+            f"--output {output}: the shards will take about {_bytes(round(need))}, "
+            f"{_bytes(free)} are free; make room, or take fewer images (--limit, --max-side)"
         )
 
 

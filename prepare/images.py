@@ -157,7 +157,8 @@ class Catalog:
     def __init__(self, store: ImageStore) -> None:
         self.store = store
         self._names = store.names if isinstance(store.names, Mapping) else set(store.names)
-        self._by_basename: dict[str, list[str]] | None = None
+        self._deepest = max((name.count("/") + 1 for name in self._names), default=0)
+        self._by_ending: dict[int, dict[tuple[str, ...], list[str]]] = {}
 
     def find(self, file_name: str) -> tuple[str, bool]:
         """Return the name in the store, and whether it lies elsewhere than the JSON says.
@@ -177,32 +178,32 @@ class Catalog:
         for name in (file_name, posixpath.normpath(file_name)):
             if name in self._names:
                 return name, False
-        parts = _folded(file_name) or ("",)
-        candidates = [
-            (_common(parts, _folded(other)), other)
-            for other in self._basenames().get(parts[-1], [])
-        ]
-        best = max((common for common, _ in candidates), default=0)
-        nearest = [other for common, other in candidates if common == best]
-        if not nearest:
-            raise BadPhoto("missing-file", f"no {file_name!r} in {self.store.url}")
-        if len(nearest) > 1:
-            raise BadPhoto(
-                "missing-file",
-                f"no {file_name!r} in {self.store.url}, and {len(nearest)} files of that name in "
-                f"other folders: {', '.join(sorted(nearest)[:3])}",
-            )
-        if not nearest[0].isascii() and nearest[0] != readable(nearest[0]):
-            raise BadPhoto("bad-file-name", f"{file_name!r} is not in UTF-8; rename the file")
-        return nearest[0], True
+        parts = _folded(file_name)
+        for length in range(min(len(parts), self._deepest), 0, -1):
+            nearest = self._ending(length).get(parts[-length:], [])
+            if len(nearest) == 1:
+                if not nearest[0].isascii() and nearest[0] != readable(nearest[0]):
+                    detail = f"{file_name!r} is not in UTF-8; rename the file"
+                    raise BadPhoto("bad-file-name", detail)
+                return nearest[0], True
+            if nearest:
+                raise BadPhoto(
+                    "missing-file",
+                    f"no {file_name!r} in {self.store.url}, and {len(nearest)} files of that name "
+                    f"in other folders: {', '.join(sorted(nearest)[:3])}",
+                )
+        raise BadPhoto("missing-file", f"no {file_name!r} in {self.store.url}")
 
-    def _basenames(self) -> Mapping[str, list[str]]:
-        if self._by_basename is None:
-            by_basename = defaultdict(list)
+    def _ending(self, length: int) -> Mapping[tuple[str, ...], list[str]]:
+        """Return the names by their last parts, so many of them."""
+        if length not in self._by_ending:
+            by_ending = defaultdict(list)
             for name in self._names:
-                by_basename[(_folded(readable(name)) or ("",))[-1]].append(name)
-            self._by_basename = dict(by_basename)
-        return self._by_basename
+                parts = _folded(readable(name))
+                if len(parts) >= length:
+                    by_ending[parts[-length:]].append(name)
+            self._by_ending[length] = dict(by_ending)
+        return self._by_ending[length]
 
 
 def file_name_problem(name: str) -> str | None:
@@ -286,13 +287,3 @@ def _unzip(location: Location, stored: int, method: int, size: int, crc: int) ->
 
 def _folded(name: str) -> tuple[str, ...]:
     return PurePosixPath(name.replace("\\", "/").casefold()).parts
-
-
-def _common(one: tuple[str, ...], other: tuple[str, ...]) -> int:
-    """Count the parts that two paths share from the end."""
-    count = 0
-    for ours, theirs in zip(reversed(one), reversed(other), strict=False):
-        if ours != theirs:
-            break
-        count += 1
-    return count

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from .. import storage
-from ..errors import CocosegError, ConfigError
+from ..errors import CocosegError, ConfigError, DataError
 from ..shards.manifest import INDEX_NAMES, MANIFEST_NAME, Manifest, read_manifest
 from .config import parse_split
 from .shard import BuiltShard
@@ -102,10 +102,25 @@ def finished(output: str, folders: Sequence[str], draft: Draft) -> list[Manifest
     ConfigError
         If it is complete but was made of other inputs or settings.
     """
-    there = _complete(output, folders)
+    try:
+        there = _complete(output, folders)
+    except DataError as error:
+        raise DataError(f"{error}; --overwrite prepares it again") from None
     for folder, manifest in there.items():
-        _refuse_difference(folder, "is complete, but was made from", _said(manifest), draft)
-    return [there[folder] for folder in folders] if there.keys() == set(folders) else []
+        # Versions are recorded, not compared: a finished data set outlives an upgrade.
+        said = {**_said(manifest), "versions": draft["versions"]}
+        _refuse_difference(folder, "is complete, but was made from", said, draft)
+    if there.keys() != set(folders):
+        return []
+    for folder, manifest in there.items():
+        present = storage.list_files(folder)
+        for shard in manifest.shards:
+            if present.get(shard.name) != shard.bytes:
+                raise ConfigError(
+                    f"--output {folder}: is complete, but {shard.name} is missing or was changed "
+                    "since ('cocoseg verify' tells more): --overwrite builds it again"
+                )
+    return [there[folder] for folder in folders]
 
 
 def _complete(output: str, folders: Sequence[str]) -> dict[str, Manifest]:
@@ -161,7 +176,13 @@ def begin(output: str, folders: Sequence[str], draft: Draft, overwrite: bool) ->
     earlier = _earlier(output, folders) if overwrite else {}
     for place in dict.fromkeys((output, *folders, *earlier)):
         known = earlier.get(place, ())
-        strange = [n for n in storage.list_files(place) if n.endswith(".tar") and n not in known]
+        theirs = not earlier or place not in (output, *earlier)
+        ours = known if theirs else (*known, *_OURS)
+        strange = [
+            name
+            for name in storage.list_files(place)
+            if (name.endswith(".tar") or name in _OURS) and name not in ours
+        ]
         if strange:
             raise ConfigError(
                 f"--output {place}: holds {strange[0]} of unknown origin; choose an empty folder"
@@ -198,16 +219,23 @@ def _has_records(output: str) -> bool:
 
 def _earlier(output: str, folders: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Return the folders of an earlier build, unfinished or complete, and the shards in each."""
+    unsure: list[str] = []
+    try:
+        complete = _complete(output, folders)
+    except DataError:  # a manifest is broken, or of another version
+        complete = {}
+        unsure = [f for f in (output, *folders) if MANIFEST_NAME in storage.list_files(f)]
     earlier = {
         folder: tuple(shard.name for shard in manifest.shards)
-        for folder, manifest in _complete(output, folders).items()
+        for folder, manifest in complete.items()
         if "samples_per_shard" in manifest.settings  # else its shards are another program's
     }
     there = _plan(output)
     if there is not None:
-        for folder in [storage.join(output, name) for name in _splits(there)] or [output]:
-            names = storage.list_files(folder)
-            earlier[folder] = tuple(name for name in names if _SHARD.fullmatch(name))
+        unsure += [storage.join(output, name) for name in _splits(there)] or [output]
+    for folder in unsure:
+        names = storage.list_files(folder)
+        earlier[folder] = tuple(name for name in names if _SHARD.fullmatch(name))
     return earlier
 
 
@@ -215,7 +243,10 @@ def _clear(output: str, earlier: Mapping[str, Sequence[str]], plan: Any) -> None
     """Remove what an earlier build wrote, and nothing else; a kill leaves it unfinished."""
     building = building_folder(output)
     if plan is None and earlier:
-        _write_plan(output, _said(read_manifest(next(iter(earlier)))))
+        before: Draft = {"settings": {}}
+        with contextlib.suppress(DataError):
+            before = _said(read_manifest(next(iter(earlier))))
+        _write_plan(output, before)
     for name in (*storage.list_files(building), *storage.list_folders(building)):
         if name not in (_LOCK, _PLAN):
             storage.remove(storage.join(building, name))
@@ -274,8 +305,7 @@ def end(output: str) -> None:
 def _refuse_difference(
     output: str, what: str, there: Mapping[str, Any], here: Mapping[str, Any]
 ) -> None:
-    # Versions are recorded, not compared: a finished data set outlives an upgrade.
-    old, new = _flat({**there, "versions": {}}), _flat({**here, "versions": {}})
+    old, new = _flat(there), _flat(here)
     changed = [
         f"  {key}: {old.get(key)!r} there, {new.get(key)!r} now"
         for key in sorted(old.keys() | new.keys())

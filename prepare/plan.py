@@ -66,6 +66,8 @@ class BuildPlan:
     samples_per_shard: int
     left_out: Counter[str]
     """Images that are not packed, and why: ``repeated``, ``skipped_empty``, ``beyond_limit``."""
+    ungrouped: int
+    """Images whose names ``--group-by`` does not match: they go by their ids."""
 
     @property
     def images(self) -> int:
@@ -87,6 +89,8 @@ class BuildPlan:
                 f"{self.left_out['repeated']} images are in several annotation files (COCO's 2014 "
                 "and 2017 share theirs): each is taken once, from the first"
             )
+        if self.ungrouped:
+            notes.append(f"--group-by does not match {self.ungrouped} file names")
         return tuple(notes)
 
 
@@ -113,6 +117,8 @@ def plan_build(config: PrepareConfig) -> BuildPlan:
             raise ConfigError(f"{path!r}: is no UTF-8; call it by another name, or through a link")
     if len(set(config.annotations)) < len(config.annotations):
         raise ConfigError("--annotations: one file is given twice")
+    if config.group_by is not None and config.split is None:
+        raise ConfigError("--group-by: says which images one --split may not part; there is none")
     stores = {url: open_store(url) for url in dict.fromkeys(config.images)}
     if config.annotations:
         sources = tuple(read_annotations(path) for path in config.annotations)
@@ -125,10 +131,13 @@ def plan_build(config: PrepareConfig) -> BuildPlan:
         )
     class_map = resolve_classes(config.classes, [source.categories for source in sources])
     images, left_out = _choose(config, sources)
+    ungrouped = _ungrouped(config, images)
     by_url = {url: Catalog(store) for url, store in stores.items()}
     catalogs = tuple(by_url[url] for url in config.images)
     splits = tuple(_splits(config, _find(images, catalogs, sized=bool(config.annotations))))
-    return BuildPlan(sources, catalogs, class_map, splits, config.samples_per_shard, left_out)
+    return BuildPlan(
+        sources, catalogs, class_map, splits, config.samples_per_shard, +left_out, ungrouped
+    )
 
 
 def image_task(plan: BuildPlan, image: PlannedImage) -> ImageTask:
@@ -200,10 +209,23 @@ def _choose(
     return chosen, left_out
 
 
+def _ungrouped(config: PrepareConfig, images: Sequence[PlannedImage]) -> int:
+    if config.group_by is None:
+        return 0
+    split_of = _split_chooser(config)
+    alone = sum(split_of.group(image.entry) is None for image in images)
+    if alone == len(images):
+        raise ConfigError(f"--group-by {config.group_by!r}: matches no file name")
+    return alone
+
+
 def _find(
     images: Sequence[PlannedImage], catalogs: Sequence[Catalog], sized: bool
 ) -> list[PlannedImage]:
-    """Look every name up. Images of one file are useless: each lacks the other's instances."""
+    """Look every name up. Images of one file are useless: each lacks the other's instances.
+
+    But one that lies where the JSON says is no other's that was only looked for by its name.
+    """
     found = []
     for image in images:
         width, height = image.entry.width, image.entry.height
@@ -217,10 +239,20 @@ def _find(
             found.append(replace(image, name=name, moved=moved))
     files = [(catalogs[image.source].store.url, image.name) for image in found]
     users = Counter(file for file in files if file[1] is not None)
+    owners = Counter(
+        file for file, image in zip(files, found, strict=True) if image.name and not image.moved
+    )
     if len(users) < len(found):
         for place, (image, file) in enumerate(zip(found, files, strict=True)):
-            if users[file] > 1:
-                detail = f"{users[file]} images are this file: {image.name!r}"
+            if users[file] > 1 and owners[file] == 1:
+                if image.moved:
+                    detail = f"no {image.entry.file_name!r}; {image.name!r} is another image's"
+                    found[place] = replace(image, name=None, problem="missing-file", detail=detail)
+            elif users[file] > 1:
+                detail = (
+                    f"{users[file]} images are this file: {image.name!r}; merge their annotations "
+                    "into one JSON"
+                )
                 found[place] = replace(image, problem="shared-file", detail=detail)
     return found
 
@@ -251,13 +283,22 @@ class SplitChooser:
     """Cumulated fractions."""
     group_by: "re.Pattern[str] | None"
 
+    def group(self, entry: ImageEntry) -> str | None:
+        """Return what must stay together with an image; None if the pattern does not match."""
+        match = self.group_by.search(entry.file_name) if self.group_by is not None else None
+        if match is None:
+            return None
+        first = match.group(1) if match.groups() else None
+        return match.group() if first is None else first
+
     def __call__(self, entry: ImageEntry) -> int:
         """Return the number of an image's split."""
         if len(self.ends) == 1:
             return 0
-        name = f"image {entry.id}"
-        if self.group_by is not None and (match := self.group_by.search(entry.file_name)):
-            name = f"group {match.group(1) if match.groups() else match.group()}"
+        # Images that no JSON describes are numbered by their names: one more would move the others.
+        name = f"image {entry.id}" if entry.width else f"file {entry.file_name}"
+        if (group := self.group(entry)) is not None:
+            name = f"group {group}"
         place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
         return next((i for i, end in enumerate(self.ends) if place < end), len(self.ends) - 1)
 

@@ -102,7 +102,8 @@ def publish(
         else:  # a killed run may have written one, before its images were mended
             storage.remove(url)
     output = str(config.output)
-    settings = to_yaml({"prepare": config}).encode()
+    again = config.model_copy(update={"overwrite": False})  # asked for once
+    settings = to_yaml({"prepare": again}).encode()
     storage.publish_bytes(storage.join(output, CONFIG), settings)
     write_report(plan, output, folders, manifests, built)
     for manifest, folder in zip(manifests, folders, strict=True):

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import mmap
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -88,6 +89,8 @@ def verify(folder: str, progress: bool = False) -> Verification:
     extent = plan_verification(folder)
     problems: list[Problem] = []
     with tqdm(total=extent.samples, unit="img", disable=not progress) as bar:
+        for name in _missing_splits(folder):
+            problems.append(Problem(name, "is missing or unfinished"))
         for one in _shard_folders(folder):
             split = "" if one == folder else f"{one.rpartition('/')[2]}/"
             for problem in _folder(one, bar):
@@ -105,6 +108,16 @@ def _shard_folders(folder: str) -> list[str]:
     return [folder]
 
 
+def _missing_splits(folder: str) -> list[str]:
+    """Return the splits that a folder should hold, as its others say, and does not."""
+    found = _shard_folders(folder)
+    if found == [folder]:
+        return []
+    said = str(read_manifest(found[0]).settings.get("split", ""))
+    names = {part.partition("=")[0].strip() for part in said.split(",") if part}
+    return sorted(names - {one.rpartition("/")[2] for one in found})
+
+
 def _folder(folder: str, bar: "tqdm[Any]") -> Iterator[Problem]:
     manifest = read_manifest(folder)
     index = read_index(folder, manifest)
@@ -117,11 +130,11 @@ def _folder(folder: str, bar: "tqdm[Any]") -> Iterator[Problem]:
     for number, shard in enumerate(manifest.shards):
         rows = [index.row(int(i)) for i in np.flatnonzero(index.samples["shard"] == number)]
         if shard.name in present:
-            content = storage.read_bytes(storage.join(folder, shard.name))
-            yield from _shard(shard, content, rows, manifest)
-            for row in rows:
-                yield from _sample(f"{shard.name}: {row.key}", content, row, manifest)
-                bar.update()
+            with storage.mapped(storage.join(folder, shard.name)) as content:
+                yield from _shard(shard, content, rows, manifest)
+                for row in rows:
+                    yield from _sample(f"{shard.name}: {row.key}", content, row, manifest)
+                    bar.update()
         else:
             yield Problem(shard.name, "is missing")
             bar.update(len(rows))
@@ -148,7 +161,7 @@ def _totals(manifest: Manifest, index: Index) -> Iterator[Problem]:
 
 
 def _shard(
-    entry: ShardEntry, content: bytes, rows: list[IndexRow], manifest: Manifest
+    entry: ShardEntry, content: bytes | mmap.mmap, rows: list[IndexRow], manifest: Manifest
 ) -> Iterator[Problem]:
     if len(content) != entry.bytes:
         yield Problem(entry.name, f"has {len(content)} bytes, the manifest says {entry.bytes}")
@@ -161,7 +174,8 @@ def _shard(
         if extension != "png" or manifest.masks
     ]
     try:
-        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
+        file: Any = content if isinstance(content, mmap.mmap) else io.BytesIO(content)
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             found = [(m.name, m.offset_data, m.size) for m in tar if m.isreg()]
     except tarfile.TarError as error:
         yield Problem(entry.name, f"is no readable tar: {error}")
@@ -174,7 +188,9 @@ def _shard(
         yield Problem(entry.name, f"holds {len(found)} members, the index says {len(expected)}")
 
 
-def _sample(where: str, content: bytes, row: IndexRow, manifest: Manifest) -> Iterator[Problem]:
+def _sample(
+    where: str, content: bytes | mmap.mmap, row: IndexRow, manifest: Manifest
+) -> Iterator[Problem]:
     image, mask, meta = (
         content[offset : offset + length]
         for offset, length in zip(row.offsets, row.lengths, strict=True)

@@ -132,7 +132,7 @@ def by_file(tmp_path):
         ("{classes: {cat: }, others: drop}", "neither 'background' nor 'ignore'"),
         ("{classes: {cat: , bird: }, others: ignore}", "bird: unknown category 'bird'"),
         ("{classes: {cat: }, ignore: [bird], others: ignore}", "unknown category 'bird'"),
-        ("{classes: {cat: }, others: ignore, background: 99}", "unknown category '99'"),
+        ("{classes: {cat: }, others: ignore, background: 99}", "unknown category 99"),
         ("{classes: {cat: , pet: [cat, dog]}, others: ignore}", "'cat' is in two places"),
         ("{classes: {cat: }, ignore: cat, others: ignore}", "'cat' is in two places"),
         ("{classes: {cat: , first: 1}, others: ignore}", "'cat' (id 1) is in two places"),

@@ -244,8 +244,8 @@ ENTRIES = {
     "name with a line feed": entered("missing-file", "\\n", file_name="3\n.jpg"),
     "two images one file": rival("3.jpg", (3, 4)),
     "two spellings of one file": rival("./3.jpg", (3, 4)),
-    "two cases of one file": rival("3.JPG", (3, 4)),
-    "a folder before the name of another": rival("train/3.jpg", (3, 4)),
+    "two cases of one file": rival("3.JPG", (4,), "missing-file"),
+    "a folder before the name of another": rival("train/3.jpg", (4,), "missing-file"),
 }
 
 # ---- its annotations

@@ -4,6 +4,7 @@ import itertools
 import json
 
 import pytest
+from cocoseg.errors import ConfigError, DataError
 from cocoseg.prepare.build import prepare
 from cocoseg.prepare.config import PrepareConfig, parse_split
 from cocoseg.shards.reader import ShardSet
@@ -269,3 +270,102 @@ def test_a_priority_of_no_class_is_a_usage_error(coco_set, tmp_path, run_cocoseg
     ran = run_cocoseg("prepare", *flags)
     assert ran.code == 2
     assert "priority" in ran.err
+
+
+# ---- what a classes file must not do silently
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ("classes: {pet: cat, pet: dog}\nothers: background", "'pet' is given twice"),
+        ("classes: {cat: }\nclasses: {dog: }\nothers: background", "'classes' is given twice"),
+    ],
+)
+def test_a_key_given_twice_in_a_classes_file_is_refused(coco_set, tmp_path, rules, message):
+    coco_set.photo(1)
+    (tmp_path / "classes.yaml").write_text(rules)
+    with pytest.raises(ConfigError, match=message):
+        coco_set.prepare(tmp_path / "shards", classes=str(tmp_path / "classes.yaml"))
+
+
+def test_a_quoted_digit_is_a_name_and_a_number_an_id(coco_set, tmp_path, stored):
+    coco_set.content["categories"] = [{"id": i + 1, "name": str(i)} for i in range(3)]
+    coco_set.photo(1)
+    for category_id, left in ((1, 0), (2, 4), (3, 8)):
+        box = [left, 0, left + 4, 0, left + 4, 12, left, 12]
+        coco_set.annotate(1, [box], category_id)
+    rules = tmp_path / "classes.yaml"
+    for number, (text, painted) in enumerate(
+        (('{one: ["1"]}', [0, 1, 0]), ("{one: [1]}", [1, 0, 0]), ('{a: "0", b: 3}', [1, 0, 2]))
+    ):
+        rules.write_text(f"classes: {text}\nothers: background\n")
+        coco_set.prepare(tmp_path / str(number), classes=str(rules))
+        (sample,) = stored(tmp_path / str(number)).values()
+        assert [int(sample.mask[5, left]) for left in (1, 5, 9)] == painted
+
+
+def test_a_classes_file_that_names_the_dummy_category_keeps_it(coco_set, tmp_path):
+    made = roboflow(coco_set)
+    (tmp_path / "classes.yaml").write_text("classes: {animals: , cat: , dog: }")
+    result = made.prepare(tmp_path / "kept", classes=str(tmp_path / "classes.yaml"))
+    assert result.manifest.classes.names == ("background", "animals", "cat", "dog")
+    assert result.notes == ()
+    (tmp_path / "classes.yaml").write_text("classes: {cat: , dog: }\nbackground:\npriority:")
+    result = made.prepare(tmp_path / "dropped", classes=str(tmp_path / "classes.yaml"))
+    assert result.manifest.classes.names == ("background", "cat", "dog")
+
+
+# ---- a pattern that does not do what was meant
+
+
+def test_a_group_that_takes_no_part_in_the_match_falls_back_to_the_match(many, tmp_path, stored):
+    output = tmp_path / "shards"
+    many.prepare(output, split="train=0.5,val=0.5", group_by=r"^(zzz)?scene\d+")
+    scenes = {n: {i // 4 for i in ids_in(output / n, stored)} for n in ("train", "val")}
+    assert scenes["train"].isdisjoint(scenes["val"])
+    assert len(scenes["train"] | scenes["val"]) == 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"group_by": "^scene"}, "there is none"),
+        ({"group_by": "^nowhere", "split": "train=0.5,val=0.5"}, "matches no file name"),
+    ],
+)
+def test_a_pattern_without_effect_is_a_usage_error(many, tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        many.prepare(tmp_path / "shards", **settings)
+
+
+def test_names_that_a_pattern_misses_are_told(many, tmp_path):
+    result = many.prepare(tmp_path / "shards", split="train=0.5,val=0.5", group_by=r"^scene0\d")
+    assert result.manifest.counts.get("quarantined", 0) == 0
+    many.photo(99, name="other.jpg")
+    many.annotate(99, [[1, 1, 9, 1, 9, 9]])
+    result = many.prepare(tmp_path / "more", split="train=0.5,val=0.5", group_by=r"^scene\d+")
+    assert result.notes == ("--group-by does not match 1 file names",)
+
+
+def test_more_images_without_a_json_move_no_other_to_another_split(many, tmp_path, stored_photos):
+    alone = {"annotations": (), "split": "train=0.5,val=0.5"}
+
+    def dealt(output):
+        return {
+            name: {meta["file_name"] for _, _, meta in stored_photos(output / name)}
+            for name in ("train", "val")
+        }
+
+    many.prepare(tmp_path / "before", **alone)
+    many.photo(1000, name="a first name.jpg")
+    many.prepare(tmp_path / "after", **alone)
+    before, after = dealt(tmp_path / "before"), dealt(tmp_path / "after")
+    assert all(before[name] <= after[name] for name in before)
+
+
+def test_boxes_without_segmentations_are_refused(many, tmp_path):
+    for annotation in many.content["annotations"]:
+        annotation["segmentation"] = []
+    with pytest.raises(DataError, match="none of its 20 annotations has a segmentation"):
+        many.prepare(tmp_path / "shards")

@@ -4,6 +4,8 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from cocoseg.errors import ConfigError, DataError
+from cocoseg.shards.verify import verify
 
 
 def published(folder: Path) -> dict[str, bytes]:
@@ -133,3 +135,53 @@ def test_another_number_of_workers_or_max_bad_makes_no_other_data_set(drawn, tmp
     first = drawn.prepare(tmp_path / "shards", max_bad=0)
     second = drawn.prepare(tmp_path / "shards", workers=3, max_bad=5)
     assert first == second
+
+
+# ---- outputs that are not as they were left
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_complete_output_that_lost_a_shard_is_not_called_complete(drawn, tmp_path, damage):
+    first = drawn.prepare(tmp_path / "shards", samples_per_shard=3)
+    shard = tmp_path / "shards" / "shard-000001.tar"
+    shard.unlink() if damage == "missing" else shard.write_bytes(shard.read_bytes()[:-512])
+    with pytest.raises(ConfigError, match=r"shard-000001.tar is missing or was changed"):
+        drawn.prepare(tmp_path / "shards", samples_per_shard=3)
+    again = drawn.prepare(tmp_path / "shards", samples_per_shard=3, overwrite=True)
+    assert again == first
+
+
+@pytest.mark.parametrize("spoil", [lambda t: t[:300], lambda t: t.replace('"version": 2', "9")])
+def test_a_broken_manifest_is_refused_with_the_way_out_which_works(drawn, tmp_path, spoil):
+    drawn.prepare(tmp_path / "whole", samples_per_shard=3)
+    drawn.prepare(tmp_path / "shards", samples_per_shard=3)
+    manifest = tmp_path / "shards" / "manifest.json"
+    manifest.write_text(spoil(manifest.read_text()))
+    with pytest.raises(DataError, match="--overwrite prepares it again"):
+        drawn.prepare(tmp_path / "shards", samples_per_shard=3)
+    drawn.prepare(tmp_path / "shards", samples_per_shard=3, overwrite=True)
+    assert published(tmp_path / "shards") == published(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "quarantine.jsonl", "prepare-report.html"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_of_the_users_is_never_replaced(drawn, tmp_path, name, overwrite):
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / name).write_text("mine")
+    with pytest.raises(ConfigError, match="of unknown origin"):
+        drawn.prepare(tmp_path / "shards", overwrite=overwrite)
+    assert (tmp_path / "shards" / name).read_text() == "mine"
+
+
+def test_the_saved_settings_do_not_ask_to_overwrite_again(drawn, tmp_path):
+    drawn.prepare(tmp_path / "shards")
+    drawn.prepare(tmp_path / "shards", overwrite=True)
+    assert "overwrite: false" in (tmp_path / "shards" / "config.yaml").read_text()
+
+
+def test_verify_misses_a_split_that_is_gone(drawn, tmp_path):
+    drawn.prepare(tmp_path / "shards", split="train=0.5,val=0.5")
+    assert verify(str(tmp_path / "shards")).problems == ()
+    (tmp_path / "shards" / "val").rename(tmp_path / "elsewhere")
+    (problem,) = verify(str(tmp_path / "shards")).problems
+    assert (problem.where, problem.what) == ("val", "is missing or unfinished")
