@@ -6,6 +6,7 @@ an object is put in one request. Folders on object stores are just prefixes.
 
 import contextlib
 import hashlib
+import io
 import mmap
 import os
 import shutil
@@ -14,12 +15,11 @@ import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from .errors import ConfigError
 
 _TEMPORARY = ".tmp-"  # how names of half-written files begin; their process follows
-_BLOCK = 2**22  # bytes read at once when a whole file is digested
 
 
 def is_remote(url: str) -> bool:
@@ -173,12 +173,12 @@ def file_size(url: str) -> int:
         raise ConfigError(f"{url}: no such file") from None
 
 
-def open_seekable(url: str) -> BinaryIO:
+def open_seekable(url: str) -> io.BufferedIOBase:
     """Open a file for reading at any place, as archives need it."""
     if not is_remote(url):
         return open(_local(url), "rb")
     fs, path = _remote(url)
-    file: BinaryIO = fs.open(path, "rb")
+    file: io.BufferedIOBase = fs.open(path, "rb")
     return file
 
 
@@ -195,10 +195,7 @@ def mapped(url: str) -> Iterator[bytes | mmap.mmap]:
 def sha256(url: str) -> str:
     """Return the SHA-256 of a file, in hex; it is never held in memory as a whole."""
     with open_seekable(url) as file:
-        digest = hashlib.sha256()
-        while block := file.read(_BLOCK):
-            digest.update(block)
-        return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def free_space(url: str) -> int | None:
@@ -314,12 +311,6 @@ def remove(url: str) -> None:
     else:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(_local(url))
-
-
-def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a local file, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_file(path: Path) -> None:

@@ -100,10 +100,8 @@ def read_annotations(path: str) -> AnnotationFile:
         nowhere; the text names the file and the place in it.
     """
     content = _content(path)
-    with (
-        _collector_at_rest(),
-        ThreadPoolExecutor(1) as aside,
-    ):  # hashing needs no interpreter: half a second of COCO's
+    with _collector_at_rest(), ThreadPoolExecutor(1) as aside:
+        # Hashing needs no interpreter: a third of a second of COCO's that nobody waits for.
         digest = aside.submit(lambda: hashlib.sha256(content).hexdigest())
         return _read(path, content, digest)
 

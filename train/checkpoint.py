@@ -68,7 +68,7 @@ def save_checkpoint(
         folder.mkdir()
         save_network(folder, network, preprocess, taxonomy)
         torch.save(dict(state), folder / _STATE_NAME)
-        digests = {file.name: storage.sha256_file(file) for file in sorted(folder.iterdir())}
+        digests = {file.name: storage.sha256(str(file)) for file in sorted(folder.iterdir())}
         (folder / _DIGESTS_NAME).write_text(json.dumps(digests, indent=1) + "\n")
         storage.remove(target)  # of an earlier run that died before 'last' moved
         storage.publish_folder(folder, target, last=_DIGESTS_NAME)
@@ -148,7 +148,7 @@ def load_checkpoint(folder: str) -> Checkpoint:
     for name, digest in digests.items():
         if not (local / name).is_file():
             raise DataError(f"{storage.join(folder, name)}: is missing")
-        if storage.sha256_file(local / name) != digest:
+        if storage.sha256(str(local / name)) != digest:
             raise DataError(f"{storage.join(folder, name)}: differs from its digest")
     state = torch.load(local / _STATE_NAME, map_location="cpu", weights_only=True)
     return Checkpoint(folder, str(local), state)

@@ -175,6 +175,7 @@ IN_PARENT = (
     Failpoint("ended", _JOURNAL, "end", after=True, complete=True, fails=False),
     Failpoint("fsync", os, "fsync", calls=20),
 )
+POINTS = {point.name: point for point in (*IN_WORKERS, *IN_PARENT)}
 
 
 class Moment:

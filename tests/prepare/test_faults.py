@@ -8,8 +8,6 @@ from pathlib import Path
 import faults
 import pytest
 
-POINTS = {point.name: point for point in (*faults.IN_WORKERS, *faults.IN_PARENT)}
-
 
 @pytest.fixture(autouse=True)
 def _nothing_runs_on():
@@ -27,7 +25,7 @@ def undisturbed(tmp_path_factory, coco_set_class):
 def test_the_drawn_set_is_what_the_matrix_needs(undisturbed, tmp_path):
     """A bad image, shards that are built twice, two folders."""
     whole = undisturbed["whole"]
-    moment = faults.Moment(POINTS["published-shard"], 7)
+    moment = faults.Moment(faults.POINTS["published-shard"], 7)
     ended = faults.start(
         whole.config(tmp_path / "shards"), tmp_path / "log", lambda: moment.watch(lambda: None)
     ).wait()
@@ -41,7 +39,7 @@ def test_the_drawn_set_is_what_the_matrix_needs(undisturbed, tmp_path):
 def cases() -> list[tuple[str, str, int]]:
     """Return the whole matrix: (failpoint, fault, seed)."""
     listed = []
-    for point in POINTS.values():
+    for point in faults.POINTS.values():
         for fault in ("worker-killed", "parent-killed", "SIGTERM", "ENOSPC", "EIO"):
             if fault == "worker-killed" and point in faults.IN_PARENT:
                 continue
@@ -57,7 +55,7 @@ CASES = cases()
 def run_into(whole, tmp_path: Path, name: str, fault: str, seed: int) -> None:
     """Run a build into a fault, and run it again."""
     dice = random.Random(f"{name} {fault} {seed}")
-    point = POINTS[name]
+    point = faults.POINTS[name]
     local = fault == "worker-killed" or point.local or seed % 2
     output, log = tmp_path / "shards", tmp_path / "log"
     config = whole.config(output, "local" if local else "inline")
@@ -108,7 +106,9 @@ def test_any_fault_at_any_failpoint_leaves_what_a_rerun_completes(
     undisturbed, tmp_path, record_property, name, fault, seed
 ):
     run_into(undisturbed[scenario_of(name, fault, seed)], tmp_path, name, fault, seed)
-    record_property("figure", f"prepare: {len(POINTS)} failpoints, {len(CASES)} cases of faults")
+    record_property(
+        "figure", f"prepare: {len(faults.POINTS)} failpoints, {len(CASES)} cases of faults"
+    )
 
 
 @pytest.mark.parametrize(("name", "fault", "seed"), random.Random(0).sample(CASES, 25))
@@ -120,7 +120,7 @@ def test_some_faults_leave_what_a_rerun_completes(undisturbed, tmp_path, name, f
 def test_a_kill_in_the_middle_of_writing_a_file_leaves_no_half_of_it(undisturbed, tmp_path, call):
     """Plan, records, index, quarantine, configuration, report, manifest."""
     whole, output, log = undisturbed["whole"], tmp_path / "shards", tmp_path / "log"
-    moment = faults.Moment(POINTS["fsync"], call)
+    moment = faults.Moment(faults.POINTS["fsync"], call)
     config = whole.config(output, "inline")
     ended = faults.start(config, log, lambda: faults.write_half(moment)).wait()
     assert ended.code is None

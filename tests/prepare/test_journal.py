@@ -12,8 +12,6 @@ from cocoseg import storage
 from cocoseg.errors import CocosegError, ConfigError
 from cocoseg.prepare.build import prepare
 
-POINTS = {point.name: point for point in (*faults.IN_WORKERS, *faults.IN_PARENT)}
-
 
 @pytest.fixture(autouse=True)
 def _nothing_runs_on():
@@ -35,7 +33,7 @@ def whole(undisturbed):
 
 def stop_at(name, call, config, log):
     """Kill a build at a failpoint; it was in the middle of work."""
-    moment = faults.Moment(POINTS[name], call)
+    moment = faults.Moment(faults.POINTS[name], call)
     faults.start(config, log, lambda: moment.watch(faults.die)).wait()
     assert moment.reached
     moment.close()
@@ -47,7 +45,7 @@ def stop_at(name, call, config, log):
 
 def test_a_second_prepare_is_refused_and_a_dead_one_is_no_obstacle(whole, tmp_path, run_cocoseg):
     output = tmp_path / "shards"
-    moment = faults.Moment(POINTS["rename-shard"], 2)
+    moment = faults.Moment(faults.POINTS["rename-shard"], 2)
     config = whole.config(output, "inline")
     first = faults.start(config, tmp_path / "log", lambda: moment.watch(faults.stand_still))
     moment.wait()
@@ -122,7 +120,7 @@ def test_an_output_that_vanishes_is_never_called_complete(whole, tmp_path):
     output = tmp_path / "shards"
     points = [("published-shard", call) for call in range(1, 8)] + [("between-passes", 1)]
     for engine, (name, call) in itertools.product(faults.ENGINES, points):
-        moment = faults.Moment(POINTS[name], call)
+        moment = faults.Moment(faults.POINTS[name], call)
         ended = faults.start(
             whole.config(output, engine),
             tmp_path / "log",
@@ -142,7 +140,7 @@ def test_an_output_that_vanishes_is_never_called_complete(whole, tmp_path):
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
 @pytest.mark.parametrize("name", ["lock", "write-plan", "scratch-folder", "write-record"])
 def test_an_output_that_cannot_be_written_is_told(whole, tmp_path, name, number):
-    moment = faults.Moment(POINTS[name], 1)
+    moment = faults.Moment(faults.POINTS[name], 1)
     ended = faults.start(
         whole.config(tmp_path / "shards"),
         tmp_path / "log",

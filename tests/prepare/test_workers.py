@@ -14,8 +14,6 @@ import pytest
 from cocoseg.errors import ConfigError
 from PIL import Image
 
-POINTS = {point.name: point for point in (*faults.IN_WORKERS, *faults.IN_PARENT)}
-
 
 @pytest.fixture(autouse=True)
 def _nothing_runs_on():
@@ -81,7 +79,7 @@ def test_an_image_that_kills_only_in_company_is_tried_once_more_and_left_out(who
 
 def test_an_image_that_is_quarantined_for_a_death_stays_so_after_a_kill(whole, tmp_path):
     output = tmp_path / "shards"
-    moment = faults.Moment(POINTS["publish"], 1)
+    moment = faults.Moment(faults.POINTS["publish"], 1)
     patches = (deadly(7), lambda: moment.watch(faults.die))
     assert faults.start(whole.config(output), tmp_path / "log", *patches).wait().code is None
     kept = faults.standing(output)
@@ -93,7 +91,7 @@ def test_an_image_that_is_quarantined_for_a_death_stays_so_after_a_kill(whole, t
 
 def test_an_image_that_survives_alone_is_kept(whole, tmp_path):
     """The worker was killed from outside."""
-    moment = faults.Moment(POINTS["encode-mask"], 5)
+    moment = faults.Moment(faults.POINTS["encode-mask"], 5)
     ended = faults.start(
         whole.config(tmp_path / "shards"), tmp_path / "log", lambda: moment.watch(faults.die)
     ).wait()
@@ -118,7 +116,7 @@ def test_workers_that_die_at_no_image_again_and_again_end_the_build(whole, tmp_p
 
 def always(name, action):
     """Let every call of a failpoint end so."""
-    point = POINTS[name]
+    point = faults.POINTS[name]
 
     def patch():
         function = getattr(point.owner, point.function)
@@ -165,7 +163,7 @@ def test_a_system_without_room_for_processes_is_told(whole, tmp_path, after):
 @pytest.mark.parametrize("name", ["read-photo", "published-shard", "answered"])
 def test_all_workers_dying_at_once_are_replaced(whole, tmp_path, name):
     # Who answers first of three is given the fourth of five shards.
-    moment = faults.Moment(POINTS[name], 1)
+    moment = faults.Moment(faults.POINTS[name], 1)
     run = faults.start(
         whole.config(tmp_path / "shards", workers=3),
         tmp_path / "log",
@@ -185,7 +183,7 @@ def test_half_an_answer_is_no_answer(whole, tmp_path):
     connection = faults.Connection
 
     def patch():
-        send, cut = connection._send, faults.Moment(POINTS["answer"], 2)
+        send, cut = connection._send, faults.Moment(faults.POINTS["answer"], 2)
         parent = os.getpid()
 
         def cut_short(self, content, *more):
@@ -205,7 +203,7 @@ def test_half_an_answer_is_no_answer(whole, tmp_path):
 def test_a_worker_that_dies_with_nothing_to_do_is_not_missed(whole, tmp_path):
     """Two shards, two workers: one stands still in its shard until the other is dead."""
     output = tmp_path / "shards"
-    moment = faults.Moment(POINTS["publish-shard"], 1)
+    moment = faults.Moment(faults.POINTS["publish-shard"], 1)
     gate, opened = os.pipe()
 
     def wait_for_the_other():
@@ -259,7 +257,7 @@ def test_errors_of_our_own_reach_the_caller_with_their_traceback(whole, tmp_path
 def test_a_dead_workers_half_written_files_go_with_it(whole, tmp_path):
     """Else a data set with many deadly images would fill the disk."""
     output = tmp_path / "shards"
-    moment = faults.Moment(POINTS["publish"], 1)
+    moment = faults.Moment(faults.POINTS["publish"], 1)
     run = faults.start(
         whole.config(output),
         tmp_path / "log",
