@@ -20,8 +20,9 @@ from ..metrics import Scores
 from ..prepare.build import prepare
 from ..prepare.config import PrepareConfig
 from ..settings import Settings
+from ..shards.decode import decode_mask
 from ..shards.manifest import Manifest
-from ..shards.reader import ShardSet, decode_mask
+from ..shards.reader import ShardSet
 from ..train.loop import run
 from .scenes import DemoDataset, draw_dataset
 

@@ -32,8 +32,9 @@ from ..report.markup import shortened
 from ..report.page import Section, render
 from ..report.sizes import size_overview
 from ..report.thumbnails import overlay_thumbnail, thumbnail
+from ..shards.decode import decode_mask
 from ..shards.manifest import Index, IndexRow, Manifest, join_indices
-from ..shards.reader import decode_mask, read_members
+from ..shards.reader import read_members
 from ..taxonomy import Taxonomy
 from .config import PrepareConfig
 from .images import ImageStore, read_photo

@@ -4,22 +4,17 @@ Nothing is unpickled, extracted or chosen by extension: only bytes that the mani
 decoded, as an image or as a mask.
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from .. import photo, storage
+from .. import storage
 from ..errors import ConfigError, DataError
-from ..photo import BadPhoto
 from ..taxonomy import Taxonomy
+from .decode import Mask, decode_mask, decode_photo
 from .manifest import MEMBERS, Index, IndexRow, Manifest, member_digest, read_index, read_manifest
-
-Mask = NDArray[np.uint8] | NDArray[np.uint16]
-_PNG_BITS = 24  # where a PNG's header says how many bits a sample has
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +96,7 @@ class ShardSet:
         row, url = self._shard_of(position)
         content, mask = read_members(url, row, ("image", "mask"))
         where = f"{url}: sample {row.key}"
-        image = _decode_photo(content, row, where)
+        image = decode_photo(content, row, where)
         return Sample(row.key, image, decode_mask(mask, where, expected=image.shape[:2]))
 
     def read_image(self, position: int) -> NDArray[np.uint8]:
@@ -114,7 +109,7 @@ class ShardSet:
         """
         row, url = self._shard_of(position)
         (content,) = read_members(url, row, ("image",))
-        return _decode_photo(content, row, f"{url}: sample {row.key}")
+        return decode_photo(content, row, f"{url}: sample {row.key}")
 
     def _shard_of(self, position: int) -> tuple[IndexRow, str]:
         part, local = self._place(position)
@@ -127,13 +122,6 @@ class ShardSet:
             raise IndexError(f"sample {position} of {len(self)}")
         part = int(np.searchsorted(self._ends, position, side="right"))
         return part, position - (int(self._ends[part - 1]) if part else 0)
-
-
-def _decode_photo(content: bytes, row: IndexRow, where: str) -> NDArray[np.uint8]:
-    try:
-        return photo.decode(content, row.orientation)
-    except BadPhoto as bad:
-        raise DataError(f"{where}: image: {bad.detail}") from None
 
 
 def read_members(url: str, row: IndexRow, names: Sequence[str]) -> list[bytes]:
@@ -170,40 +158,3 @@ def read_members(url: str, row: IndexRow, names: Sequence[str]) -> list[bytes]:
             )
         members.append(member)
     return members
-
-
-def decode_mask(content: bytes, where: str, expected: tuple[int, ...] | None = None) -> Mask:
-    """Decode a mask file.
-
-    Parameters
-    ----------
-    content
-        A single-channel grayscale PNG, 8 or 16 bits.
-    where
-        Named in errors.
-    expected
-        (H, W) that it must have.
-
-    Returns
-    -------
-    ndarray
-        Train ids, shape (H, W), uint8 or uint16.
-
-    Raises
-    ------
-    DataError
-        If it is anything else.
-    """
-    try:
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-            mode = image.mode
-            pixels: NDArray[np.generic] = np.array(image)
-    except Exception as error:  # Pillow raises many kinds on broken files
-        raise DataError(f"{where}: mask: {type(error).__name__}: {error}") from None
-    if mode not in ("L", "I;16"):
-        raise DataError(f"{where}: mask: mode {mode}, expected 8- or 16-bit grayscale")
-    if content[_PNG_BITS] < 8:  # Pillow stretches them to 0…255
-        raise DataError(f"{where}: mask: {content[_PNG_BITS]} bits a pixel, expected 8 or 16")
-    if expected is not None and pixels.shape != tuple(expected):
-        raise DataError(f"{where}: mask {pixels.shape} and image {expected} differ in size")
-    return pixels.astype(np.uint8) if mode == "L" else pixels.astype(np.uint16)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from .. import photo, storage
 from ..errors import DataError
 from ..photo import BadPhoto
+from .decode import decode_mask
 from .manifest import (
     MANIFEST_NAME,
     Index,
@@ -25,7 +26,6 @@ from .manifest import (
     read_index,
     read_manifest,
 )
-from .reader import decode_mask
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from cocoseg.prepare.rasterize import (
     decode_counts,
     rasterize,
 )
-from cocoseg.shards.reader import decode_mask
+from cocoseg.shards.decode import decode_mask
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp

@@ -11,7 +11,8 @@ import zlib
 import numpy as np
 import pytest
 from cocoseg.errors import ConfigError, DataError
-from cocoseg.shards.reader import ShardSet, decode_mask
+from cocoseg.shards.decode import decode_mask
+from cocoseg.shards.reader import ShardSet
 from PIL import Image
 
 
