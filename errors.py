@@ -35,6 +35,10 @@ class DataError(CocosegError):
     exit_code = ExitCode.BAD_DATA
 
 
+class StoreError(CocosegError):
+    """An object store does not answer, or refuses to."""
+
+
 class Interrupted(CocosegError):
     """A signal asked to stop; the text says what was kept and how to go on."""
 

@@ -15,9 +15,9 @@ import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from .errors import ConfigError
+from .objectstore import PinnedObject, filesystem, patiently, read_object
 
 _TEMPORARY = ".tmp-"  # how names of half-written files begin; their process follows
 
@@ -38,15 +38,15 @@ def exists(url: str) -> bool:
     """Tell whether a file or folder is there."""
     if not is_remote(url):
         return os.path.exists(_local(url))
-    fs, path = _remote(url)
-    return bool(fs.exists(path))
+    fs, path = filesystem(url)
+    return patiently(url, lambda: bool(fs.exists(path)))
 
 
 def is_dir(url: str) -> bool:
     """Tell whether `url` is a folder (on an object store: a prefix that holds something)."""
     if not is_remote(url):
         return os.path.isdir(_local(url))
-    fs, path = _remote(url)
+    fs, path = filesystem(url)
     return bool(fs.isdir(path))
 
 
@@ -54,7 +54,7 @@ def is_file(url: str) -> bool:
     """Tell whether `url` is a file with bytes of its own: no folder, pipe or device."""
     if not is_remote(url):
         return os.path.isfile(_local(url))
-    fs, path = _remote(url)
+    fs, path = filesystem(url)
     return bool(fs.isfile(path))
 
 
@@ -65,7 +65,7 @@ def list_files(url: str) -> dict[str, int]:
         if not folder.is_dir():
             return {}
         return {entry.name: entry.stat().st_size for entry in folder.iterdir() if entry.is_file()}
-    fs, path = _remote(url)
+    fs, path = filesystem(url)
     fs.invalidate_cache()
     with contextlib.suppress(FileNotFoundError):
         listed = fs.ls(path, detail=True)
@@ -81,7 +81,7 @@ def walk_files(url: str) -> list[str]:
     """
     if not is_remote(url):
         return sorted(_walk(_local(url), "", set()))
-    fs, root_path = _remote(url)
+    fs, root_path = filesystem(url)
     return sorted(path.removeprefix(root_path).lstrip("/") for path in fs.find(root_path))
 
 
@@ -109,7 +109,7 @@ def list_folders(url: str) -> list[str]:
     if not is_remote(url):
         folder = Path(_local(url))
         return [entry.name for entry in folder.iterdir() if entry.is_dir()] if is_dir(url) else []
-    fs, path = _remote(url)
+    fs, path = filesystem(url)
     fs.invalidate_cache()
     with contextlib.suppress(FileNotFoundError):
         listed = fs.ls(path, detail=True)
@@ -139,8 +139,7 @@ def read_bytes(url: str) -> bytes:
         if not is_remote(url):
             with open(_local(url), "rb", buffering=0) as file:
                 return file.read()
-        fs, path = _remote(url)
-        return bytes(fs.cat_file(path))
+        return read_object(url)
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{url}: no such file") from None
     except IsADirectoryError:
@@ -152,8 +151,8 @@ def read_range(url: str, offset: int, length: int) -> bytes:
     if not is_remote(url):
         with open(_local(url), "rb", buffering=0) as file:  # 15 us; a JPEG decodes in 1,500
             return os.pread(file.fileno(), length, offset)
-    fs, path = _remote(url)
-    return bytes(fs.cat_file(path, start=offset, end=offset + length))
+    with contextlib.closing(PinnedObject(url)) as stored:
+        return stored.read(offset, length)
 
 
 def file_size(url: str) -> int:
@@ -167,8 +166,8 @@ def file_size(url: str) -> int:
     try:
         if not is_remote(url):
             return os.stat(_local(url)).st_size
-        fs, path = _remote(url)
-        return int(fs.size(path))
+        fs, path = filesystem(url)
+        return patiently(url, lambda: int(fs.size(path)))
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{url}: no such file") from None
 
@@ -177,7 +176,7 @@ def open_seekable(url: str) -> io.BufferedIOBase:
     """Open a file for reading at any place, as archives need it."""
     if not is_remote(url):
         return open(_local(url), "rb")
-    fs, path = _remote(url)
+    fs, path = filesystem(url)
     file: io.BufferedIOBase = fs.open(path, "rb")
     return file
 
@@ -211,7 +210,7 @@ def free_space(url: str) -> int | None:
 def publish_bytes(url: str, content: bytes) -> None:
     """Write a file whole, or not at all."""
     if is_remote(url):
-        fs, path = _remote(url)
+        fs, path = filesystem(url)
         fs.pipe_file(path, content)
         return
     with _temporary_sibling(Path(_local(url))) as temporary:
@@ -229,7 +228,7 @@ def publish_file(local: Path, url: str) -> None:
     On a local disk, `local` must lie on the same file system (see `scratch_folder`).
     """
     if is_remote(url):
-        fs, path = _remote(url)
+        fs, path = filesystem(url)
         fs.put_file(str(local), path)
         local.unlink()
         return
@@ -243,7 +242,7 @@ def publish_folder(local: Path, url: str, last: str) -> None:
     files = sorted(path for path in local.rglob("*") if path.is_file())
     files.sort(key=lambda path: path.name == last)
     if is_remote(url):
-        fs, root = _remote(url)
+        fs, root = filesystem(url)
         for file in files:
             fs.put_file(str(file), f"{root}/{file.relative_to(local).as_posix()}")
         shutil.rmtree(local)
@@ -303,7 +302,7 @@ def make_folder(url: str) -> None:
 def remove(url: str) -> None:
     """Remove a file or a folder with all it holds; what is not there is no error."""
     if is_remote(url):
-        fs, path = _remote(url)
+        fs, path = filesystem(url)
         with contextlib.suppress(FileNotFoundError):
             fs.rm(path, recursive=True)
     elif os.path.isdir(_local(url)) and not os.path.islink(_local(url)):
@@ -344,15 +343,3 @@ def _temporary_sibling(path: Path) -> Iterator[Path]:
 
 def _local(url: str) -> str:
     return url.removeprefix("file://")
-
-
-def _remote(url: str) -> tuple[Any, str]:
-    import fsspec  # 0.1 s: only for those who need it
-
-    try:
-        fs, path = fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        raise ConfigError(f"{url}: {error}. For S3: pip install 'cocoseg[s3]'") from None
-    except ValueError as error:
-        raise ConfigError(f"{url}: {error}") from None
-    return fs, path

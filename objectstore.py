@@ -1,0 +1,145 @@
+"""Objects in a store, through fsspec: reads that are tried again, and pinned to one version.
+
+Requests fail in ways that pass: too many at once, a server that restarts, a connection that breaks,
+a body that ends early. Such a read is made again after a pause, a bounded number of times. What is
+missing or forbidden stays so, and is told at once.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from .errors import ConfigError, StoreError
+
+ATTEMPTS = 5
+FIRST_PAUSE = 0.5
+"""Seconds before the second attempt; doubled each time, 7.5 s in all. Drivers have retries of their
+own within each attempt."""
+
+_Answer = TypeVar("_Answer")
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ConfigError)
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """Return fsspec's file system for a URL, and the path within.
+
+    Raises
+    ------
+    ConfigError
+        If there is no driver for it.
+    """
+    import fsspec  # 0.1 s: only for those who need it
+
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise ConfigError(f"{url}: {error}. For S3: pip install 'cocoseg[s3]'") from None
+    except ValueError as error:
+        raise ConfigError(f"{url}: {error}") from None
+    return fs, path
+
+
+def patiently(url: str, read: Callable[[], _Answer]) -> _Answer:
+    """Return what `read` does; it is called again where it fails in a way that may pass.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the object is missing; `IsADirectoryError`, `NotADirectoryError` as `read` raises them.
+    StoreError
+        If access is denied, or the last attempt failed too; names `url`.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return read()
+        except PermissionError as error:
+            raise StoreError(f"{url}: access is denied: {_told(error)}") from None
+        except _FINAL:
+            raise
+        except Exception as error:  # each driver has its own kinds, few of them are an OSError
+            if attempt == ATTEMPTS - 1:
+                raise StoreError(
+                    f"{url}: cannot be read: {_told(error)}; tried {ATTEMPTS} times"
+                ) from None
+        pause(attempt)
+    raise AssertionError
+
+
+def pause(attempt: int) -> None:
+    """Wait after a failed attempt, the first being 0: longer each time, and not all at once."""
+    time.sleep(FIRST_PAUSE * 2**attempt * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
+
+
+def read_object(url: str) -> bytes:
+    """Return a whole object.
+
+    Raises
+    ------
+    FileNotFoundError, StoreError
+        See `patiently`.
+    """
+
+    def read() -> bytes:
+        fs, path = filesystem(url)
+        with fs.open(path, "rb", cache_type="none") as file:
+            content = bytes(file.read())
+            if file.size not in (None, len(content)):  # a driver's cat_file() fills up with zeros
+                raise OSError(f"{len(content)} bytes came instead of {file.size}")
+        return content
+
+    return patiently(url, read)
+
+
+class PinnedObject:
+    """One object of a store, read by ranges at the version that was met first.
+
+    Where a driver can, each request says which version it wants (s3fs sends the ETag); a replaced
+    object is then an error, and is opened anew: whether it still is what it should be, digests
+    tell. Threads may share one; they take turns.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._turn = threading.Lock()
+        self._file: Any = None
+
+    def read(self, start: int, length: int) -> bytes:
+        """Return `length` bytes from `start` [bytes]; fewer only where the object ends.
+
+        Raises
+        ------
+        FileNotFoundError, StoreError
+            See `patiently`.
+        """
+        with self._turn:
+            return patiently(self.url, lambda: self._read(start, length))
+
+    def _read(self, start: int, length: int) -> bytes:
+        try:
+            if self._file is None:
+                fs, path = filesystem(self.url)
+                fs.invalidate_cache()  # a size that was listed earlier may be another version's
+                self._file = fs.open(path, "rb", cache_type="none")
+            self._file.seek(start)
+            content = bytes(self._file.read(length))
+            expected = max(0, min(length, int(self._file.size) - start))
+        except BaseException:
+            self.close()
+            raise
+        if len(content) != expected:
+            self.close()
+            raise OSError(f"{len(content)} bytes came instead of {expected}")
+        return content
+
+    def close(self) -> None:
+        """Give up the version; the next read takes the one that is there then."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _told(error: Exception) -> str:
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
