@@ -210,9 +210,13 @@ def train(
     Run it again to go on from the newest checkpoint.
     """
     settings = _settings("train", config_file, overrides, flags, {"save_dir": "--output"})
+    value = settings.value
+    if value.train.workers and not dry_run:
+        from .processes import warm_up
+
+        warm_up("cocoseg.train.batches", "cocoseg.model.score")  # while this process imports torch
     from .train.loop import plan_run, run
 
-    value = settings.value
     if dry_run:
         plan = plan_run(value.train, value.model).to_dict()
         return _print(plan, as_json, _lines(plan))

@@ -1,9 +1,17 @@
 """Worker processes: how they start, and that they never outlive their parent."""
 
+import contextlib
 import multiprocessing
 import os
+import signal
+import sys
 import threading
+from collections.abc import Iterator
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
+from typing import Any
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def start_context() -> BaseContext:
@@ -12,14 +20,61 @@ def start_context() -> BaseContext:
     return multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
 
 
-def end_with_parent(*_: object) -> None:
+def warm_up(*modules: str) -> None:
+    """Start the fork server ahead of time; it imports `modules` once for all workers.
+
+    Only the first call of a process has an effect. The server starts with Ctrl-C blocked, and so do
+    the workers: the parent handles that, and they would die of it amidst imports with a traceback.
+    Its libraries start no threads: each worker has one, and a fork is safe.
+    """
+    if start_context().get_start_method() != "forkserver":
+        return
+    forkserver.set_forkserver_preload(list(modules))
+    resource_tracker.ensure_running()  # the fork server needs it, and starting it unblocks Ctrl-C
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with _one_thread():
+            forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def loader_options(workers: int, module: str) -> dict[str, Any]:
+    """Return the options of PyTorch's `DataLoader` that say how its workers start and end.
+
+    Parameters
+    ----------
+    workers
+        How many; none load in this process.
+    module
+        Holds the data set; see `warm_up`.
+    """
+    if workers == 0:
+        return {"num_workers": 0}
+    warm_up(module)
+    return {
+        "num_workers": workers,
+        "multiprocessing_context": start_context(),
+        "worker_init_fn": _start_loader,
+    }
+
+
+def end_with_parent() -> None:
     """Let this worker process end at once when its parent is gone; call it first thing.
 
     A killed parent closes no queue: its workers would wait forever, and under a fork server, which
-    they keep alive, PyTorch's own watchdog sees no change of parent either. The arguments are those
-    that pools and loaders pass to their initialisers.
+    they keep alive, PyTorch's own watchdog sees no change of parent either.
     """
     threading.Thread(target=_watch_parent, daemon=True, name="end-with-parent").start()
+
+
+def _start_loader(number: int) -> None:
+    """Prepare a loader's worker; PyTorch has given itself one thread already."""
+    del number
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    end_with_parent()
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(1)
 
 
 def _watch_parent() -> None:
@@ -27,3 +82,17 @@ def _watch_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

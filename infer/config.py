@@ -4,10 +4,11 @@ from typing import Annotated
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from ..config import PathField, PathMarker, Section
+from ..config import PathField, PathMarker
+from ..shards.config import ReadConfig
 
 
-class InferConfig(Section):
+class InferConfig(ReadConfig):
     """From a checkpoint to masks and scores."""
 
     checkpoint: Annotated[str, PathMarker(only_existing=True)] | None = None

@@ -99,7 +99,7 @@ def plan_evaluation(config: InferConfig) -> EvaluationPlan:
         raise ConfigError("--output: give a folder for the scores")
     if not config.shards:
         raise ConfigError("--shards: give at least one folder of shards")
-    return EvaluationPlan(config, ShardSet(config.shards))
+    return EvaluationPlan(config, ShardSet(config.shards, config=config))
 
 
 def evaluate(config: InferConfig, model: ModelConfig, progress: bool = False) -> Evaluation:

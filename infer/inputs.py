@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .. import photo, storage
 from ..errors import ConfigError, DataError
 from ..photo import SUFFIXES
+from ..shards.config import ReadConfig
 from ..shards.manifest import MANIFEST_NAME
 from ..shards.reader import ShardSet
 
@@ -29,7 +30,7 @@ class InputImage:
     """Decodes it, upright: uint8 RGB, shape (H, W, 3). Raises `DataError`."""
 
 
-def list_inputs(path: str, output: str) -> list[InputImage]:
+def list_inputs(path: str, output: str, config: ReadConfig | None = None) -> list[InputImage]:
     """List the photographs of ``--input``, in a fixed order.
 
     Parameters
@@ -38,6 +39,8 @@ def list_inputs(path: str, output: str) -> list[InputImage]:
         An image file, a folder (searched recursively, `output` left out), or a folder of shards.
     output
         Folder of the masks.
+    config
+        How shards in an object store are read.
 
     Raises
     ------
@@ -47,7 +50,7 @@ def list_inputs(path: str, output: str) -> list[InputImage]:
     """
     output = _resolved(output)
     if storage.is_dir(path):
-        inputs = _folder(_resolved(path), output)
+        inputs = _folder(_resolved(path), output, config)
     elif storage.exists(path):
         inputs = [_file(_resolved(path), PurePosixPath(path).stem)]
     else:
@@ -61,11 +64,11 @@ def _resolved(url: str) -> str:
     return url.rstrip("/") if storage.is_remote(url) else os.path.realpath(storage.join(url))
 
 
-def _folder(folder: str, output: str) -> list[InputImage]:
+def _folder(folder: str, output: str, config: ReadConfig | None) -> list[InputImage]:
     if folder == output:
         raise ConfigError(f"--output {output}: is the --input; give the masks their own folder")
     if storage.exists(storage.join(folder, MANIFEST_NAME)):
-        return _samples(folder)
+        return _samples(folder, config)
     below = f"{output}/".removeprefix(f"{folder}/")  # unchanged where it lies elsewhere
     inputs = [
         _file(storage.join(folder, name), str(PurePosixPath(name).with_suffix("")))
@@ -89,8 +92,8 @@ def _file(url: str, name: str) -> InputImage:
     return InputImage(url, name, read)
 
 
-def _samples(folder: str) -> list[InputImage]:
-    shards = ShardSet([folder], masks=False)
+def _samples(folder: str, config: ReadConfig | None) -> list[InputImage]:
+    shards = ShardSet([folder], masks=False, config=config)
 
     def reader(position: int) -> Callable[[], NDArray[np.uint8]]:
         return lambda: shards.read_image(position)

@@ -71,7 +71,7 @@ def plan_prediction(config: InferConfig) -> PredictionPlan:
         raise ConfigError("--checkpoint: give a run, a checkpoint folder or a Hugging Face name")
     if config.input is None or config.output is None:
         raise ConfigError("--input and --output: give images and a folder for their masks")
-    return PredictionPlan(config, tuple(list_inputs(config.input, config.output)))
+    return PredictionPlan(config, tuple(list_inputs(config.input, config.output, config)))
 
 
 def predict(config: InferConfig, model: ModelConfig, progress: bool = False) -> PredictionResult:

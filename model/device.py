@@ -1,12 +1,10 @@
-"""Where a network runs, and how the processes that feed it start."""
+"""Where a network runs."""
 
 import ctypes
-from typing import Any
 
 import torch
 
 from ..errors import ConfigError
-from ..processes import end_with_parent, start_context
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
@@ -27,17 +25,6 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {name!r}: {str(error).splitlines()[0]}") from None
     return device
-
-
-def loader_options(workers: int) -> dict[str, Any]:
-    """Return the `DataLoader` options that say how its worker processes start and end."""
-    if workers == 0:
-        return {"num_workers": 0}
-    return {
-        "num_workers": workers,
-        "multiprocessing_context": start_context(),
-        "worker_init_fn": end_with_parent,
-    }
 
 
 def keep_freed_memory() -> None:

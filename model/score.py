@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..metrics import confusion_matrix
-from ..shards.reader import Sample, ShardSet
-from .device import loader_options
+from ..processes import loader_options
+from ..shards.reader import BadSample, Sample, ShardSet
 from .preprocess import Preprocess, upsample
 
 Predictor = Callable[[Sequence[NDArray[np.uint8]]], list[NDArray[np.integer]]]
@@ -86,14 +86,20 @@ def predictions(
         Sample numbers; canonical ones come from `plan.evaluation_batches`.
     workers
         Loader processes.
+
+    Raises
+    ------
+    BadSample
+        If a sample cannot be had: a score without it would be another one.
     """
-    loader: DataLoader[Sample] = DataLoader(
+    loader: DataLoader[list[Sample | BadSample]] = DataLoader(
         _Samples(shards),
         batch_sampler=[list(batch) for batch in batches],
         collate_fn=list,
-        **loader_options(workers),
+        **loader_options(workers, __name__),
     )
-    for samples in loader:
+    for read in loader:
+        samples = [_good(sample) for sample in read]
         masks = predict([sample.image for sample in samples])
         yield from zip(samples, masks, strict=True)
 
@@ -109,9 +115,15 @@ def score(
     return matrix
 
 
-class _Samples(Dataset[Sample]):
+class _Samples(Dataset[list[Sample | BadSample]]):
     def __init__(self, shards: ShardSet) -> None:
         self.shards = shards
 
-    def __getitem__(self, position: int) -> Sample:
-        return self.shards.read(position)
+    def __getitems__(self, positions: Sequence[int]) -> list[Sample | BadSample]:
+        return self.shards.read_many(positions)
+
+
+def _good(sample: Sample | BadSample) -> Sample:
+    if isinstance(sample, BadSample):  # raised here: in a worker, its traceback would be the text
+        raise sample
+    return sample

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from .. import storage
 from ..errors import CocosegError, ConfigError, DataError, Interrupted
+from ..processes import warm_up
 from ..shards.manifest import Manifest
 from . import journal
 from .changes import changed_photos, mended_photos, refuse_changed_photos
@@ -31,7 +32,7 @@ from .plan import BuildPlan, image_task, plan_build, sample_rules
 from .publish import draft_manifest, publish
 from .sample import Quarantined
 from .shard import BuiltShard, ShardTask, shard_name
-from .workers import available_cores, run_shards, warm_up
+from .workers import available_cores, run_shards
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,8 @@ def prepare(config: PrepareConfig, progress: bool = False) -> PrepareResult:
     if config.output is None:
         raise ConfigError("--output: give a folder for the shards")
     with _signals() as signals:
-        warm_up(config.engine)  # while the annotations are read
+        if config.engine == "local":
+            warm_up(run_shards.__module__)  # while the annotations are read
         plan = plan_build(config)
         folders = [storage.join(config.output, split.name).rstrip("/") for split in plan.splits]
         draft = draft_manifest(plan, config)

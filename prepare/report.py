@@ -4,7 +4,7 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -249,10 +249,11 @@ def _sample_picture(content: _Content, place: int) -> Picture:
 
 
 def _decode_sample(content: _Content, url: str, row: IndexRow) -> Jpeg:
+    read = partial(storage.read_range, url)
     if not content.plan.labelled:
-        (stored,) = read_members(url, row, ("image",))
+        (stored,) = read_members(read, row, ("image",))
         return thumbnail(photo.decode(stored, row.orientation))
-    stored, mask_file = read_members(url, row, ("image", "mask"))
+    stored, mask_file = read_members(read, row, ("image", "mask"))
     image = photo.decode(stored, row.orientation)
     mask = decode_mask(mask_file, row.key, expected=image.shape[:2])
     return overlay_thumbnail(image, mask, content.taxonomy.ignore_index)

@@ -18,7 +18,6 @@ import signal
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
@@ -27,7 +26,7 @@ from msgspec.structs import replace
 
 from .. import storage
 from ..errors import CocosegError, ConfigError
-from ..processes import end_with_parent, start_context
+from ..processes import end_with_parent, start_context, warm_up
 from .sample import build_sample
 from .shard import BuiltShard, ShardTask, build_shard
 
@@ -236,29 +235,12 @@ class _Worker:
         return exitcode
 
 
-def warm_up(engine: Literal["local", "ray", "inline"]) -> None:
-    """Start the fork server ahead of time; it imports this module once for all workers.
-
-    It starts with Ctrl-C blocked, and so do the workers: the parent handles that, and it would die
-    of it amidst its imports with a traceback.
-    """
-    if engine != "local" or start_context().get_start_method() != "forkserver":
-        return
-    forkserver.set_forkserver_preload([__name__])
-    resource_tracker.ensure_running()  # the fork server needs it, and starting it unblocks Ctrl-C
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 class _Crew:
     """Worker processes that are replaced when they die."""
 
     def __init__(self, size: int) -> None:
         self.context: Any = start_context()
-        warm_up("local")
+        warm_up(__name__)
         self.members: list[_Worker] = []
         try:
             for slot in range(size):

@@ -2,7 +2,8 @@
 
 An epoch permutes the shards, cuts their samples into K streams of equal length (± 1), permutes each
 stream within blocks of a few shards, and takes the streams in turn. Reads stay nearly sequential,
-neighbours in a shard end up far apart, and any position is found in O(block), whatever N is.
+neighbours in a shard end up far apart, and any position is found in O(block), whatever N is: an
+epoch starts at the cost of one permutation of the shards and one of a block in each stream.
 
 Training runs on one endless sequence of epochs. Optimizer step t takes the positions [t·B, (t+1)·B)
 of it, B being the global batch: slot s goes to rank s mod W, micro-batch s div W div its size. So
@@ -52,12 +53,26 @@ class Plan:
         """Return (epoch, sample) at a position of the endless sequence."""
         epoch, offset = divmod(position, self.samples)
         row, stream = divmod(offset, self.streams)  # the first streams hold the one more, if any
-        block, place = divmod(row, self._block_length)
-        return epoch, int(self._block(epoch, stream, block)[place])
+        block, place = divmod(row + self._lead(stream), self._block_length)
+        return epoch, int(self._block(epoch, stream, block)[place if block else row])
+
+    @property
+    def shards_alive(self) -> int:
+        """Shards, all of one size, that are read at a time at most: what a cache should hold."""
+        spanned = self.block_shards + 2  # blocks and streams may begin and end inside a shard
+        return min(len(self.shard_sizes), self.streams * spanned)
 
     @property
     def _block_length(self) -> int:
         return max(1, self.block_shards * max(self.shard_sizes))
+
+    def _lead(self, stream: int) -> int:
+        """Return how many samples the first block of a stream is shorter than the others.
+
+        The streams begin their blocks one after the other, so that new shards are needed steadily
+        and not those of all streams at once.
+        """
+        return stream * self._block_length // self.streams
 
     def _block(self, epoch: int, stream: int, block: int) -> NDArray[np.int64]:
         """Return the samples of one block in their order, shape (≤ block length,)."""
@@ -65,8 +80,10 @@ class Plan:
         if name not in self._blocks:
             layout = self._layout(epoch)
             begin, end = _cut(self.samples, self.streams, stream)
-            first = begin + block * self._block_length
-            places = np.arange(first, min(first + self._block_length, end), dtype=np.int64)
+            first = begin + block * self._block_length - self._lead(stream)
+            places = np.arange(
+                max(first, begin), min(first + self._block_length, end), dtype=np.int64
+            )
             order = _permutation(len(places), self.seed, epoch, 1 + stream, block)
             self._blocks[name] = layout.samples(places[order])
             if len(self._blocks) > _KEPT_BLOCKS_A_STREAM * self.streams:

@@ -1,20 +1,38 @@
-"""Read samples by the index: one ranged read each, checked against its digest.
+"""Read samples by the index: one range each, checked against its digests, and decoded.
 
 Nothing is unpickled, extracted or chosen by extension: only bytes that the manifest vouches for are
 decoded, as an image or as a mask.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import storage
-from ..errors import ConfigError, DataError
+from ..errors import CocosegError, ConfigError, DataError
+from ..objectstore import ATTEMPTS, pause
 from ..taxonomy import Taxonomy
+from .config import ReadConfig
 from .decode import Mask, decode_mask, decode_photo
-from .manifest import MEMBERS, Index, IndexRow, Manifest, member_digest, read_index, read_manifest
+from .files import ShardFiles, open_files
+from .manifest import (
+    MEMBERS,
+    Index,
+    IndexRow,
+    Manifest,
+    ShardEntry,
+    member_digest,
+    read_index,
+    read_manifest,
+)
+
+_IN_FLIGHT = 8  # requests of one process at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +46,23 @@ class Sample:
     """Train ids, shape (H, W)."""
 
 
+class BadSample(DataError):
+    """A sample that cannot be had as the manifest describes it; the text names shard and key."""
+
+    def __init__(self, shard: str, key: str, problem: str) -> None:
+        super().__init__(f"{shard}: sample {key}: {problem}")
+        self.shard = shard
+        self.key = key
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BadSample, (self.shard, self.key, self.problem)
+
+
+class Mismatch(DataError):
+    """Bytes that are not those the index vouches for."""
+
+
 class ShardSet:
     """One or several folders of shards as one sequence of samples.
 
@@ -37,6 +72,8 @@ class ShardSet:
         Local paths or URLs of folders that hold a ``manifest.json``; all of one taxonomy.
     masks
         Whether the masks will be read.
+    config
+        How shards in an object store are read.
 
     Raises
     ------
@@ -44,18 +81,24 @@ class ShardSet:
         If a folder does not exist, or the taxonomies differ, or there are no masks.
     DataError
         If a manifest or index is missing or broken.
+    StoreError
+        If an object store does not answer.
     """
 
-    def __init__(self, folders: Sequence[str], masks: bool = True) -> None:
+    def __init__(
+        self, folders: Sequence[str], masks: bool = True, config: ReadConfig | None = None
+    ) -> None:
         if not folders:
             raise ConfigError("no folder of shards was given")
         self.folders, self._masks = tuple(folders), masks
+        self.config = config or ReadConfig()
         self.manifests: tuple[Manifest, ...] = tuple(read_manifest(folder) for folder in folders)
         self._indices: tuple[Index, ...] = tuple(
             read_index(folder, manifest)
             for folder, manifest in zip(folders, self.manifests, strict=True)
         )
         self._ends = np.cumsum([len(index) for index in self._indices])
+        self._process: _Process | None = None
         self.taxonomy: Taxonomy = self.manifests[0].classes
         for folder, manifest in zip(folders, self.manifests, strict=True):
             if manifest.classes.names != self.taxonomy.names:
@@ -72,8 +115,9 @@ class ShardSet:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __reduce__(self) -> tuple[type["ShardSet"], tuple[tuple[str, ...], bool]]:
-        return ShardSet, (self.folders, self._masks)  # a spawned worker maps the index again
+    def __reduce__(self) -> tuple[type["ShardSet"], tuple[Any, ...]]:
+        # A spawned worker maps the index again.
+        return ShardSet, (self.folders, self._masks, self.config)
 
     @property
     def shard_sizes(self) -> list[int]:
@@ -82,7 +126,7 @@ class ShardSet:
 
     def row(self, position: int) -> IndexRow:
         """Return what the index says of a sample, 0 ≤ position < len(self)."""
-        part, local = self._place(position)
+        part, local = self._locate(position)
         return self._indices[part].row(local)
 
     def read(self, position: int) -> Sample:
@@ -90,71 +134,158 @@ class ShardSet:
 
         Raises
         ------
-        DataError
-            If its bytes differ from the manifest or cannot be decoded; names shard and key.
+        BadSample
+            If its bytes cannot be had, differ from the manifest, or cannot be decoded.
         """
-        row, url = self._shard_of(position)
-        content, mask = read_members(url, row, ("image", "mask"))
-        where = f"{url}: sample {row.key}"
-        image = decode_photo(content, row, where)
-        return Sample(row.key, image, decode_mask(mask, where, expected=image.shape[:2]))
+        (sample,) = self.read_many([position])
+        if isinstance(sample, BadSample):
+            raise sample
+        return sample
+
+    def read_many(self, positions: Sequence[int]) -> list[Sample | BadSample]:
+        """Read and decode samples; of object stores, several are in flight at once.
+
+        Returns
+        -------
+        list
+            For each position a `Sample`, or the `BadSample` that `read` would raise.
+        """
+        places = [self._place(position) for position in positions]
+        return [
+            members if isinstance(members, BadSample) else place.decode(*members)
+            for place, members in zip(places, self._fetch(places, ("image", "mask")), strict=True)
+        ]
 
     def read_image(self, position: int) -> NDArray[np.uint8]:
         """Read and decode the photograph alone: uint8 RGB, shape (H, W, 3).
 
         Raises
         ------
-        DataError
+        BadSample
             As `read`.
         """
-        row, url = self._shard_of(position)
-        (content,) = read_members(url, row, ("image",))
-        return decode_photo(content, row, f"{url}: sample {row.key}")
+        place = self._place(position)
+        (members,) = self._fetch([place], ("image",))
+        if isinstance(members, BadSample):
+            raise members
+        try:
+            return decode_photo(members[0], place.row, place.where)
+        except DataError as error:
+            raise place.bad(error) from None
 
-    def _shard_of(self, position: int) -> tuple[IndexRow, str]:
-        part, local = self._place(position)
+    def _fetch(
+        self, places: Sequence["_Place"], names: Sequence[str]
+    ) -> list[list[bytes] | BadSample]:
+        def fetch(place: _Place) -> list[bytes] | BadSample:
+            return place.fetch(names)
+
+        if len(places) > 1 and any(place.files.remote for place in places):
+            return list(self._here().pool.map(fetch, places))
+        return [fetch(place) for place in places]
+
+    def _place(self, position: int) -> "_Place":
+        part, local = self._locate(position)
         index = self._indices[part]
         shard = self.manifests[part].shards[int(index.samples["shard"][local])]
-        return index.row(local), storage.join(self.folders[part], shard.name)
+        url = storage.join(self.folders[part], shard.name)
+        return _Place(self._here().files[part], shard, url, index.row(local))
 
-    def _place(self, position: int) -> tuple[int, int]:
+    def _locate(self, position: int) -> tuple[int, int]:
         if not 0 <= position < len(self):
             raise IndexError(f"sample {position} of {len(self)}")
         part = int(np.searchsorted(self._ends, position, side="right"))
         return part, position - (int(self._ends[part - 1]) if part else 0)
 
+    def _here(self) -> "_Process":
+        # Neither threads nor connections survive a fork.
+        if self._process is None or self._process.pid != os.getpid():
+            files = tuple(open_files(folder, self.config) for folder in self.folders)
+            pool = ThreadPoolExecutor(_IN_FLIGHT, "cocoseg-fetch")  # starts none before it is used
+            self._process = _Process(os.getpid(), files, pool)
+        return self._process
 
-def read_members(url: str, row: IndexRow, names: Sequence[str]) -> list[bytes]:
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    """What one process reads with."""
+
+    pid: int
+    files: tuple[ShardFiles, ...]
+    """By folder."""
+    pool: ThreadPoolExecutor
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where one sample lies."""
+
+    files: ShardFiles
+    shard: ShardEntry
+    url: str
+    row: IndexRow
+
+    @property
+    def where(self) -> str:
+        return f"{self.url}: sample {self.row.key}"
+
+    def bad(self, error: CocosegError) -> BadSample:
+        problem = str(error).removeprefix(f"{self.where}: ").removeprefix(f"{self.url}: ")
+        return BadSample(self.url, self.row.key, problem)
+
+    def fetch(self, names: Sequence[str]) -> list[bytes] | BadSample:
+        """Return members; from a store, what differs from the index is fetched again."""
+        attempts = ATTEMPTS if self.files.remote else 1
+        for attempt in range(attempts):
+            try:
+                return read_members(partial(self.files.read, self.shard), self.row, names)
+            except Mismatch as mismatch:
+                bad = self.bad(mismatch)
+            except CocosegError as error:
+                return self.bad(error)
+            self.files.discard(self.shard)
+            if attempt < attempts - 1:
+                pause(attempt)
+        return bad
+
+    def decode(self, image: bytes, mask: bytes) -> Sample | BadSample:
+        try:
+            pixels = decode_photo(image, self.row, self.where)
+            train_ids = decode_mask(mask, self.where, expected=pixels.shape[:2])
+        except DataError as error:
+            return self.bad(error)
+        return Sample(self.row.key, pixels, train_ids)
+
+
+def read_members(
+    read: Callable[[int, int], bytes], row: IndexRow, names: Sequence[str]
+) -> list[bytes]:
     """Read members of one sample in one request, and check their digests.
 
     Parameters
     ----------
-    url
-        The shard.
+    read
+        Returns the bytes of the shard from an offset on, of a length [bytes].
     names
         Out of ``image``, ``mask``, ``json``.
 
     Raises
     ------
-    DataError
-        If the shard is missing, cut, or differs from the index.
+    Mismatch
+        If the bytes are not those of the index.
     """
     chosen = [MEMBERS.index(name) for name in names]
     first = min(row.offsets[i] for i in chosen)
     last = max(row.offsets[i] + row.lengths[i] for i in chosen)
-    try:
-        content = storage.read_range(url, first, last - first)
-    except FileNotFoundError:
-        raise DataError(f"{url}: the shard is missing") from None
+    content = read(first, last - first)
     members = []
     for i in chosen:
         start = row.offsets[i] - first
         member = content[start : start + row.lengths[i]]
         if member_digest(member) != row.digests[i]:
             cut = "ends inside" if len(member) < row.lengths[i] else "differs from the index in"
-            raise DataError(
-                f"{url}: sample {row.key}: the shard {cut} its {MEMBERS[i]}; fetch or prepare it "
-                "again ('cocoseg verify' checks all of it)"
+            raise Mismatch(
+                f"the shard {cut} its {MEMBERS[i]}; fetch or prepare it again ('cocoseg verify' "
+                "checks all of it)"
             )
         members.append(member)
     return members

@@ -26,7 +26,7 @@ LOADER = """
 import os, sys
 import torch
 from torch.utils.data import DataLoader, Dataset
-from cocoseg.model.device import loader_options
+from cocoseg.processes import loader_options
 
 class Pids(Dataset):
     def __len__(self):
@@ -35,7 +35,7 @@ class Pids(Dataset):
         return os.getpid()
 
 def main():
-    batches = iter(DataLoader(Pids(), batch_size=1, **loader_options(2)))
+    batches = iter(DataLoader(Pids(), batch_size=1, **loader_options(2, "torch")))
     print(*{int(next(batches)) for _ in range(4)}, flush=True)
     sys.stdin.read()
 

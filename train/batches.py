@@ -1,19 +1,22 @@
 """From the plan to micro-batches: what each rank reads, in which order, and how it is collated."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from ..model.device import loader_options
+from ..processes import loader_options
 from ..shards.plan import BatchLayout, Plan
-from ..shards.reader import ShardSet
+from ..shards.reader import BadSample, Sample, ShardSet
 from .augment import TrainingTransform
 from .config import AugmentConfig
+
+_STAND_INS = 64  # samples that are tried for the picture of a bad one
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,34 +26,89 @@ class MicroBatch:
     images: Tensor
     """uint8 RGB, shape (B, S, S, 3)."""
     masks: Tensor
-    """Train ids, uint8 or int32, shape (B, S, S)."""
+    """Train ids, uint8 or int32, shape (B, S, S); all ignored in slots of weight 0."""
     keys: tuple[str, ...]
+    weights: tuple[int, ...]
+    """1, or 0 for a slot from which nothing is learnt: behind the end of the run, or bad."""
+    bad: tuple[BadSample, ...] = ()
+    """What could not be had."""
 
     def pin_memory(self) -> "MicroBatch":
         """Move to page-locked memory; called by the loader where a GPU waits."""
-        return MicroBatch(self.images.pin_memory(), self.masks.pin_memory(), self.keys)
+        return replace(self, images=self.images.pin_memory(), masks=self.masks.pin_memory())
 
 
-class TrainingSamples(Dataset[tuple[np.ndarray, np.ndarray, str]]):
-    """Augmented samples by their position in the endless sequence of the plan."""
+class TrainingSamples(Dataset[MicroBatch]):
+    """Augmented samples by their positions in the endless sequence of the plan.
+
+    Parameters
+    ----------
+    end
+        Positions from here on are fillers: they show their picture, for the batch norms, and their
+        mask is all ignored. None: the sequence has no end.
+    """
 
     def __init__(
-        self, shards: ShardSet, plan: Plan, augment: AugmentConfig, input_size: int
+        self,
+        shards: ShardSet,
+        plan: Plan,
+        augment: AugmentConfig,
+        input_size: int,
+        end: int | None = None,
     ) -> None:
         self.shards = shards
         self.plan = plan
         self.augment = augment
         self.input_size = input_size
+        self.end = end
         self._transform: TrainingTransform | None = None
 
-    def __getitem__(self, position: int) -> tuple[np.ndarray, np.ndarray, str]:
+    def __getitems__(self, positions: Sequence[int]) -> MicroBatch:
+        """Read a micro-batch; a bad sample is one of its slots, never an exception."""
+        located = [self.plan.locate(position) for position in positions]
+        read = self.shards.read_many([number for _, number in located])
+        images, masks, weights = [], [], []
+        for position, place, sample in zip(positions, located, read, strict=True):
+            counts = not isinstance(sample, BadSample) and (self.end is None or position < self.end)
+            shown = self._stand_in(position) if isinstance(sample, BadSample) else sample
+            image, mask = self._augmented(shown, *place)
+            if not counts:
+                mask = np.full_like(mask, self.shards.taxonomy.ignore_index)
+            images.append(torch.from_numpy(image))
+            masks.append(torch.from_numpy(mask))
+            weights.append(int(counts))
+        return MicroBatch(
+            default_collate(images),  # straight into memory that the loader's processes share
+            default_collate(masks),
+            tuple(sample.key for sample in read),
+            tuple(weights),
+            tuple(sample for sample in read if isinstance(sample, BadSample)),
+        )
+
+    def _augmented(
+        self, sample: Sample | None, epoch: int, number: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
+        """Return image and mask, (S, S, 3) and (S, S); blank ones for None."""
+        if sample is None:
+            size = (self.input_size, self.input_size)
+            return np.zeros((*size, 3), np.uint8), np.zeros(size, self._mask_type)
         if self._transform is None:  # built in the process that uses it
             self._transform = TrainingTransform(self.augment, self.input_size)
-        epoch, number = self.plan.locate(position)
-        sample = self.shards.read(number)
         seed = np.random.SeedSequence((self.plan.seed, epoch, number)).generate_state(1)[0]
         image, mask = self._transform(sample.image, sample.mask, int(seed))
-        return image, mask, sample.key
+        return image, mask.astype(self._mask_type, copy=False)
+
+    def _stand_in(self, position: int) -> Sample | None:
+        """Return the next good sample of the plan: the batch norms see a picture all the same."""
+        for following in range(position + 1, position + 1 + _STAND_INS):
+            (sample,) = self.shards.read_many([self.plan.locate(following)[1]])
+            if isinstance(sample, Sample):
+                return sample
+        return None
+
+    @property
+    def _mask_type(self) -> type[np.uint8] | type[np.int32]:
+        return np.uint8 if self.shards.taxonomy.bits == 8 else np.int32  # torch has few uint16
 
 
 def micro_batches(
@@ -69,9 +127,9 @@ def micro_batches(
     loader: DataLoader[Any] = DataLoader(
         samples,
         batch_sampler=_Positions(layout, rank, first_step, last_step),
-        collate_fn=collate,
+        collate_fn=_as_it_is,
         pin_memory=pin_memory,
-        **loader_options(workers),
+        **loader_options(workers, __name__),
     )
     step: list[MicroBatch] = []
     for batch in loader:
@@ -81,13 +139,8 @@ def micro_batches(
             step = []
 
 
-def collate(samples: list[tuple[np.ndarray, np.ndarray, str]]) -> MicroBatch:
-    """Stack samples; 16-bit masks become int32, as torch computes little with uint16."""
-    images, masks, keys = zip(*samples, strict=True)
-    stacked = np.stack(masks)
-    if stacked.dtype == np.uint16:
-        stacked = stacked.astype(np.int32)
-    return MicroBatch(torch.from_numpy(np.stack(images)), torch.from_numpy(stacked), keys)
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 class _Positions:

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ..config import PathField, Section
+from ..shards.config import ReadConfig
 
 
 class AugmentConfig(Section):
@@ -30,7 +31,7 @@ class AugmentConfig(Section):
     """Probability of a Gaussian blur."""
 
 
-class TrainConfig(Section):
+class TrainConfig(ReadConfig):
     """From shards to a run: checkpoints, metrics and logs."""
 
     shards: tuple[PathField, ...] = ()
@@ -78,6 +79,9 @@ class TrainConfig(Section):
     """Precision of `use_amp`: bfloat16 where the GPU has it, else float16 with loss scaling."""
     sync_batchnorm: bool = True
     """Synchronise batch norm over GPUs; plain batch norm on a CPU, which has no other."""
+    max_bad: NonNegativeInt = 0
+    """Samples that may turn out damaged: nothing is learnt from them, and bad-samples.jsonl lists
+    them; one more ends the run."""
     streams: PositiveInt = 8
     """Places of the data set that are read in turn (see docs/order.md)."""
     block_shards: PositiveInt = 4

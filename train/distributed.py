@@ -4,12 +4,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..model.device import pick_device
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,14 @@ class Group:
         tensor = torch.tensor([value], dtype=torch.int64, device=self.device)
         dist.broadcast(tensor, src=0)
         return int(tensor.item())
+
+    def gather(self, value: Value) -> list[Value]:
+        """Return the values of all processes, by rank, on every process."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Value] = [value] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
 
     def share_buffers(self, network: nn.Module) -> None:
         """Give every process rank 0's batch norm statistics."""

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .. import storage
 from ..config import to_yaml
-from ..errors import CocosegError, ConfigError
+from ..errors import CocosegError, ConfigError, DataError
 from ..metrics import Scores
 from ..model.config import ModelConfig
 from ..model.device import keep_freed_memory
@@ -29,7 +29,8 @@ from ..model.preprocess import Preprocess, upsample
 from ..model.score import predict_plain, score
 from ..model.weights import load_network, start_network
 from ..shards.plan import BatchLayout, Plan, evaluation_batches, steps_for
-from ..shards.reader import ShardSet
+from ..shards.reader import BadSample, ShardSet
+from .bad_samples import BadSamples
 from .batches import MicroBatch, TrainingSamples, micro_batches
 from .checkpoint import Checkpoint, load_newest, point, prune, save_checkpoint
 from .config import AugmentConfig, TrainConfig
@@ -50,6 +51,8 @@ class RunPlan:
     plan: Plan
     layout: BatchLayout
     total_steps: int
+    end: int | None
+    """Samples of the whole run; the last step's slots behind them are fillers. None: no fillers."""
     val_every: int
     checkpoint_every: int
 
@@ -68,8 +71,26 @@ class RunPlan:
             "model.input_size": model.input_size,
         }
 
+    @property
+    def fillers(self) -> int:
+        """Slots of weight 0 in the last step."""
+        slots = self.total_steps * self.layout.global_batch
+        return 0 if self.end is None else slots - self.end
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that a cache of remote shards should hold: each is then fetched once an epoch."""
+        sizes = (
+            shard.bytes
+            for folder, manifest in zip(self.shards.folders, self.shards.manifests, strict=True)
+            if storage.is_remote(folder)
+            for shard in manifest.shards
+        )
+        return sum(sorted(sizes, reverse=True)[: self.plan.shards_alive])
+
     def to_dict(self) -> dict[str, Any]:
         """Return what ``--dry-run`` prints."""
+        cached = self.cache_bytes if self.shards.config.remote == "cache" else 0
         return {
             "training_samples": len(self.shards),
             "validation_samples": len(self.val_shards) if self.val_shards else 0,
@@ -78,9 +99,11 @@ class RunPlan:
             "processes": self.layout.world_size,
             "accumulation_steps": self.layout.accumulation_steps,
             "steps": self.total_steps,
+            "fillers": self.fillers,
             "epochs": round(self.total_steps * self.layout.global_batch / len(self.shards), 3),
             "val_every": self.val_every,
             "checkpoint_every": self.checkpoint_every,
+            **({"cache_bytes_needed": cached} if cached else {}),
         }
 
 
@@ -118,8 +141,8 @@ def plan_run(train: TrainConfig, model: ModelConfig) -> RunPlan:
         raise ConfigError("--output: give a folder for the run (train.save_dir)")
     if not train.shards:
         raise ConfigError("--shards: give at least one folder of training shards")
-    shards = ShardSet(train.shards)
-    val_shards = ShardSet(train.val_shards) if train.val_shards else None
+    shards = ShardSet(train.shards, config=train)
+    val_shards = ShardSet(train.val_shards, config=train) if train.val_shards else None
     names = shards.taxonomy.names
     if val_shards is not None and val_shards.taxonomy.names != names:
         raise ConfigError("--shards and --val-shards were prepared with different classes")
@@ -130,6 +153,7 @@ def plan_run(train: TrainConfig, model: ModelConfig) -> RunPlan:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     layout = BatchLayout(train.batch_size, world_size, train.accumulation_steps)
     total = train.max_steps or steps_for(train.epochs, len(shards), layout.global_batch)
+    end = None if train.max_steps else max(1, math.ceil(train.epochs * len(shards)))
     val_every = train.val_every or steps_for(1, len(shards), layout.global_batch)
     return RunPlan(
         shards=shards,
@@ -137,6 +161,7 @@ def plan_run(train: TrainConfig, model: ModelConfig) -> RunPlan:
         plan=Plan(shards.shard_sizes, train.seed, train.streams, train.block_shards),
         layout=layout,
         total_steps=total,
+        end=end,
         val_every=val_every,
         checkpoint_every=train.checkpoint_every or val_every,
     )
@@ -193,6 +218,7 @@ class _Trainer:
     scaler: torch.amp.GradScaler
     amp: torch.autocast
     identity: dict[str, Any]
+    bad: BadSamples
     journal: Journal | None
     """None on all ranks but the first."""
     step: int = 0
@@ -232,7 +258,7 @@ class _Trainer:
             config=config,
             plan=plan,
             group=group,
-            samples=TrainingSamples(plan.shards, plan.plan, augment, model.input_size),
+            samples=TrainingSamples(plan.shards, plan.plan, augment, model.input_size, plan.end),
             preprocess=preprocess,
             network=network,
             wrapped=wrapped,
@@ -240,6 +266,7 @@ class _Trainer:
             scaler=torch.amp.GradScaler(group.device.type, enabled=dtype == torch.float16),
             amp=torch.autocast(group.device.type, dtype, enabled=dtype != torch.float32),
             identity=identity,
+            bad=BadSamples(run_folder, config.max_bad, group),
             journal=None,
         )
         if checkpoint is not None:
@@ -274,6 +301,14 @@ class _Trainer:
             self.plan.total_steps,
             start,
         )
+        needed, most = told.get("cache_bytes_needed", 0), self.config.cache_bytes
+        if needed > most:
+            log.warning(
+                "train.cache_bytes is %d, the order of samples wants %d at a time: shards will be "
+                "fetched more than once an epoch",
+                most,
+                needed,
+            )
 
     def restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
@@ -281,6 +316,7 @@ class _Trainer:
         self.best_miou, self.best_step = state["best_miou"], state["best_step"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self.bad.load_state_dict(state["bad_samples"])
         if self.group.leads and state["total_steps"] != self.plan.total_steps:
             log.warning(
                 "planned for %d steps, now for %d: the learning rate follows the new plan",
@@ -347,7 +383,12 @@ class _Trainer:
             for batch in batches
         ]
         counts = torch.stack([step_counts(masks, ignore_index) for _, masks in moved]).sum(dim=0)
-        pixels, images = self.group.sum(counts)
+        bad = [one for batch in batches for one in batch.bad]
+        pixels, images, bad_ones = self.group.sum(
+            torch.cat((counts, counts.new_tensor([len(bad)])))
+        )
+        if bad_ones:
+            self.bad.note(self.step, bad)
         total = torch.zeros((), dtype=torch.float64, device=device)
         for i, (photos, masks) in enumerate(moved):
             last = i == len(moved) - 1
@@ -401,12 +442,19 @@ class _Trainer:
         )
         self.group.share_buffers(self.network)
         self.network.eval()
-        matrix = score(
-            lambda images: predict_plain(self.network, self.preprocess, images),
-            shards,
-            batches,
-            self.config.workers,
-        )
+        matrix, problem = None, None
+        try:
+            matrix = score(
+                lambda images: predict_plain(self.network, self.preprocess, images),
+                shards,
+                batches,
+                self.config.workers,
+            )
+        except BadSample as bad:
+            problem = str(bad)
+        problems = [one for one in self.group.gather(problem) if one]
+        if problems or matrix is None:
+            raise DataError("\n".join(problems))
         self.network.train()
         summed = self.group.sum(torch.from_numpy(matrix).to(self.group.device))
         scores = Scores.from_confusion(summed.cpu().numpy())
@@ -434,6 +482,7 @@ class _Trainer:
                 "best_step": self.best_step,
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
+                "bad_samples": self.bad.state_dict(),
                 "total_steps": self.plan.total_steps,
                 "identity": self.identity,
             }

@@ -321,7 +321,8 @@ def start(config: PrepareConfig, log: Path, *patches: Callable[[], None]) -> Run
         os.dup2(output, 2)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         logging.getLogger("cocoseg").addHandler(logging.FileHandler(log))
-        cocoseg.prepare.workers.start_context = lambda: _FORK  # workers inherit the patches
+        for module in (cocoseg.prepare.workers, cocoseg.processes):
+            module.start_context = lambda: _FORK  # workers inherit the patches
         code, text = 0, ""
         try:
             for patch in patches:

@@ -139,17 +139,36 @@ def test_a_block_keeps_few_shards_alive_in_each_stream():
     length = 20 * block_shards
     for stream in range(streams):
         own = order[stream::streams]
-        for start in range(0, len(own), length):
-            shards = {sample // 20 for sample in own[start : start + length]}
+        lead = stream * length // streams  # the streams begin their blocks one after the other
+        for start in range(-lead, len(own), length):
+            shards = {sample // 20 for sample in own[max(start, 0) : start + length]}
             assert len(shards) <= block_shards + 1  # streams may begin inside a shard
+
+
+@given(st.data())
+def test_no_more_shards_are_alive_than_it_says(data):
+    numbers = (data.draw(st.integers(1, most)) for most in (20, 9, 6, 4))
+    shards, size, streams, block_shards = numbers
+    last_size = data.draw(st.integers(1, size))  # as prepare cuts them
+    plan = Plan([size] * (shards - 1) + [last_size], 0, streams, block_shards)
+    owner = [shard for shard, size in enumerate(plan.shard_sizes) for _ in range(size)]
+    first, last = {}, {}
+    for place, sample in enumerate(epoch_of(plan, 1)):
+        first.setdefault(owner[sample], place)
+        last[owner[sample]] = place
+    alive = [
+        sum(first[shard] <= place <= last[shard] for shard in first)
+        for place in range(plan.samples)
+    ]
+    assert max(alive) <= plan.shards_alive
 
 
 def test_the_order_never_changes_between_versions():
     # Written down once: a change here silently changes what every resumed run sees.
     plan = Plan([5, 0, 3, 6], seed=20, streams=3, block_shards=1)
     first, second = (
-        [4, 9, 11, 2, 8, 10, 3, 7, 12, 1, 6, 13, 0, 5],
-        [3, 12, 13, 0, 11, 6, 4, 9, 7, 2, 8, 5, 1, 10],
+        [4, 8, 11, 2, 7, 10, 3, 6, 13, 1, 5, 12, 0, 9],
+        [3, 11, 13, 0, 9, 5, 4, 8, 6, 2, 10, 7, 1, 12],
     )
     assert [plan.locate(position) for position in range(28)] == [
         *((0, sample) for sample in first),

@@ -1,7 +1,9 @@
 """What ranks and loader processes are fed: the same samples, whoever reads them."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from cocoseg.shards.plan import BatchLayout, Plan
 from cocoseg.shards.reader import ShardSet
 from cocoseg.train.augment import TrainingTransform
-from cocoseg.train.batches import MicroBatch, TrainingSamples, collate, micro_batches
+from cocoseg.train.batches import MicroBatch, TrainingSamples, micro_batches
 from cocoseg.train.config import AugmentConfig
 
 SIZE = 32
@@ -80,22 +82,71 @@ def test_a_loader_that_starts_late_continues_the_same_sequence(samples: Training
 
 
 def test_augmentation_is_new_in_each_epoch(samples: TrainingSamples) -> None:
-    first = {samples[i][2]: samples[i][0] for i in range(8)}
-    second = {samples[i][2]: samples[i][0] for i in range(8, 16)}
+    batches = [samples.__getitems__(range(first, first + 8)) for first in (0, 8)]
+    first, second = (dict(zip(batch.keys, batch.images, strict=True)) for batch in batches)
     assert first.keys() == second.keys()
-    assert not any(np.array_equal(first[key], second[key]) for key in first)
+    assert not any(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_crops_are_square_uint8_and_masks_hold_only_values_they_had(
     samples: TrainingSamples,
 ) -> None:
-    for position in range(16):
-        image, mask, key = samples[position]
+    batch = samples.__getitems__(range(16))
+    assert (batch.images.shape, batch.images.dtype) == ((16, SIZE, SIZE, 3), torch.uint8)
+    assert (batch.masks.shape, batch.masks.dtype) == ((16, SIZE, SIZE), torch.uint8)
+    assert batch.weights == (1,) * 16
+    for position, (key, mask) in enumerate(zip(batch.keys, batch.masks, strict=True)):
         number = samples.plan.locate(position)[1]
-        assert (image.shape, image.dtype) == ((SIZE, SIZE, 3), np.uint8)
-        assert (mask.shape, mask.dtype) == ((SIZE, SIZE), np.uint8)
         assert samples.shards.row(number).key == key
         assert set(np.unique(mask)) <= set(np.unique(samples.shards.read(number).mask))
+
+
+def test_slots_behind_the_end_show_their_picture_and_teach_nothing(
+    samples: TrainingSamples,
+) -> None:
+    ended = TrainingSamples(samples.shards, samples.plan, samples.augment, SIZE, end=6)
+    whole, cut = samples.__getitems__(range(8)), ended.__getitems__(range(8))
+    assert cut.weights == (1,) * 6 + (0,) * 2
+    assert cut.keys == whole.keys
+    assert torch.equal(cut.images, whole.images)
+    assert torch.equal(cut.masks[:6], whole.masks[:6])
+    assert (cut.masks[6:] == 255).all()
+
+
+def test_a_bad_sample_is_a_slot_of_weight_0_that_shows_another_picture(
+    samples: TrainingSamples, golden: Any, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(golden.shards("train"), tmp_path / "copied")
+    shards = ShardSet([str(folder)])
+    number = samples.plan.locate(3)[1]
+    row = shards.row(number)
+    path = folder / f"shard-{(number // 3):06d}.tar"  # 3 + 3 + 2 samples
+    content = bytearray(path.read_bytes())
+    content[row.offsets[0] + 5] ^= 1
+    path.write_bytes(content)
+    damaged = TrainingSamples(shards, samples.plan, samples.augment, SIZE)
+    batch, whole = damaged.__getitems__(range(8)), samples.__getitems__(range(8))
+    assert batch.keys == whole.keys
+    assert batch.weights == tuple(int(i != 3) for i in range(8))
+    assert [(bad.key, Path(bad.shard).name) for bad in batch.bad] == [(row.key, path.name)]
+    assert (batch.masks[3] == 255).all()
+    assert batch.images[3].float().std() > 1  # no blank: the batch norms see it
+    others = [i for i in range(8) if i != 3]
+    assert torch.equal(batch.images[others], whole.images[others])
+    assert torch.equal(batch.masks[others], whole.masks[others])
+
+
+def test_where_every_sample_is_bad_slots_are_blank(
+    samples: TrainingSamples, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(samples.shards.folders[0], tmp_path / "copied")
+    shards = ShardSet([str(folder)])
+    for path in folder.glob("*.tar"):
+        path.unlink()
+    batch = TrainingSamples(shards, samples.plan, samples.augment, SIZE).__getitems__([0, 1])
+    assert batch.weights == (0, 0)
+    assert [bad.problem for bad in batch.bad] == ["the shard is missing"] * 2
+    assert (batch.masks == 255).all()
 
 
 def test_image_and_mask_are_transformed_as_one() -> None:
@@ -117,15 +168,21 @@ def test_image_and_mask_are_transformed_as_one() -> None:
         assert not (differs & ~edge)[2:-2, 2:-2].any()
 
 
-def test_masks_of_sixteen_bits_survive_collating() -> None:
-    image = np.zeros((4, 4, 3), np.uint8)
-    mask = np.full((4, 4), 40000, np.uint16)
-    batch = collate([(image, mask, "a"), (image, mask, "b")])
+def test_masks_of_sixteen_bits_survive_collating(coco_set: Any, tmp_path: Path) -> None:
+    coco_set.content["categories"] = [{"id": i, "name": f"class {i}"} for i in range(1, 400)]
+    coco_set.photo(1)
+    coco_set.annotate(1, [[0, 0, 16, 0, 16, 12, 0, 12]], category_id=399)
+    coco_set.prepare(tmp_path / "many")
+    shards = ShardSet([str(tmp_path / "many")])
+    plan = Plan(shards.shard_sizes, seed=0)
+    samples = TrainingSamples(shards, plan, AugmentConfig(), 4, end=1)
+    batch = samples.__getitems__([0, 1])
     assert batch.masks.dtype == torch.int32
-    assert batch.masks.unique().tolist() == [40000]
+    assert batch.masks[0].unique().tolist() == [399]
+    assert batch.masks[1].unique().tolist() == [65535]
 
 
 def test_samples_reach_spawned_processes(samples: TrainingSamples, tmp_path: Path) -> None:
     torch.save(samples, tmp_path / "samples.pt")
     again = torch.load(tmp_path / "samples.pt", weights_only=False)
-    assert np.array_equal(again[5][0], samples[5][0])
+    assert torch.equal(again.__getitems__([5]).images, samples.__getitems__([5]).images)

@@ -1,0 +1,207 @@
+"""A local folder that holds shards of object stores: shared by processes, bounded in bytes.
+
+A shard is kept under its SHA-256: runs, ranks and users share it whatever its URL, and a shard that
+was replaced in the store is another file. It is fetched under the name ``SHA256.part`` by whoever
+locks that file first, checked, and renamed. The longest unused ones go when room is needed; who is
+just reading one keeps it open.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import ConfigError, DataError
+from ..objectstore import ATTEMPTS, PinnedObject, pause
+from .manifest import ShardEntry
+
+_CHUNK = 16 << 20  # bytes a request: what a failure costs, and a worker holds
+_WAIT = 0.05  # seconds between two looks for room that others will give back
+
+
+class ShardCache:
+    """Shards of object stores, on a local disk.
+
+    Parameters
+    ----------
+    folder
+        Created when needed.
+    capacity
+        Most bytes of shards in it, those being fetched included.
+    """
+
+    def __init__(self, folder: str, capacity: int) -> None:
+        self.folder = Path(folder).expanduser()
+        self.capacity = capacity
+
+    def read(self, url: str, shard: ShardEntry, start: int, length: int) -> bytes:
+        """Return `length` bytes of a shard from `start` [bytes], fetching all of it if need be.
+
+        Raises
+        ------
+        DataError
+            If the store does not have it, or something else than the manifest says.
+        StoreError
+            If the store does not answer.
+        ConfigError
+            If there is no room for it.
+        """
+        while True:
+            try:
+                descriptor = os.open(self._path(shard), os.O_RDONLY)
+            except FileNotFoundError:
+                self._fetch(url, shard)
+                continue
+            try:
+                os.utime(descriptor)  # used last
+                return os.pread(descriptor, length, start)
+            finally:
+                os.close(descriptor)
+
+    def discard(self, shard: ShardEntry) -> None:
+        """Remove a shard that turned out to be damaged; the next read fetches it again."""
+        with contextlib.suppress(FileNotFoundError):
+            self._path(shard).unlink()
+
+    def _path(self, shard: ShardEntry) -> Path:
+        return self.folder / f"{shard.sha256}.tar"
+
+    def _fetch(self, url: str, shard: ShardEntry) -> None:
+        if shard.bytes > self.capacity:
+            raise ConfigError(
+                f"{url}: has {shard.bytes:,} bytes, more than the cache may hold "
+                f"({self.capacity:,}): raise cache_bytes, or read ranges (remote: range)"
+            )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _locked(self.folder / f"{shard.sha256}.part") as part:
+                if self._path(shard).exists():  # somebody else fetched it meanwhile
+                    os.unlink(self.folder / f"{shard.sha256}.part")
+                    return
+                try:
+                    os.truncate(part, 0)  # what a killed process left counts no longer
+                    self._make_room(part, shard)
+                    _download(url, shard, part)
+                    os.rename(self.folder / f"{shard.sha256}.part", self._path(shard))
+                except BaseException:
+                    os.unlink(self.folder / f"{shard.sha256}.part")
+                    raise
+        except OSError as error:
+            raise ConfigError(f"{self.folder}: cannot hold {url}: {error}") from None
+
+    def _make_room(self, part: int, shard: ShardEntry) -> None:
+        """Take the bytes of a shard out of the capacity, evicting what was not used for longest."""
+        while True:
+            with _locked(self.folder / ".lock"):
+                while self._used() + shard.bytes > self.capacity:
+                    if not self._evict():
+                        break
+                else:
+                    while not _allocate(part, shard.bytes):
+                        if not self._evict():
+                            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    return
+            time.sleep(_WAIT)  # others are fetching; what they finish can be evicted
+
+    def _used(self) -> int:
+        used = 0
+        for path in self.folder.iterdir():
+            if path.suffix == ".part" and _is_abandoned(path):
+                path.unlink(missing_ok=True)
+            elif path.suffix in (".tar", ".part"):
+                with contextlib.suppress(FileNotFoundError):
+                    used += path.stat().st_size
+        return used
+
+    def _evict(self) -> bool:
+        """Remove the shard that was not used for longest; tell whether there was one."""
+        ages = []
+        for path in self.folder.glob("*.tar"):
+            with contextlib.suppress(FileNotFoundError):
+                ages.append((path.stat().st_mtime_ns, path))
+        if ages:
+            min(ages)[1].unlink(missing_ok=True)
+        return bool(ages)
+
+
+def _download(url: str, shard: ShardEntry, part: int) -> None:
+    for attempt in range(ATTEMPTS):
+        if _copy(url, shard.bytes, part) == shard.sha256:
+            return
+        if attempt < ATTEMPTS - 1:
+            pause(attempt)
+    raise DataError(
+        f"{url}: the shard differs from the manifest (sha256), fetched {ATTEMPTS} times; it was "
+        "replaced or damaged: upload or prepare it again"
+    )
+
+
+def _copy(url: str, length: int, part: int) -> str:
+    """Copy an object to a file, and return its SHA-256."""
+    digest = hashlib.sha256()
+    # No flush to the disk: a file that a power cut spoils is found by its samples' digests.
+    with contextlib.closing(PinnedObject(url)) as stored:
+        for start in range(0, length, _CHUNK):
+            try:
+                content = stored.read(start, min(_CHUNK, length - start))
+            except FileNotFoundError:
+                raise DataError(f"{url}: the shard is missing") from None
+            os.pwrite(part, content, start)
+            digest.update(content)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """Create a file if need be, wait for its lock, and give its descriptor."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_at(descriptor, path):  # else it was renamed or removed while we waited
+                yield descriptor
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _is_abandoned(part: Path) -> bool:
+    """Tell whether whoever was fetching a shard is dead: nobody holds its lock."""
+    try:
+        descriptor = os.open(part, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _allocate(descriptor: int, length: int) -> bool:
+    """Reserve the disk space of a file; tell whether there was enough."""
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, length)
+        else:
+            os.truncate(descriptor, length)
+    except OSError as error:
+        os.truncate(descriptor, 0)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return False
+    return True

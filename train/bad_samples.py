@@ -1,0 +1,65 @@
+"""Samples that a run could not have: every process knows of them, and stops with the others."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import storage
+from ..errors import DataError
+from ..shards.reader import BadSample
+from .distributed import Group
+
+BAD_SAMPLES = "bad-samples.jsonl"
+_TOLD = 5  # bad samples that an error names
+
+
+@dataclass(slots=True)
+class BadSamples:
+    """Counts each bad sample once, whichever process met it, and however often.
+
+    Parameters
+    ----------
+    run
+        Folder or URL that gets the list.
+    most
+        How many are no failure.
+    """
+
+    run: str
+    most: int
+    group: Group
+    _found: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+
+    def note(self, step: int, bad: Sequence[BadSample]) -> None:
+        """Add what this process met in a step; all processes call it together.
+
+        Raises
+        ------
+        DataError
+            On every process, if there are more than `most`; names shards and keys.
+        """
+        for one in (one for part in self.group.gather(list(bad)) for one in part):
+            record = {"step": step, "shard": one.shard, "key": one.key, "problem": one.problem}
+            self._found.setdefault((one.shard, one.key), record)
+        if self.group.leads:
+            lines = "".join(json.dumps(record) + "\n" for record in self._found.values())
+            storage.publish_bytes(storage.join(self.run, BAD_SAMPLES), lines.encode())
+        if len(self._found) > self.most:
+            told = [
+                f"  {one['shard']}: sample {one['key']}: {one['problem']}"
+                for one in list(self._found.values())[-_TOLD:]
+            ]
+            raise DataError(
+                f"{len(self._found)} samples are bad, train.max_bad is {self.most}:\n"
+                + "\n".join(told)
+                + f"\nAll are listed in {storage.join(self.run, BAD_SAMPLES)}."
+            )
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Return what a checkpoint keeps."""
+        return list(self._found.values())
+
+    def load_state_dict(self, state: Sequence[dict[str, Any]]) -> None:
+        """Go on from what a checkpoint kept."""
+        self._found = {(one["shard"], one["key"]): one for one in state}
