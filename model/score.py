@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..metrics import confusion_matrix
 from ..processes import loader_options
-from ..shards.reader import BadSample, Sample, ShardSet
+from ..shards.reader import BadSample, Sample, ShardSet, good
 from .preprocess import Preprocess, upsample
 
 Predictor = Callable[[Sequence[NDArray[np.uint8]]], list[NDArray[np.integer]]]
@@ -99,7 +99,7 @@ def predictions(
         **loader_options(workers, __name__),
     )
     for read in loader:
-        samples = [_good(sample) for sample in read]
+        samples = [good(sample) for sample in read]  # here: a worker would add its traceback
         masks = predict([sample.image for sample in samples])
         yield from zip(samples, masks, strict=True)
 
@@ -121,9 +121,3 @@ class _Samples(Dataset[list[Sample | BadSample]]):
 
     def __getitems__(self, positions: Sequence[int]) -> list[Sample | BadSample]:
         return self.shards.read_many(positions)
-
-
-def _good(sample: Sample | BadSample) -> Sample:
-    if isinstance(sample, BadSample):  # raised here: in a worker, its traceback would be the text
-        raise sample
-    return sample

@@ -12,7 +12,7 @@ exactly once an epoch, and the state of the loader is one integer, t.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -139,6 +139,11 @@ class BatchLayout:
             for micro in range(self.accumulation_steps)
         ]
         return [[first + local * self.world_size + rank for local in micro] for micro in slots]
+
+    def micro_batches(self, rank: int, steps: Iterable[int]) -> Iterator[list[int]]:
+        """Yield the positions of one rank's micro-batches, step after step."""
+        for step in steps:
+            yield from self.positions(step, rank)
 
 
 def steps_for(epochs: float, samples: int, global_batch: int) -> int:

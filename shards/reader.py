@@ -59,6 +59,13 @@ class BadSample(DataError):
         return BadSample, (self.shard, self.key, self.problem)
 
 
+def good(sample: Sample | BadSample) -> Sample:
+    """Return a sample that was read, or raise what is wrong with it."""
+    if isinstance(sample, BadSample):
+        raise sample
+    return sample
+
+
 class Mismatch(DataError):
     """Bytes that are not those the index vouches for."""
 
@@ -138,9 +145,7 @@ class ShardSet:
             If its bytes cannot be had, differ from the manifest, or cannot be decoded.
         """
         (sample,) = self.read_many([position])
-        if isinstance(sample, BadSample):
-            raise sample
-        return sample
+        return good(sample)
 
     def read_many(self, positions: Sequence[int]) -> list[Sample | BadSample]:
         """Read and decode samples; of object stores, several are in flight at once.

@@ -126,7 +126,7 @@ def micro_batches(
     """
     loader: DataLoader[Any] = DataLoader(
         samples,
-        batch_sampler=_Positions(layout, rank, first_step, last_step),
+        batch_sampler=layout.micro_batches(rank, range(first_step, last_step)),
         collate_fn=_as_it_is,
         pin_memory=pin_memory,
         **loader_options(workers, __name__),
@@ -141,18 +141,3 @@ def micro_batches(
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-class _Positions:
-    """The loader's batch sampler: plain arithmetic on the step."""
-
-    def __init__(self, layout: BatchLayout, rank: int, first_step: int, last_step: int) -> None:
-        self.layout, self.rank = layout, rank
-        self.steps = range(first_step, last_step)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in self.steps:
-            yield from self.layout.positions(step, self.rank)
-
-    def __len__(self) -> int:
-        return len(self.steps) * self.layout.accumulation_steps

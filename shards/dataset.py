@@ -1,0 +1,161 @@
+"""Shards for other people's training code: a plain map-style PyTorch data set.
+
+dataset = ShardDataset("shards/train", transform=crop)    # len(dataset), dataset[7]
+dataset.load_state_dict(saved)                            # only to go on where a run stopped
+for images, masks in dataset.batches(8, workers=4):       # endless; exact under torchrun
+...
+saved = dataset.state_dict()
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from ..errors import ConfigError
+from ..processes import loader_options
+from .config import ReadConfig
+from .decode import Mask
+from .plan import BatchLayout, Plan
+from .reader import BadSample, Sample, ShardSet, good
+
+Transform = Callable[[NDArray[np.uint8], Mask], Any]
+
+
+class ShardDataset(Dataset[Any]):
+    """The samples of one or several folders of shards, by number.
+
+    Any sampler of PyTorch's can order them; `batches` gives cocoseg's own order, which no number of
+    processes or workers changes and which goes on exactly from a `state_dict`.
+
+    Parameters
+    ----------
+    path
+        Folder or URL of shards, or several.
+    transform
+        Called with image and mask; what it returns is the item. It must be picklable for workers
+        that are spawned, and its random numbers are its own affair.
+    seed
+        Of the order of `batches`.
+    config
+        How shards in an object store are read: by default through a cache in the home folder.
+
+    Raises
+    ------
+    ConfigError, DataError, StoreError
+        See `reader.ShardSet`.
+    """
+
+    def __init__(
+        self,
+        path: str | Sequence[str],
+        transform: Transform | None = None,
+        seed: int = 0,
+        config: ReadConfig | None = None,
+    ) -> None:
+        self.shards = ShardSet([path] if isinstance(path, str) else path, config=config)
+        self.transform = transform
+        self.plan = Plan(self.shards.shard_sizes, seed)
+        self._position = 0
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, number: int) -> Any:
+        """Return (image, mask), or what `transform` makes of them.
+
+        The image is uint8 RGB, shape (H, W, 3), the mask holds train ids, shape (H, W).
+
+        Raises
+        ------
+        BadSample
+            If it cannot be had as the manifest describes it.
+        """
+        return self._item(self.shards.read(range(len(self))[number]))
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[Any]:
+        """Return several at once, as PyTorch's loader asks for them."""
+        return [self._item(good(sample)) for sample in self.shards.read_many(numbers)]
+
+    def key(self, number: int) -> str:
+        """Return the key of a sample."""
+        return self.shards.row(range(len(self))[number]).key
+
+    def batches(self, batch_size: int, workers: int = 0) -> Iterator[Any]:
+        """Yield this process's collated batches, without end, from where the data set stands.
+
+        Under torchrun each process gets its part of every global batch (`batch_size` times the
+        processes); an epoch has ``len(dataset)`` samples and may end inside a batch.
+
+        Parameters
+        ----------
+        batch_size
+            Samples a process and batch.
+        workers
+            Loader processes; 0 loads in this one.
+
+        Raises
+        ------
+        BadSample
+            As `__getitem__`.
+        """
+        rank, world_size = (int(os.environ.get(*v)) for v in (("RANK", "0"), ("WORLD_SIZE", "1")))
+        layout = BatchLayout(batch_size, world_size, accumulation_steps=1)
+        loader: DataLoader[Any] = DataLoader(
+            _Ordered(self, self._position),
+            batch_sampler=layout.micro_batches(rank, range(sys.maxsize)),
+            collate_fn=_collate,
+            **loader_options(workers, __name__),
+        )
+        for batch in loader:
+            if isinstance(batch, BadSample):  # raised here: a worker's traceback would be the text
+                raise batch
+            self._position += layout.global_batch
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where `batches` stands: after the batch that was yielded last."""
+        return {"position": self._position, "seed": self.plan.seed, "shards": self._digests}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let `batches` go on from a `state_dict`, with any batch size and number of processes.
+
+        Raises
+        ------
+        ConfigError
+            If it is the state of other shards or of another seed.
+        """
+        if (state["shards"], state["seed"]) != (self._digests, self.plan.seed):
+            raise ConfigError("the state is of other shards, or of another seed")
+        self._position = int(state["position"])
+
+    @property
+    def _digests(self) -> list[str]:
+        return [shard.sha256 for manifest in self.shards.manifests for shard in manifest.shards]
+
+    def _item(self, sample: Sample) -> Any:
+        if self.transform is None:
+            return sample.image, sample.mask
+        return self.transform(sample.image, sample.mask)
+
+
+class _Ordered(Dataset[Any]):
+    """Items by their positions in the plan."""
+
+    def __init__(self, dataset: ShardDataset, start: int) -> None:
+        self.dataset, self.start = dataset, start
+
+    def __getitems__(self, positions: Sequence[int]) -> list[Any] | BadSample:
+        located = (self.dataset.plan.locate(self.start + position) for position in positions)
+        try:
+            return self.dataset.__getitems__([number for _, number in located])
+        except BadSample as bad:
+            return bad
+
+
+def _collate(items: list[Any] | BadSample) -> Any:
+    return items if isinstance(items, BadSample) else default_collate(items)
