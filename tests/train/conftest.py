@@ -49,14 +49,16 @@ def train_small(golden) -> Callable[..., RunResult]:
 def torchrun(golden) -> Callable[..., subprocess.Popen[str]]:
     """Start the command line under torchrun, in a process group of its own."""
 
-    def start(folder: Path, processes: int, **settings: object) -> subprocess.Popen[str]:
+    def start(
+        folder: Path, processes: int, shards: Path | None = None, **settings: object
+    ) -> subprocess.Popen[str]:
         merged = {**SMALL, **settings}
         overrides = [f"--set=train.{key}={value}" for key, value in merged.items()]
         return subprocess.Popen(
             [
                 *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
                 *("--nproc-per-node", str(processes), "-m", "cocoseg", "train"),
-                *("--shards", str(golden.shards("train"))),
+                *("--shards", str(shards or golden.shards("train"))),
                 *("--val-shards", str(golden.shards("val"))),
                 *("--output", str(folder), "--json"),
                 *("--set=model.name=segformer-tiny", "--set=model.input_size=32"),

@@ -1,0 +1,50 @@
+"""Ctrl-C ends a run with its loader processes, without a traceback, and it can go on."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cocoseg.train.checkpoint import list_steps
+
+
+def members(group: int) -> list[int]:
+    """The processes of a group that are alive."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[2]) == group and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks processes up in /proc")
+@pytest.mark.parametrize("whom", ["group", "command"])
+def test_ctrl_c_is_clean(spawn_cocoseg: Any, golden: Any, tmp_path: Path, whom: str) -> None:
+    run = tmp_path / "run"
+    command = (
+        *("train", "--shards", golden.shards("train"), "--val-shards", golden.shards("val")),
+        *("--output", run, "--set=model.name=segformer-tiny", "--set=model.input_size=32"),
+        *("--set=train.workers=2", "--set=train.batch_size=2", "--set=train.val_every=2"),
+        *("--set=train.max_steps=100000", "--set=train.device=cpu"),
+    )
+    process = spawn_cocoseg(*command)
+    while not list_steps(str(run)) and process.poll() is None:
+        time.sleep(0.02)
+    assert len(members(process.pid)) >= 4, process.poll()  # command, fork server, two loaders
+    (os.killpg if whom == "group" else os.kill)(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted; run the same command again to go on" in err
+    assert "Traceback" not in err
+    assert out == ""
+    deadline = time.monotonic() + 10
+    while members(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert members(process.pid) == []
