@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from . import jpeg
 from .errors import DataError
 
 # Pillow's format name → extension in a shard. A PNG photo must not be named as the mask is.
@@ -37,8 +38,6 @@ _TURNS = {
 }
 _ORIENTATION_TAG = 0x0112
 _JPEGS = ("JPEG", "MPO")
-_JPEG_END = b"\xff\xd9"  # the EOI marker
-_JPEG_SCAN = b"\xff\xda"  # the SOS marker
 _PNG_EXIF = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 """Where Pillow finds EXIF in a PNG; it decodes the pixels to get to what is behind them."""
 _PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"  # the empty IEND chunk
@@ -125,7 +124,7 @@ def check(content: bytes, full: bool = False) -> PhotoInfo:
 def _ends_as_it_should(content: bytes, form: str) -> bool:
     """Tell whether a file's last bytes are those of its format; False where that tells nothing."""
     if form in _JPEGS:
-        return content.endswith(_JPEG_END) or content.rstrip(b"\0").endswith(_JPEG_END)
+        return jpeg.ends_with_marker(content)
     if form == "PNG":
         return content.endswith(_PNG_END)
     if form in ("WEBP", "BMP"):  # both say their length in the header
@@ -137,26 +136,13 @@ def _ends_as_it_should(content: bytes, form: str) -> bool:
 def _has_end(content: bytes, form: str) -> bool:
     """Tell whether there is an end, with whatever behind it; a decoder may not miss it."""
     if form in _JPEGS:
-        return content.find(_JPEG_END, _scan_start(content)) >= 0
+        return jpeg.has_end(content)
     return form != "PNG" or _PNG_END in content
 
 
-def _scan_start(content: bytes) -> int:
-    """Return where the compressed pixels of a JPEG begin: markers before it hold thumbnails.
-
-    A file that was only half copied may end in zeros, which libjpeg takes for pixels; no end marker
-    can stand among pixels (ITU-T T.81, B.1.1.5).
-    """
-    place = 2  # behind the start-of-image marker
-    while place + 4 <= len(content) and content[place : place + 2] != _JPEG_SCAN:
-        if content[place] == 0xFF and content[place + 1] not in (0x00, 0xFF):
-            place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
-        else:
-            place += 1  # markers may be padded
-    return place
-
-
-def decode(content: bytes, orientation: int | None = None) -> NDArray[np.uint8]:
+def decode(
+    content: bytes, orientation: int | None = None, size: tuple[int, int] | None = None
+) -> NDArray[np.uint8]:
     """Decode a photograph to RGB.
 
     Gray is repeated, palettes and CMYK are converted, alpha is dropped, 16-bit samples keep their
@@ -166,6 +152,8 @@ def decode(content: bytes, orientation: int | None = None) -> NDArray[np.uint8]:
     ----------
     orientation
         The turn to apply, 1…8; by default the one in EXIF.
+    size
+        (width, height) that it must have after the turn [pixels]: told before anything is decoded.
 
     Returns
     -------
@@ -175,25 +163,36 @@ def decode(content: bytes, orientation: int | None = None) -> NDArray[np.uint8]:
     Raises
     ------
     BadPhoto
-        If the bytes are no complete image of a supported format.
+        If the bytes are no complete image of a supported format; ``size-mismatch``.
     """
     with _open(content) as image:
         info = _info(image, content)
-        _load(image, content)
         turns = [info.orientation if orientation is None else orientation]
+        if size is not None and info.size(turns[0]) != size:
+            width, height = info.size(turns[0])
+            raise BadPhoto(
+                "size-mismatch", f"is {width} x {height} pixels, expected {size[0]} x {size[1]}"
+            )
         if image.format in _TURNED_BY_PILLOW:
             turns.insert(0, _OPPOSITE.get(info.orientation, info.orientation))
-        upright: Image.Image = image
-        if image.mode.startswith("I;16"):  # TIFF and PNG, 16 bits a sample
-            upright = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-        if upright.mode == "La":  # gray times alpha, in TIFFs: Pillow divides on this way alone
-            upright = upright.convert("LA")
-        if upright.mode != "RGB":
-            upright = upright.convert("RGB")
-        for turn in turns:
-            if turn in _TURNS:
-                upright = upright.transpose(_TURNS[turn])
-        return np.array(upright, dtype=np.uint8)
+        pixels = jpeg.decode(content) if image.format in _JPEGS else None
+        if pixels is None:
+            pixels = _decode_by_pillow(image, content)
+    for turn in turns:
+        if turn in _TURNS:
+            pixels = np.array(Image.fromarray(pixels).transpose(_TURNS[turn]))
+    return pixels
+
+
+def _decode_by_pillow(image: Image.Image, content: bytes) -> NDArray[np.uint8]:
+    _load(image, content)
+    if image.mode.startswith("I;16"):  # TIFF and PNG, 16 bits a sample
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    if image.mode == "La":  # gray times alpha, in TIFFs: Pillow divides on this way alone
+        image = image.convert("LA")
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return np.array(image, dtype=np.uint8)
 
 
 def _open(content: bytes) -> Image.Image:

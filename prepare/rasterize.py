@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from rlemasklib import RLEMask
 
-Mask = NDArray[np.uint8] | NDArray[np.uint16]
+from ..shards.png import Mask
 
 
 class BadAnnotation(Exception):

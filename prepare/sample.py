@@ -9,11 +9,11 @@ from PIL import Image
 
 from .. import photo
 from ..photo import BadPhoto, PhotoInfo
+from ..shards.png import Mask, encode_mask
 from ..shards.writer import Sample
 from .images import Location, read_photo
 from .orientation import Orientation, Turn
-from .png import encode_mask
-from .rasterize import BadAnnotation, Instances, Mask, PaintRules, count_pixels, rasterize
+from .rasterize import BadAnnotation, Instances, PaintRules, count_pixels, rasterize
 
 _LONGEST_DETAIL = 1000  # characters
 

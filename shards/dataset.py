@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from ..errors import ConfigError
 from ..processes import loader_options
 from .config import ReadConfig
-from .decode import Mask
 from .plan import BatchLayout, Plan
+from .png import Mask
 from .reader import BadSample, Sample, ShardSet, good
 
 Transform = Callable[[NDArray[np.uint8], Mask], Any]

@@ -14,8 +14,10 @@ from .. import photo
 from ..errors import DataError
 from ..photo import BadPhoto
 from .manifest import IndexRow
+from .png import Mask, decode_plain, read_size
 
-Mask = NDArray[np.uint8] | NDArray[np.uint16]
+MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+"""Where Pillow refuses an image as a bomb: 179 million."""
 _PNG_BITS = 24  # where a PNG's header says how many bits a sample has
 
 
@@ -30,10 +32,10 @@ def decode_photo(content: bytes, row: IndexRow, where: str) -> NDArray[np.uint8]
     Raises
     ------
     DataError
-        If it cannot be decoded; begins with `where`.
+        If it cannot be decoded, or has another size than the index says; begins with `where`.
     """
     try:
-        return photo.decode(content, row.orientation)
+        return photo.decode(content, row.orientation, size=(row.width, row.height))
     except BadPhoto as bad:
         raise DataError(f"{where}: image: {bad.detail}") from None
 
@@ -60,6 +62,12 @@ def decode_mask(content: bytes, where: str, expected: tuple[int, ...] | None = N
     DataError
         If it is anything else.
     """
+    size = read_size(content)
+    if expected is not None and size not in (None, tuple(expected)):  # told before it is decoded
+        raise DataError(f"{where}: mask {size} and image {expected} differ in size")
+    plain = decode_plain(content) if size and size[0] * size[1] <= MOST_PIXELS else None
+    if plain is not None:
+        return plain
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             mode = image.mode
@@ -70,6 +78,4 @@ def decode_mask(content: bytes, where: str, expected: tuple[int, ...] | None = N
         raise DataError(f"{where}: mask: mode {mode}, expected 8- or 16-bit grayscale")
     if content[_PNG_BITS] < 8:  # Pillow stretches them to 0…255
         raise DataError(f"{where}: mask: {content[_PNG_BITS]} bits a pixel, expected 8 or 16")
-    if expected is not None and pixels.shape != tuple(expected):
-        raise DataError(f"{where}: mask {pixels.shape} and image {expected} differ in size")
     return pixels.astype(np.uint8) if mode == "L" else pixels.astype(np.uint16)

@@ -19,7 +19,7 @@ from ..errors import CocosegError, ConfigError, DataError
 from ..objectstore import ATTEMPTS, pause
 from ..taxonomy import Taxonomy
 from .config import ReadConfig
-from .decode import Mask, decode_mask, decode_photo
+from .decode import decode_mask, decode_photo
 from .files import ShardFiles, open_files
 from .manifest import (
     MEMBERS,
@@ -31,6 +31,7 @@ from .manifest import (
     read_index,
     read_manifest,
 )
+from .png import Mask
 
 _IN_FLIGHT = 8  # requests of one process at a time
 

@@ -36,8 +36,8 @@ def plain_way(data: DataSet) -> Callable[[int], None]:
 def our_way(data: DataSet) -> Callable[[int], None]:
     """Return what paints and encodes so many masks as `cocoseg prepare` does."""
     from cocoseg.prepare.plan import image_task, plan_build
-    from cocoseg.prepare.png import encode_mask
     from cocoseg.prepare.rasterize import PaintRules, rasterize
+    from cocoseg.shards.png import encode_mask
 
     from . import ours
 

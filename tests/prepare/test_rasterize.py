@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from cocoseg.prepare.png import encode_mask
 from cocoseg.prepare.rasterize import (
     BadAnnotation,
     Instances,
@@ -13,6 +12,7 @@ from cocoseg.prepare.rasterize import (
     rasterize,
 )
 from cocoseg.shards.decode import decode_mask
+from cocoseg.shards.png import encode_mask
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
