@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -20,19 +20,25 @@ from numpy.typing import NDArray
 from .. import storage
 from ..errors import ConfigError, DataError
 from ..taxonomy import Taxonomy
+from .tarball import name_problem
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "cocoseg-shards"
 VERSION = 2
 INDEX_NAMES = ("index.npy", "index-classes.npy")
 MEMBERS = ("image", "mask", "json")
+ADOPTED = "index"
+"""The setting ``made_by`` of shards that other programs wrote."""
+
+
+_Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class FileEntry(msgspec.Struct, frozen=True):
     """A file beside the shards."""
 
     name: str
-    bytes: int
+    bytes: _Size
     sha256: str
 
 
@@ -40,9 +46,9 @@ class ShardEntry(msgspec.Struct, frozen=True):
     """One tar."""
 
     name: str
-    bytes: int
+    bytes: _Size
     sha256: str
-    samples: int
+    samples: _Size
 
 
 class SourceEntry(msgspec.Struct, frozen=True):
@@ -63,8 +69,8 @@ class Manifest(msgspec.Struct, frozen=True):
     settings: dict[str, Any]
     sources: tuple[SourceEntry, ...]
     versions: dict[str, str]
-    samples: int
-    bytes: int
+    samples: _Size
+    bytes: _Size
     counts: dict[str, int]
     """What was met on the way: instances, crowds, quarantined images …"""
     class_pixels: tuple[int, ...]
@@ -83,6 +89,11 @@ class Manifest(msgspec.Struct, frozen=True):
         """The taxonomy that the masks follow."""
         return Taxonomy.from_dict(self.taxonomy)
 
+    @property
+    def adopted(self) -> bool:
+        """Whether another program wrote the shards, and ``cocoseg index`` what lies beside them."""
+        return self.settings.get("made_by") == ADOPTED
+
     def to_json(self) -> str:
         """Return the file's text."""
         return json.dumps(msgspec.to_builtins(self), indent=1, ensure_ascii=False) + "\n"
@@ -95,7 +106,7 @@ class IndexRow(msgspec.Struct, frozen=True):
     extension: str
     """Extension of the photograph's member."""
     offsets: tuple[int, int, int]
-    """First byte of the image, mask and json data in the tar; 0 for a mask that is not there."""
+    """First byte of the image, mask and json data in the tar; 0 for what is not there."""
     lengths: tuple[int, int, int]
     """Their sizes [bytes]."""
     digests: tuple[bytes, bytes, bytes]
@@ -131,14 +142,24 @@ class Index:
         return len(self.samples)
 
     def row(self, position: int) -> IndexRow:
-        """Return the row of one sample, 0 ≤ position < N."""
+        """Return the row of one sample, 0 ≤ position < N.
+
+        Raises
+        ------
+        DataError
+            If its key is no UTF-8: nobody wrote that.
+        """
         record = self.samples[position]
         start, count = int(record["classes_start"]), int(record["classes"])
         offsets, lengths = record["offsets"].tolist(), record["lengths"].tolist()
         digests = tuple(record["digests"][i].tobytes() for i in range(3))
+        try:
+            key, extension = record["key"].decode(), record["extension"].decode()
+        except UnicodeDecodeError:
+            raise DataError(f"index.npy: record {position} has a key that is no UTF-8") from None
         return IndexRow(
-            key=record["key"].decode(),
-            extension=record["extension"].decode(),
+            key=key,
+            extension=extension,
             offsets=tuple(offsets),
             lengths=tuple(lengths),
             digests=digests,
@@ -152,12 +173,15 @@ class Index:
 _CLASS_DTYPE = np.dtype([("train_id", "<u2"), ("pixels", "<u4")])
 
 
-def _dtype(key_length: int) -> np.dtype[np.void]:
+_EXTENSION_LENGTH = 9  # "image.png", the longest that `prepare` gives; others have longer ones
+
+
+def _dtype(key_length: int, extension_length: int) -> np.dtype[np.void]:
     return np.dtype(
         [
             ("key", f"S{key_length}"),
             ("shard", "<u4"),
-            ("extension", "S9"),
+            ("extension", f"S{extension_length}"),
             ("offsets", "<u8", 3),
             ("lengths", "<u4", 3),
             ("digests", "u1", (3, 16)),
@@ -173,9 +197,9 @@ def _dtype(key_length: int) -> np.dtype[np.void]:
 def build_index(shards: Sequence[Sequence[IndexRow]]) -> Index:
     """Join the rows of all shards, in shard order."""
     rows = [(shard, row) for shard, part in enumerate(shards) for row in part]
-    samples = np.zeros(
-        len(rows), _dtype(max((len(row.key.encode()) for _, row in rows), default=1))
-    )
+    key_length = max((len(row.key.encode()) for _, row in rows), default=1)
+    extension_length = max((len(row.extension.encode()) for _, row in rows), default=0)
+    samples = np.zeros(len(rows), _dtype(key_length, max(extension_length, _EXTENSION_LENGTH)))
     classes: list[tuple[int, int]] = []
     for i, (shard, row) in enumerate(rows):
         digests = np.frombuffer(b"".join(row.digests), np.uint8).reshape(3, 16)
@@ -199,10 +223,12 @@ def build_index(shards: Sequence[Sequence[IndexRow]]) -> Index:
 
 def join_indices(parts: Sequence[Index]) -> Index:
     """Join the indices of single shards; the i-th becomes shard i."""
-    key_length = max((part.samples.dtype["key"].itemsize for part in parts), default=1)
-    joined = np.concatenate(
-        [np.zeros(0, _dtype(key_length)), *(p.samples.astype(_dtype(key_length)) for p in parts)]
-    )
+    widths = [
+        max((part.samples.dtype[name].itemsize for part in parts), default=least)
+        for name, least in (("key", 1), ("extension", _EXTENSION_LENGTH))
+    ]
+    common = _dtype(*widths)
+    joined = np.concatenate([np.zeros(0, common), *(p.samples.astype(common) for p in parts)])
     joined["shard"] = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     starts = np.cumsum([0, *(len(part.classes) for part in parts)])[:-1]
     joined["classes_start"] += np.repeat(starts, [len(p) for p in parts]).astype(np.uint64)
@@ -244,7 +270,8 @@ def read_manifest(folder: str) -> Manifest:
     ConfigError
         If `folder` does not exist.
     DataError
-        If it holds no manifest (unfinished, or made by another program) or one that is broken.
+        If it holds no manifest (unfinished, or made by another program) or one that is broken, or
+        names files in other folders.
     """
     url = storage.join(folder, MANIFEST_NAME)
     try:
@@ -254,7 +281,8 @@ def read_manifest(folder: str) -> Manifest:
             raise ConfigError(f"{folder}: no such folder") from None
         raise DataError(
             f"{folder}: holds no {MANIFEST_NAME}: 'cocoseg prepare' has not finished there (run it "
-            "again to complete it), or it is no folder of cocoseg shards"
+            "again to complete it), or it is no folder of cocoseg shards ('cocoseg index' makes "
+            "one of other WebDataset shards)"
         ) from None
     try:
         manifest = msgspec.json.decode(content, type=Manifest)
@@ -265,6 +293,10 @@ def read_manifest(folder: str) -> Manifest:
             f"{url}: format {manifest.format!r} version {manifest.version}; this cocoseg reads "
             f"{FORMAT!r} version {VERSION}"
         )
+    names = [shard.name for shard in manifest.shards]
+    for name in (*names, manifest.index.name, manifest.index_classes.name):
+        if "/" in name or name_problem(name):
+            raise DataError(f"{url}: names {name!r}, which is no file beside it")
     return manifest
 
 
@@ -274,18 +306,25 @@ def read_index(folder: str, manifest: Manifest) -> Index:
     Raises
     ------
     DataError
-        If a file is missing, differs from the manifest's digest, or does not fit the manifest.
+        If a file is missing, differs from the manifest's digest, or does not fit the manifest: the
+        reader may ask for every byte that an index names.
     """
     samples, classes = (
         _read_array(folder, entry) for entry in (manifest.index, manifest.index_classes)
     )
     names = samples.dtype.names or ()
-    expected = _dtype(samples.dtype["key"].itemsize if "key" in names else 1)
-    if samples.dtype != expected or classes.dtype != _CLASS_DTYPE:
+    widths = [samples.dtype[name].itemsize if name in names else 1 for name in ("key", "extension")]
+    fit = samples.dtype == _dtype(*widths) and classes.dtype == _CLASS_DTYPE
+    if not fit or samples.ndim != 1 or classes.ndim != 1:
         raise DataError(f"{folder}: the index has other columns than this version reads: {names}")
-    counts = np.bincount(samples["shard"], minlength=len(manifest.shards))
-    if counts.tolist() != [shard.samples for shard in manifest.shards]:
+    known = len(manifest.shards)
+    counts = np.bincount(np.minimum(samples["shard"], known), minlength=known + 1)
+    if counts.tolist() != [*(shard.samples for shard in manifest.shards), 0]:
         raise DataError(f"{folder}: the index and the manifest count samples differently")
+    sizes = np.array([shard.bytes for shard in manifest.shards], np.uint64)
+    sizes = sizes[samples["shard"]][:, None]
+    if (samples["lengths"] > sizes - np.minimum(samples["offsets"], sizes)).any():
+        raise DataError(f"{folder}: the index has members behind the end of their shards")
     return Index(samples, classes)
 
 

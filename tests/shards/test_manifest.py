@@ -1,6 +1,7 @@
 """Manifest and index: what is written is what is read, and nothing else is taken for it."""
 
 import hashlib
+import io
 import json
 
 import numpy as np
@@ -10,6 +11,7 @@ from cocoseg.shards.manifest import (
     Index,
     IndexRow,
     build_index,
+    join_indices,
     publish_index,
     read_index,
     read_manifest,
@@ -21,7 +23,7 @@ digests = st.binary(min_size=16, max_size=16)
 rows = st.builds(
     IndexRow,
     key=st.text("0123456789-", min_size=1, max_size=24),
-    extension=st.sampled_from(["jpg", "image.png", "webp", "tif"]),
+    extension=st.sampled_from(["jpg", "image.png", "webp", "tif", "photograph.upright.jpeg"]),
     offsets=st.tuples(*[st.integers(0, 2**63)] * 3),
     lengths=st.tuples(*[st.integers(0, 2**32 - 1)] * 3),
     digests=st.tuples(digests, digests, digests),
@@ -41,6 +43,14 @@ def test_an_index_gives_back_every_row_in_the_order_of_the_shards(shards):
     expected = [(number, row) for number, part in enumerate(shards) for row in part]
     found = [(int(index.samples["shard"][i]), index.row(i)) for i in range(len(index))]
     assert found == expected
+
+
+@given(st.lists(st.lists(rows, max_size=3), max_size=4))
+def test_indices_of_single_shards_join_whatever_their_widths(shards):
+    joined, whole = join_indices([build_index([part]) for part in shards]), build_index(shards)
+    assert joined.samples.dtype == whole.samples.dtype
+    assert np.array_equal(joined.samples, whole.samples)
+    assert np.array_equal(joined.classes, whole.classes)
 
 
 def test_published_and_read_again_manifest_and_index_are_the_same(golden):
@@ -110,6 +120,10 @@ def copied(golden, tmp_path):
         ('"samples": 4,', "", "broken manifest"),
         ('"train_id": 2,', '"train_id": 3,', "train ids must be"),
         ("{", "", "broken manifest"),
+        ('"name": "shard-000000.tar"', '"name": "../shard-000000.tar"', "no file beside it"),
+        ('"name": "index.npy"', '"name": "/etc/index.npy"', "no file beside it"),
+        ('"bytes": ', '"bytes": -', "broken manifest"),
+        ('"bytes": ', '"bytes": 99999999999999999999', "broken manifest"),
     ],
 )
 def test_a_manifest_that_is_broken_or_of_another_version_is_refused(copied, old, new, message):
@@ -154,3 +168,29 @@ def test_an_index_of_other_shards_is_refused(copied, golden):
         resigned(copied, name, (golden.shards("train") / name).read_bytes())
     with pytest.raises(DataError, match="count samples differently"):
         read_index(str(copied), read_manifest(str(copied)))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("shard", 2**32 - 1, "count samples differently"),
+        ("offsets", 2**64 - 1, "behind the end"),
+        ("lengths", 2**32 - 1, "behind the end"),
+    ],
+)
+def test_an_index_that_leads_out_of_its_shards_is_refused(copied, column, value, message):
+    samples = np.load(copied / "index.npy")
+    samples[column][1] = value
+    buffer = io.BytesIO()
+    np.save(buffer, samples)
+    resigned(copied, "index.npy", buffer.getvalue())
+    with pytest.raises(DataError, match=message):
+        read_index(str(copied), read_manifest(str(copied)))
+
+
+def test_a_key_that_is_no_utf8_is_refused(copied):
+    samples = np.load(copied / "index.npy")
+    samples["key"][1] = b"\xff"
+    index = Index(samples, np.load(copied / "index-classes.npy"))
+    with pytest.raises(DataError, match="no UTF-8"):
+        index.row(1)

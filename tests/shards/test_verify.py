@@ -127,7 +127,7 @@ DAMAGE = {
     swap_two_masks: ("shard-000000.tar: ", "mask differs"),
     rename_a_key: ("shard-000000.tar", "holds ('000000999999.jpg'"),
     append_a_sample: ("shard-000000.tar", "holds 12 members"),
-    no_tar_at_all: ("shard-000000.tar", "is no readable tar"),
+    no_tar_at_all: ("shard-000000.tar", "is no tar header"),
     empty_a_shard: ("shard-000000.tar", "has 0 bytes"),
     edited(samples=9): ("manifest.json", "samples is 9, counted 8"),
     edited(bytes=1): ("manifest.json", "bytes is 1"),
