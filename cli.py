@@ -55,6 +55,7 @@ def cli() -> None:
     \b
     cocoseg demo --output demo-out                           try the whole road on drawn pictures
     cocoseg prepare --annotations J --images D --output S    paint masks, pack shards
+    cocoseg index S --classes FILE                           train on other programs' shards
     torchrun … -m cocoseg train --shards S --output RUN      train a SegFormer
     cocoseg infer --checkpoint RUN --input D --output O      predict masks
     cocoseg eval --checkpoint RUN --shards S --output O      measure mIoU
@@ -186,6 +187,45 @@ def verify(
     _print(asdict(result), as_json, "\n".join(lines))
     if result.problems:
         sys.exit(ExitCode.BAD_DATA)
+
+
+@cli.command()
+@click.argument("shards")
+@click.option(
+    "--classes",
+    metavar="coco|FILE",
+    help="What the train ids in the masks mean: COCO's 81, or a file of names in their order.",
+)
+@click.option(
+    "--exif",
+    type=click.Choice(["auto", "apply", "raw"]),
+    help="Orientation that the masks follow. [auto]",
+)
+@click.option("--workers", type=int, metavar="N", help="Worker processes. [one for each core]")
+@common_options
+def index(
+    shards: str,
+    config_file: str | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Make the manifest of SHARDS that another WebDataset program wrote, to train on them.
+
+    A sample is an image (KEY.jpg, KEY.png, KEY.webp …), a mask of train ids (KEY.seg.png, or
+    KEY.png beside an image of another name) and perhaps KEY.json. All are checked; if one is bad,
+    nothing is written.
+    """
+    settings = _settings("index", config_file, overrides, flags)
+    from .prepare.adopt import index_shards, plan_index
+
+    config = settings.value.index
+    if dry_run:
+        plan = plan_index(shards, config).to_dict()
+        return _print(plan, as_json, _lines(plan))
+    result = index_shards(shards, config, progress=_progress()).to_dict()
+    _print(result, as_json, _lines(result))
 
 
 @cli.command()

@@ -3,7 +3,7 @@
 from .config import Section
 from .infer.config import InferConfig
 from .model.config import ModelConfig
-from .prepare.config import PrepareConfig
+from .prepare.config import IndexConfig, PrepareConfig
 from .train.config import AugmentConfig, TrainConfig
 
 
@@ -11,6 +11,7 @@ class Settings(Section):
     """All sections; each command uses its own."""
 
     prepare: PrepareConfig = PrepareConfig()
+    index: IndexConfig = IndexConfig()
     model: ModelConfig = ModelConfig()
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()

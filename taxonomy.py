@@ -14,6 +14,7 @@ from . import storage
 from .errors import ConfigError, DataError
 
 BACKGROUND = "background"
+_MOST_CLASSES = 65535  # in 16 bits, beside the ignore index
 
 # COCO's 80 "thing" categories: id, name, supercategory, ascending by id.
 # Source: `categories` of instances_{train,val}{2014,2017}.json (cocodataset.org).
@@ -238,6 +239,59 @@ def resolve_classes(classes: str, sources: Sequence[Sequence[Category]]) -> Clas
     return replace(class_map, notes=tuple(dict.fromkeys(notes)))
 
 
+def mask_taxonomy(classes: str) -> Taxonomy:
+    """Return the classes of masks that hold train ids already.
+
+    Parameters
+    ----------
+    classes
+        ``coco`` (81 classes), or the path of a YAML or JSON file: the names in train-id order,
+        background first, or a mapping of train ids to names without gaps.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, or leaves a train id without a name, or two with the same.
+    """
+    if classes == "coco":
+        return coco_taxonomy()
+    content = _read_yaml(classes)
+    if isinstance(content, dict):
+        content = _in_order(classes, content)
+    if not isinstance(content, list) or len(content) < 2:
+        raise ConfigError(
+            f"{classes}: expected the names of two or more classes in the order of the train ids, "
+            "'- background' first, or lines 'train id: name'"
+        )
+    if len(content) > _MOST_CLASSES:
+        raise ConfigError(f"{classes}: {len(content)} classes; at most {_MOST_CLASSES}")
+    ids: dict[str, int] = {}
+    for train_id, name in enumerate(content):
+        if not isinstance(name, str) or not name.strip():
+            raise ConfigError(f"{classes}: train id {train_id}: {name!r} is no name; quote it")
+        if ids.setdefault(name, train_id) < train_id:
+            both = f"{ids[name]} and {train_id}"
+            raise ConfigError(f"{classes}: train ids {both} are both called {name!r}")
+    return Taxonomy(tuple(SemanticClass(name) for name in content))
+
+
+def _in_order(path: str, names: Mapping[object, object]) -> list[object]:
+    """Turn train id → name into a list; JSON knows no keys but strings."""
+    expected = (
+        "expected a list of names, or lines 'train id: name' for 0, 1, 2 … without gaps (the "
+        "ignore index, 255 or beyond 254 classes 65535, has no name)"
+    )
+    by_id: dict[int, object] = {}
+    for key, name in names.items():
+        if not str(key).isdecimal() or int(str(key)) in by_id:
+            raise ConfigError(f"{path}: {key!r} is no train id, or is given twice; {expected}")
+        by_id[int(str(key))] = name
+    missing = next(train_id for train_id in range(len(by_id) + 1) if train_id not in by_id)
+    if missing < len(by_id):
+        raise ConfigError(f"{path}: train id {missing} has no name; {expected}")
+    return [by_id[train_id] for train_id in range(missing)]
+
+
 def is_coco(source: Sequence[Category]) -> bool:
     """Tell whether these are exactly COCO's 80 categories, ids and names."""
     coco = {(category_id, name) for category_id, name, _ in COCO_CATEGORIES}
@@ -366,11 +420,15 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_classes_file(path: str) -> _Rules:
+def _read_yaml(path: str) -> Any:
     try:
-        content = yaml.load(storage.read_bytes(path), _UniqueKeys)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
+        return yaml.load(storage.read_bytes(path), _UniqueKeys)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of numbers, dates, nesting
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from None
+
+
+def _read_classes_file(path: str) -> _Rules:
+    content = _read_yaml(path)
     if not isinstance(content, dict) or not isinstance(content.get("classes"), dict):
         raise ConfigError(
             f"{path}: expected 'classes:' with one line a class, 'name: [categories]'"

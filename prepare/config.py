@@ -1,4 +1,4 @@
-"""Settings of ``cocoseg prepare``."""
+"""Settings of ``cocoseg prepare`` and ``cocoseg index``."""
 
 import math
 import re
@@ -70,6 +70,18 @@ class PrepareConfig(Section):
             except re.error as error:
                 raise ValueError(f"is no regular expression: {error}") from None
         return value
+
+
+class IndexConfig(Section):
+    """From shards that another program wrote to ones that can be trained on."""
+
+    classes: Annotated[str | None, PathMarker(words=("coco",))] = None
+    """What the train ids in the masks mean: 'coco' (81 classes), or a YAML or JSON file with the
+    names in train-id order."""
+    exif: Literal["auto", "apply", "raw"] = "auto"
+    """Which orientation the masks follow: the one whose size matches, upright, or as stored."""
+    workers: NonNegativeInt | None = None
+    """Worker processes; 0 and 1 work in the command's own; none means one for each core."""
 
 
 def parse_split(text: str) -> dict[str, float]:

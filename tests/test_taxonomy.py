@@ -10,6 +10,7 @@ from cocoseg.taxonomy import (
     SemanticClass,
     Taxonomy,
     coco_taxonomy,
+    mask_taxonomy,
     resolve_classes,
 )
 from hypothesis import given
@@ -161,3 +162,59 @@ def test_a_classes_file_speaks_of_all_sources_at_once(by_file):
     assert resolved.taxonomy.names == ("background", "feline", "newt")
     assert resolved.taxonomy.classes[1].category_ids == (1, 9)
     assert resolved.train_ids == ({1: 1, 2: 255, 7: 255}, {1: 2, 9: 1})
+
+
+@pytest.fixture
+def names_file(tmp_path):
+    """Read the classes of finished masks from the text of a file."""
+
+    def read(text, name="names.yaml"):
+        path = tmp_path / name
+        path.write_text(text)
+        return mask_taxonomy(str(path))
+
+    return read
+
+
+def test_finished_masks_are_cocos_or_follow_a_file_of_names(names_file):
+    assert mask_taxonomy("coco") == coco_taxonomy()
+    expected = ("background", "cat", "dog")
+    for text in (
+        "[background, cat, dog]",
+        "- background\n- cat\n- dog\n",
+        "0: background\n1: cat\n2: dog",
+        "2: dog\n0: background\n1: cat",
+        '{"0": "background", "1": "cat", "2": "dog"}',
+    ):
+        taxonomy = names_file(text)
+        assert (taxonomy.names, taxonomy.ignore_index) == (expected, 255)
+    assert names_file(json.dumps([f"c{i}" for i in range(256)])).ignore_index == 65535
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected the names"),
+        ("[background]", "two or more"),
+        ("background", "expected the names"),
+        ("{classes: {cat: }}", "'classes' is no train id"),
+        ("{0: background, 2: dog}", "train id 1 has no name"),
+        ("{1: cat, 2: dog}", "train id 0 has no name"),
+        ("{0: background, 1: cat, 255: void}", "train id 2 has no name"),
+        ("{0: background, yes: cat}", "True is no train id"),
+        ("{0: background, 1: cat, '1': dog}", "given twice"),
+        ("{0: background, 1: cat, 1: dog}", "given twice"),
+        ("{0: background, -1: cat}", "-1 is no train id"),
+        ("[background, no]", "train id 1: False is no name; quote it"),
+        ("[background, cat, cat]", "train ids 1 and 2 are both called 'cat'"),
+        ("[background, 5]", "5 is no name"),
+        ("[background, cat", "cannot be read as YAML"),
+        ("[" * 5000, "cannot be read as YAML"),
+        ("0: " + "9" * 5000, "cannot be read as YAML"),
+    ],
+)
+def test_a_file_of_names_with_gaps_or_doubles_is_a_usage_error(names_file, text, message):
+    with pytest.raises(ConfigError) as refused:
+        names_file(text)
+    assert message in str(refused.value)
+    assert "names.yaml" in str(refused.value)

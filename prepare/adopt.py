@@ -1,0 +1,337 @@
+"""Shards of other programs: their samples are checked, and get an index and a manifest.
+
+No byte of the shards changes. A sample that cannot be trusted is not left out, as `prepare` would
+do: it stays in the tar, where other readers would meet it. So nothing is published until all of
+them are good.
+"""
+
+import mmap
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from hashlib import sha256
+from importlib.metadata import version
+
+import msgspec
+import numpy as np
+from tqdm import tqdm
+
+from .. import __version__, processes, storage
+from ..errors import CocosegError, ConfigError, DataError
+from ..photo import BadPhoto
+from ..shards import manifest as shard_manifest
+from ..shards.contents import check_json, check_photo, count_classes, mask_size, photo_header
+from ..shards.manifest import (
+    ADOPTED,
+    Index,
+    IndexRow,
+    Manifest,
+    ShardEntry,
+    build_index,
+    join_indices,
+    member_digest,
+    read_manifest,
+)
+from ..shards.members import by_sample, sort_members
+from ..shards.tarball import Member, folded, name_problem, walk
+from ..taxonomy import Taxonomy, mask_taxonomy
+from . import journal
+from .config import IndexConfig
+from .orientation import Orientation, Turn, majority
+from .workers import available_cores
+
+_TOLD = 20  # problems, before the rest is not looked at
+
+
+class ForeignShards(msgspec.Struct, frozen=True):
+    """A folder whose shards are to be indexed."""
+
+    folder: str
+    shards: dict[str, int]
+    """Name → size [bytes], by name."""
+    taxonomy: Taxonomy
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what ``--dry-run`` prints."""
+        return {
+            "shards": len(self.shards),
+            "bytes": sum(self.shards.values()),
+            "classes": self.taxonomy.num_classes,
+            "ignore_index": self.taxonomy.ignore_index,
+        }
+
+
+class ShardToExamine(msgspec.Struct, frozen=True):
+    """One shard; everything a worker needs."""
+
+    folder: str
+    name: str
+    taxonomy: Taxonomy
+    orientation: Orientation
+
+
+class Examined(msgspec.Struct, frozen=True):
+    """What is known of one shard."""
+
+    name: str
+    size: int
+    """[bytes]."""
+    sha256: str
+    index: Index
+    ambiguous: list[int]
+    """Samples whose size fits both ways; upright in `index`."""
+    votes: dict[str, int]
+    """Of its images about the orientation; see `orientation.Votes`."""
+    counts: dict[str, int]
+    problems: list[str]
+
+
+class IndexResult(msgspec.Struct, frozen=True):
+    """What `index_shards` has done."""
+
+    folder: str
+    manifest: Manifest
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what the command prints."""
+        manifest, names = self.manifest, self.manifest.classes.names
+        pixels = zip(names, manifest.class_pixels, strict=True)
+        return {
+            "shards": len(manifest.shards),
+            "samples": manifest.samples,
+            "bytes": manifest.bytes,
+            "counts": manifest.counts,
+            "classes": len(names),
+            "class_pixels": {name: count for name, count in pixels if count},
+            "ignored_pixels": manifest.ignored_pixels,
+        }
+
+
+def plan_index(folder: str, config: IndexConfig) -> ForeignShards:
+    """Say what `index_shards` would look at.
+
+    Raises
+    ------
+    ConfigError
+        If no classes or no shards are given, or `prepare` made what the folder holds.
+    DataError
+        If a shard is compressed, or its name is none for a manifest.
+    """
+    if config.classes is None:
+        raise ConfigError(
+            "say what the train ids in the masks mean: --classes coco, or --classes FILE with the "
+            "names in train-id order, background first"
+        )
+    if not storage.exists(folder):
+        raise ConfigError(f"{folder}: no such folder")
+    _refuse_ours(folder)
+    files = storage.list_files(folder)
+    for name in sorted(files):
+        if name.endswith((".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+            raise DataError(f"{folder}: {name} is compressed; unpack it: ranges of it are read")
+        if name.endswith(".tar") and (problem := name_problem(name)):
+            raise DataError(f"{folder}: the shard {name!r} {problem}; rename it")
+    shards = {name: files[name] for name in sorted(files) if name.endswith(".tar")}
+    if not shards:
+        below = ", ".join(sorted(storage.list_folders(folder))[:5])
+        hint = f"; index its folders one by one: {below}" if below else ""
+        raise ConfigError(f"{folder}: holds no .tar{hint}")
+    return ForeignShards(folder, shards, mask_taxonomy(config.classes))
+
+
+def index_shards(folder: str, config: IndexConfig, progress: bool = False) -> IndexResult:
+    """Check the samples of all shards in a folder, and write the index and the manifest beside.
+
+    Parameters
+    ----------
+    folder
+        Local path or URL. It may hold what an earlier call made.
+    progress
+        Show a bar on stderr.
+
+    Raises
+    ------
+    ConfigError
+        As `plan_index`.
+    DataError
+        As `plan_index`; if samples or shards cannot be trusted: names the first of them, with shard
+        and key, and nothing was written.
+    """
+    plan = plan_index(folder, config)
+    orientation = Orientation(config.exif)
+    tasks = [ShardToExamine(folder, name, plan.taxonomy, orientation) for name in plan.shards]
+    examined: list[Examined] = []
+    keys: dict[str, str] = {}
+    problems: list[str] = []
+    with tqdm(total=len(tasks), unit="shard", disable=not progress) as bar:
+        for shard in _examine_all(tasks, config.workers):
+            examined.append(shard)
+            problems += shard.problems
+            problems += _doubled(shard, keys)
+            bar.update()
+            if len(problems) >= _TOLD:
+                break
+    if problems:
+        raise DataError(_story(folder, problems))
+    if not keys:
+        raise DataError(f"{folder}: the shards hold no samples")
+    return IndexResult(folder, _publish(plan, config, examined))
+
+
+def _refuse_ours(folder: str) -> None:
+    """Refuse what `prepare` made or is making: its manifest says more than ours would."""
+    if journal.is_at_work(folder):
+        raise ConfigError(f"{folder}: 'cocoseg prepare' has not finished there; run it again")
+    if storage.exists(storage.join(folder, shard_manifest.MANIFEST_NAME)):
+        try:
+            adopted = read_manifest(folder).adopted
+        except DataError as error:
+            raise ConfigError(f"{error}. Remove it if the shards are another program's") from None
+        if not adopted:
+            raise ConfigError(f"{folder}: 'cocoseg prepare' made these shards and their index")
+
+
+def _examine_all(tasks: list[ShardToExamine], workers: int | None) -> Iterator[Examined]:
+    """Yield what is known of each shard, in their order."""
+    count = min(available_cores() if workers is None else workers, len(tasks))
+    if count < 2:
+        yield from map(examine, tasks)
+        return
+    processes.warm_up(__name__)
+    pool = ProcessPoolExecutor(
+        count, mp_context=processes.start_context(), initializer=processes.end_with_parent
+    )
+    try:
+        yield from pool.map(examine, tasks)
+    except BrokenProcessPool:
+        raise CocosegError(
+            f"{tasks[0].folder}: a worker process died: of too little memory, or a picture that "
+            "crashes its decoder; '--workers 1' shows at which shard"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def examine(task: ShardToExamine) -> Examined:
+    """Check every sample of one shard; what is wrong with it is part of the answer."""
+    rows: list[IndexRow] = []
+    ambiguous: list[int] = []
+    counts: Counter[str] = Counter()
+    votes: Counter[str] = Counter()
+    problems: list[str] = []
+    with storage.mapped(storage.join(task.folder, task.name)) as content:
+        try:
+            for key, members in by_sample(walk(content, task.name, foreign=True)):
+                try:
+                    row, turn = _examine_sample(key, members, content, task)
+                except DataError as error:
+                    problems.append(str(error))
+                    if len(problems) == _TOLD:
+                        break
+                    continue
+                if turn.ambiguous:
+                    ambiguous.append(len(rows))
+                rows.append(row)
+                votes[turn.vote or "none"] += 1
+                counts["without_json"] += not row.lengths[2]
+        except DataError as error:  # of the tar: where the next member lies is not known
+            problems.append(str(error))
+        digest, size = sha256(content).hexdigest(), len(content)
+    index = build_index([rows])
+    return Examined(task.name, size, digest, index, ambiguous, votes, counts, problems)
+
+
+def _examine_sample(
+    key: str, members: list[Member], content: bytes | mmap.mmap, task: ShardToExamine
+) -> tuple[IndexRow, Turn]:
+    where = f"{task.name}: sample {key}"
+    sample = sort_members(key, members, where)
+    offsets, lengths = sample.offsets, sample.lengths
+    image, mask, described = (
+        content[offset : offset + length] for offset, length in zip(offsets, lengths, strict=True)
+    )
+    info, size = photo_header(image, where), mask_size(mask, where)  # before pixels are decoded
+    try:
+        turn = task.orientation.turn(info, *size)
+    except BadPhoto:
+        turned = f", EXIF orientation {info.orientation}," if info.orientation != 1 else ""
+        raise DataError(
+            f"{where}: image {info.width} x {info.height}{turned} and mask {size[0]} x {size[1]} "
+            "differ in size"
+        ) from None
+    check_photo(image, where)
+    class_pixels = count_classes(mask, where, size, task.taxonomy)
+    if sample.json is not None:
+        check_json(described, where)
+    row = IndexRow(
+        key=key,
+        extension=sample.image.extension,
+        offsets=offsets,
+        lengths=lengths,
+        digests=(member_digest(image), member_digest(mask), member_digest(described)),
+        width=size[0],
+        height=size[1],
+        orientation=turn.value,
+        class_pixels=class_pixels,
+    )
+    return row, turn
+
+
+def _doubled(shard: Examined, keys: dict[str, str]) -> Iterator[str]:
+    """Yield what is wrong with the keys of a shard, and add them to those of the others."""
+    for key in map(bytes.decode, shard.index.samples["key"].tolist()):
+        same, where = folded(key), f"{shard.name}: sample {key}"
+        if same in keys:
+            yield f"{where}: its key is there already, {keys[same]}"
+        keys[same] = where
+
+
+def _story(folder: str, problems: list[str]) -> str:
+    told = "\n".join(f"  {problem}" for problem in problems[:_TOLD])
+    more = "" if len(problems) < _TOLD else "\n  … and the rest was not looked at"
+    return f"{folder}: cannot be indexed as it is, and nothing was written:\n{told}{more}"
+
+
+def _publish(plan: ForeignShards, config: IndexConfig, examined: list[Examined]) -> Manifest:
+    """Settle what the others decide, and write the index and the manifest; the manifest last."""
+    votes: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for shard in examined:
+        votes.update(shard.votes)
+        counts.update(shard.counts)
+        counts["exif_ambiguous"] += len(shard.ambiguous)
+    for shard in examined:
+        if majority(votes) == "raw":
+            shard.index.samples["orientation"][shard.ambiguous] = 1
+        counts["turned_by_exif"] += int((shard.index.samples["orientation"] != 1).sum())
+    manifest_url = storage.join(plan.folder, shard_manifest.MANIFEST_NAME)
+    storage.remove(manifest_url)  # an earlier one, which fits the index no longer
+    index = join_indices([shard.index for shard in examined])
+    index_entry, classes_entry = shard_manifest.publish_index(plan.folder, index)
+    pixels = np.zeros(plan.taxonomy.ignore_index + 1, np.int64)
+    np.add.at(pixels, index.classes["train_id"], index.classes["pixels"])
+    manifest = Manifest(
+        format=shard_manifest.FORMAT,
+        version=shard_manifest.VERSION,
+        taxonomy=plan.taxonomy.to_dict(),
+        settings={
+            "made_by": ADOPTED,
+            "classes": config.classes if config.classes == "coco" else "file",
+            "exif": config.exif,
+        },
+        sources=(),
+        versions={"cocoseg": __version__, **{name: version(name) for name in ("numpy", "pillow")}},
+        samples=len(index),
+        bytes=sum(shard.size for shard in examined),
+        counts={name: count for name, count in sorted(counts.items()) if count},
+        class_pixels=tuple(pixels[: plan.taxonomy.num_classes].tolist()),
+        ignored_pixels=int(pixels[plan.taxonomy.ignore_index]),
+        shards=tuple(
+            ShardEntry(shard.name, shard.size, shard.sha256, len(shard.index)) for shard in examined
+        ),
+        index=index_entry,
+        index_classes=classes_entry,
+    )
+    storage.publish_bytes(manifest_url, manifest.to_json().encode())
+    return manifest
