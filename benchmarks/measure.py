@@ -205,6 +205,12 @@ def high_water(pid: int | str = "self") -> int:
     return _kilobytes(Path("/proc", str(pid), "status"), "VmHWM:")
 
 
+def process_memory(pid: int) -> tuple[int, int]:
+    """Return a process's resident and proportional set sizes [bytes]."""
+    rollup = Path("/proc", str(pid), "smaps_rollup")
+    return _kilobytes(rollup, "Rss:"), _kilobytes(rollup, "Pss:")
+
+
 def _kilobytes(path: Path, name: str) -> int:
     for line in path.read_text().splitlines():
         if line.startswith(name):

@@ -1,11 +1,12 @@
 """Ratios against the plain way, measured in one run (A B A B …, median): ``make bench``.
 
-    python benchmarks/run.py [prepare] [scale] [loss]
+    python benchmarks/run.py [prepare] [scale] [stream] [loss]
 
 ``prepare``: speed and memory of `cocoseg prepare` on up to 4,000 images; ``scale``: on up to
-118,287; ``loss``: training's. All of them, if none is named. What is measured is drawn by
-`cocoseg demo`, or real COCO where COCOSEG_DATA names a folder with ``coco/annotations`` and
-``coco/train2017``. COCOSEG_PEERS may name a Python that has peers installed (see prepare/peers.py).
+118,287; ``stream``: reading shards; ``loss``: training's. All of them, if none is named. What is
+measured is drawn by `cocoseg demo`, or real COCO where COCOSEG_DATA names a folder with
+``coco/annotations`` and ``coco/train2017``. COCOSEG_PEERS may name a Python that has peers
+installed (see prepare/peers.py and stream/speed.py).
 """
 
 import sys
@@ -15,10 +16,11 @@ from pathlib import Path
 import loss
 from measure import machine, note, print_rows
 from prepare.data import Pictures
+from stream import speed as stream
 
 from prepare import scale, speed
 
-PARTS = ("prepare", "scale", "loss")
+PARTS = ("prepare", "scale", "stream", "loss")
 
 
 def main(parts: list[str]) -> None:
@@ -28,13 +30,15 @@ def main(parts: list[str]) -> None:
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory(prefix="cocoseg-bench-") as folder:
         scratch = Path(folder)
-        if set(parts) & {"prepare", "scale"}:
+        if set(parts) & {"prepare", "scale", "stream"}:
             pictures = Pictures.load(scratch)
             note(f"{len(pictures.images)} pictures: {pictures.name}; the bars are for real COCO")
         if "prepare" in parts:
             print_rows(f"prepare, {pictures.name}", speed.rows(pictures, scratch))
         if "scale" in parts:
             print_rows(f"prepare at scale, {pictures.name}", scale.rows(pictures, scratch))
+        if "stream" in parts:
+            print_rows(f"stream, {pictures.name}", stream.rows(pictures, scratch))
     if "loss" in parts:
         print_rows("loss", loss.rows())
 

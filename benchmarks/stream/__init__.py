@@ -1,0 +1,1 @@
+"""Reading shards for training, against the plain ways and the peers."""
