@@ -53,11 +53,12 @@ class ShardCache:
         while True:
             try:
                 descriptor = os.open(self._path(shard), os.O_RDONLY)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 self._fetch(url, shard)
                 continue
             try:
-                os.utime(descriptor)  # used last
+                now = time.time_ns()  # the kernel's own clock ticks every few milliseconds
+                os.utime(descriptor, ns=(now, now))
                 return os.pread(descriptor, length, start)
             finally:
                 os.close(descriptor)

@@ -1,0 +1,177 @@
+"""Shards in an object store that misbehaves: the whole data, or a clear end; never short data."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+from cocoseg.errors import CocosegError
+from cocoseg.shards.config import ReadConfig
+from cocoseg.shards.reader import BadSample, ShardSet
+from object_store import FAULTS, Rule
+
+PHASES = ("manifest", "first", "later")
+MODES = ("cache", "range")
+LASTING = (False, True)
+FINAL = ("404", "denied")  # asked again, they would be the same
+CELLS = list(itertools.product(FAULTS, PHASES, MODES, LASTING))
+SOME = sorted(random.Random(7).sample([cell for cell in CELLS if cell[0] != "slow"], 28))
+
+
+@pytest.fixture
+def url(store, golden):
+    return store.upload(golden.shards("train"), "train")
+
+
+@pytest.fixture(scope="module")
+def truth(golden):
+    return ShardSet([str(golden.shards("train"))]).read_many(range(8))
+
+
+def config(mode, tmp_path):
+    return ReadConfig(remote=mode, cache_dir=str(tmp_path / "cache"))
+
+
+def assert_same(samples, truth):
+    for sample, true in zip(samples, truth, strict=True):
+        assert not isinstance(sample, BadSample), sample
+        assert sample.key == true.key
+        assert np.array_equal(sample.image, true.image)
+        assert np.array_equal(sample.mask, true.mask)
+
+
+def read_all(store, url, config, rule, phase):
+    """Read every sample; the fault lies in wait where `phase` says."""
+    if phase == "manifest":
+        rule.path = "manifest.json"
+        store.proxy.rules.append(rule)
+    shards = ShardSet([url], config=config)
+    if phase == "first":
+        rule.path = r"\.tar"
+        store.proxy.rules.append(rule)
+    samples = shards.read_many([0, 1])
+    if phase == "later":
+        rule.path = r"\.tar"
+        store.proxy.rules.append(rule)
+    return samples + shards.read_many(range(2, 8))
+
+
+def check(cell, store, url, truth, tmp_path):
+    fault, phase, mode, lasting = cell
+    rule = Rule(fault, times=None if lasting else 1)
+    told = []
+    try:
+        samples = read_all(store, url, config(mode, tmp_path), rule, phase)
+        told = [str(sample) for sample in samples if isinstance(sample, BadSample)]
+    except CocosegError as error:
+        told = [str(error)]
+    assert rule.struck, "the fault did not land"
+    if fault == "whole" and (phase == "manifest" or mode == "cache"):
+        assert told == []  # the range was the whole object
+    elif lasting or fault in FINAL:
+        assert told
+        assert all(text.startswith(url) for text in told), told
+        if phase != "manifest":
+            assert all(".tar: sample 000000000" in text for text in told), told
+    else:
+        assert told == []
+    if phase == "manifest" and told:
+        return "a clear end"
+    good = [(i, one) for i, one in enumerate(samples) if not isinstance(one, BadSample)]
+    assert_same([one for _, one in good], [truth[i] for i, _ in good])
+    return "a clear end" if told else "all of the data"
+
+
+@pytest.mark.parametrize("cell", SOME, ids=str)
+def test_a_fault_is_retried_or_ends_clearly(cell, store, url, truth, tmp_path):
+    check(cell, store, url, truth, tmp_path)
+
+
+@pytest.mark.long
+def test_every_fault_in_every_phase(store, url, truth, tmp_path, record_property):
+    ends = {}
+    for number, cell in enumerate(CELLS):
+        store.proxy.clear()
+        ended = check(cell, store, url, truth, tmp_path / str(number))
+        ends[ended] = ends.get(ended, 0) + 1
+    figures = ", ".join(f"{count} {ended}" for ended, count in sorted(ends.items()))
+    record_property("figure", f"object store: {len(CELLS)} faults: {figures}, 0 short data")
+    assert sum(ends.values()) == len(CELLS) == 144
+
+
+@pytest.mark.parametrize("mode", MODES)
+class TestAReplacedObject:
+    def other(self, golden):
+        return golden.shards("val").joinpath("shard-000000.tar").read_bytes()
+
+    def test_before_it_was_read_is_an_error(self, mode, store, url, golden, tmp_path):
+        shards = ShardSet([url], config=config(mode, tmp_path))
+        store.put("train/shard-000000.tar", self.other(golden))
+        with pytest.raises(BadSample, match=r"shard-000000\.tar: sample \d+: the shard "):
+            shards.read(0)
+        assert shards.read(3).mask.any()
+
+    def test_while_it_is_read_never_mixes_versions(self, mode, store, url, golden, truth, tmp_path):
+        shards = ShardSet([url], config=config(mode, tmp_path))
+        assert_same([shards.read(0)], truth[:1])
+        store.put("train/shard-000000.tar", self.other(golden))
+        (second,) = shards.read_many([1])
+        if mode == "cache":  # what was fetched goes on being read
+            assert_same([second], truth[1:2])
+        else:
+            assert "the shard " in str(second)
+
+    def test_by_the_same_bytes_changes_nothing(self, mode, store, url, golden, truth, tmp_path):
+        shards = ShardSet([url], config=config(mode, tmp_path))
+        assert_same([shards.read(0)], truth[:1])
+        same = golden.shards("train").joinpath("shard-000000.tar").read_bytes()
+        store.put("train/shard-000000.tar", same)
+        assert_same(shards.read_many(range(8)), truth)
+
+    def test_index_is_an_error(self, mode, store, url, golden, tmp_path):
+        store.put("train/index.npy", golden.shards("val").joinpath("index.npy").read_bytes())
+        with pytest.raises(CocosegError, match=r"index\.npy: differs from the manifest"):
+            ShardSet([url], config=config(mode, tmp_path))
+
+
+def test_requests_for_ranges_say_which_version_they_want(store, url, golden, tmp_path):
+    shards = ShardSet([url], config=config("range", tmp_path))
+    shards.read(0)
+    before = store.proxy.count("shard-000000.tar", "HEAD")
+    same = golden.shards("train").joinpath("shard-000000.tar").read_bytes()
+    store.put("train/shard-000000.tar", same + bytes(512))  # another ETag
+    shards.read(1)
+    assert store.proxy.count("shard-000000.tar", "HEAD") == before + 1  # it was met anew
+
+
+def test_ranges_are_several_at_a_time_and_one_a_sample(store, url, truth, tmp_path):
+    shards = ShardSet([url], config=config("range", tmp_path))
+    store.proxy.clear()
+    assert_same(shards.read_many(range(8)), truth)
+    assert store.proxy.count(".tar") == 8
+    assert store.proxy.most_in_flight > 1
+    assert not (tmp_path / "cache").exists()
+
+
+def test_training_reads_from_the_store_in_worker_processes(store, url, truth, tmp_path):
+    import json
+    import os
+    import subprocess
+    import sys
+
+    environment = os.environ | {"FSSPEC_S3": json.dumps(store.settings())}
+    for name, value in store.settings().items():
+        if isinstance(value, str):
+            environment[f"FSSPEC_S3_{name.upper()}"] = value
+    command = [
+        *(sys.executable, "-m", "cocoseg", "train", "--shards", url, "--val-shards", url),
+        *("--output", str(tmp_path / "run"), f"--set=train.cache_dir={tmp_path / 'cache'}"),
+        *("--set=model.name=segformer-tiny", "--set=model.input_size=32", "--json"),
+        *("--set=train.max_steps=6", "--set=train.workers=2", "--set=train.device=cpu"),
+    ]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["steps"] == 6
+    for number in range(3):
+        assert store.proxy.count(f"shard-{number:06d}.tar") == 1  # by all processes together
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == 3
