@@ -211,6 +211,12 @@ def process_memory(pid: int) -> tuple[int, int]:
     return _kilobytes(rollup, "Rss:"), _kilobytes(rollup, "Pss:")
 
 
+def process_cpu(pid: int) -> float:
+    """Return the CPU seconds of a process so far, all threads."""
+    fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # proc(5): utime, stime
+
+
 def _kilobytes(path: Path, name: str) -> int:
     for line in path.read_text().splitlines():
         if line.startswith(name):

@@ -33,7 +33,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from measure import process_memory
+from measure import process_cpu, process_memory
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -297,20 +297,27 @@ def read(loader: Any) -> dict[str, float]:
 
 
 def train(loader: Any, batches: int) -> dict[str, float]:
-    """Return the clock of one sample [s] and the worker's memory [bytes], after so many batches."""
+    """Return clock and CPU of one sample [s], and the worker's memory [bytes]."""
     import multiprocessing
 
     found = loader.batches(1)
     for _ in itertools.islice(found, _WARM_BATCHES):
         pass
     (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
     rss, pss = process_memory(worker.pid)
-    start = time.perf_counter()
+    start, own, below = time.perf_counter(), time.process_time(), process_cpu(worker.pid)
     for images, masks in itertools.islice(found, batches):
-        assert images.shape == (BATCH, 3, SIZE, SIZE) and images.is_contiguous() is not None
-        assert masks.shape == (BATCH, SIZE, SIZE)
-    clock = (time.perf_counter() - start) / (batches * BATCH)
-    return {"clock": clock, "rss": rss, "pss": pss}
+        assert images.shape == (BATCH, 3, SIZE, SIZE) and str(images.dtype) == "torch.float32"
+        assert masks.shape == (BATCH, SIZE, SIZE) and str(masks.dtype) == "torch.int64"
+    each = 1 / (batches * BATCH)
+    return {
+        "clock": each * (time.perf_counter() - start),
+        "main": each * (time.process_time() - own),
+        "worker": each * (process_cpu(worker.pid) - below),
+        "rss": rss,
+        "pss": pss,
+    }
 
 
 def first(loader: Any, *arguments: int) -> dict[str, float]:

@@ -143,6 +143,11 @@ def full_path(peers: Sequence[str], root: Path) -> Iterator[Row]:
     for name in names[:-1]:
         bar = 1.8 if name == "webdataset" else None
         yield Row.speed(f"{what}: {name}", median(name, "clock", 1000), own, bar, "ms")
+    for field in ("worker", "main"):
+        own = median("ours", field, 1000)
+        for name in names[:-1]:
+            other = median(name, field, 1000)
+            yield Row.speed(f"the same, CPU of the {field}: {name}", other, own, None, "ms")
     for field, what in (("rss", "RSS"), ("pss", "PSS")):
         own = median("ours", field, 1 / MB)
         for name in names[:-1]:
