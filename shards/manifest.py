@@ -8,6 +8,7 @@ sample, and ``index-classes.npy``, the classes in each), memory-mapped and share
 import hashlib
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -137,6 +138,14 @@ class Index:
     """Structured, shape (N,): see `_dtype`."""
     classes: NDArray[np.void]
     """Structured (train_id, pixels), one record for each class in each sample."""
+    files: tuple[str, str] | None = None
+    """Local files that both are mapped from; None where they are held in memory."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process maps the same pages; the one that read the index has checked it.
+        if self.files is not None:
+            return map_index, (self.files,)
+        return Index, (self.samples, self.classes)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -300,18 +309,81 @@ def read_manifest(folder: str) -> Manifest:
     return manifest
 
 
-def read_index(folder: str, manifest: Manifest) -> Index:
-    """Read the index: memory-mapped on a local disk, from memory otherwise.
+def read_index(folder: str, manifest: Manifest, kept: str | None = None) -> Index:
+    """Read the index and check it; it is memory-mapped where it lies on a local disk.
+
+    Parameters
+    ----------
+    kept
+        Local folder that gets, and may hold, a copy of an object store's.
 
     Raises
     ------
     DataError
         If a file is missing, differs from the manifest's digest, or does not fit the manifest: the
         reader may ask for every byte that an index names.
+    ConfigError
+        If `kept` cannot hold a copy.
     """
     samples, classes = (
-        _read_array(folder, entry) for entry in (manifest.index, manifest.index_classes)
+        _open(storage.join(folder, entry.name), entry, kept)
+        for entry in (manifest.index, manifest.index_classes)
     )
+    files = None
+    if isinstance(samples, np.memmap) and isinstance(classes, np.memmap):
+        files = (str(samples.filename), str(classes.filename))
+    index = Index(samples, classes, files)
+    _check_index(folder, index, manifest)
+    return index
+
+
+def _open(url: str, entry: FileEntry, kept: str | None) -> NDArray[np.void]:
+    try:
+        if not storage.is_remote(url):
+            _vouched(url, entry)
+            return _map(url.removeprefix("file://"))
+        if kept is not None:
+            return _map(_keep(url, entry, kept))
+        array: NDArray[np.void] = np.load(io.BytesIO(_vouched(url, entry)), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{url}: is no index: {error}") from None
+    return array
+
+
+def _map(file: str) -> NDArray[np.void]:
+    array: NDArray[np.void] = np.load(file, mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def map_index(files: tuple[str, str]) -> Index:
+    """Map ``index.npy`` and ``index-classes.npy``, which have been checked."""
+    return Index(_map(files[0]), _map(files[1]), files)
+
+
+def _keep(url: str, entry: FileEntry, kept: str) -> str:
+    """Return a local copy of an index file, by its digest: fetched if it is not there."""
+    path = os.path.join(os.path.expanduser(kept), f"{entry.sha256}.npy")
+    if not storage.exists(path) or storage.sha256(path) != entry.sha256:
+        content = _vouched(url, entry)
+        try:
+            storage.publish_bytes(path, content)
+        except OSError as error:
+            raise ConfigError(f"{kept}: cannot hold {url}: {error}") from None
+    return path
+
+
+def _vouched(url: str, entry: FileEntry) -> bytes:
+    try:
+        content = storage.read_bytes(url)
+    except ConfigError as error:
+        raise DataError(str(error)) from None
+    if hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise DataError(f"{url}: differs from the manifest (sha256); fetch or prepare it again")
+    return content
+
+
+def _check_index(folder: str, index: Index, manifest: Manifest) -> None:
+    samples, classes = index.samples, index.classes
     names = samples.dtype.names or ()
     widths = [samples.dtype[name].itemsize if name in names else 1 for name in ("key", "extension")]
     fit = samples.dtype == _dtype(*widths) and classes.dtype == _CLASS_DTYPE
@@ -325,23 +397,3 @@ def read_index(folder: str, manifest: Manifest) -> Index:
     sizes = sizes[samples["shard"]][:, None]
     if (samples["lengths"] > sizes - np.minimum(samples["offsets"], sizes)).any():
         raise DataError(f"{folder}: the index has members behind the end of their shards")
-    return Index(samples, classes)
-
-
-def _read_array(folder: str, entry: FileEntry) -> NDArray[np.void]:
-    url = storage.join(folder, entry.name)
-    try:
-        content = storage.read_bytes(url)
-    except ConfigError as error:
-        raise DataError(str(error)) from None
-    if hashlib.sha256(content).hexdigest() != entry.sha256:
-        raise DataError(f"{url}: differs from the manifest (sha256); fetch or prepare it again")
-    try:
-        if storage.is_remote(url):
-            array = np.load(io.BytesIO(content), allow_pickle=False)
-        else:
-            array = np.load(url.removeprefix("file://"), mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{url}: is no index: {error}") from None
-    result: NDArray[np.void] = array
-    return result

@@ -98,11 +98,11 @@ class ShardSet:
     ) -> None:
         if not folders:
             raise ConfigError("no folder of shards was given")
-        self.folders, self._masks = tuple(folders), masks
+        self.folders = tuple(folders)
         self.config = config or ReadConfig()
         self.manifests: tuple[Manifest, ...] = tuple(read_manifest(folder) for folder in folders)
         self._indices: tuple[Index, ...] = tuple(
-            read_index(folder, manifest)
+            read_index(folder, manifest, self.config.cache_dir)
             for folder, manifest in zip(folders, self.manifests, strict=True)
         )
         self._ends = np.cumsum([len(index) for index in self._indices])
@@ -123,9 +123,8 @@ class ShardSet:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __reduce__(self) -> tuple[type["ShardSet"], tuple[Any, ...]]:
-        # A spawned worker maps the index again.
-        return ShardSet, (self.folders, self._masks, self.config)
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_process": None}  # another process opens files of its own
 
     @property
     def shard_sizes(self) -> list[int]:

@@ -167,7 +167,12 @@ def test_training_reads_from_the_store_in_worker_processes(store, url, truth, tm
         *(sys.executable, "-m", "cocoseg", "train", "--shards", url, "--val-shards", url),
         *("--output", str(tmp_path / "run"), f"--set=train.cache_dir={tmp_path / 'cache'}"),
         *("--set=model.name=segformer-tiny", "--set=model.input_size=32", "--json"),
-        *("--set=train.max_steps=6", "--set=train.workers=2", "--set=train.device=cpu"),
+        *(
+            "--set=train.max_steps=6",
+            "--set=train.val_every=6",
+            "--set=train.workers=2",
+            "--set=train.device=cpu",
+        ),
     ]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert ran.returncode == 0, ran.stderr
