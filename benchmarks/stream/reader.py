@@ -8,7 +8,7 @@ nothing of cocoseg. JOB is one of
 - ``make``: write a peer's own copy of the shards: the same bytes, in the same order;
 - ``digest``: a number that is equal where all decoded arrays are;
 - ``read``: CPU of reading and decoding, all threads;
-- ``train``: clock of the full path with one worker, and that worker's memory;
+- ``train``: clock and CPU of the full path with one worker, and that worker's memory;
 - ``first``: clock from the start to the first batch with OPTION (0 or 1) workers; ``first-cold``:
   ours, without the fork server that ``cocoseg train`` starts while it imports torch;
 - ``resume``: ours, as ``first`` without workers, at many steps from 0 and from 10**6 on.
@@ -297,9 +297,16 @@ def read(loader: Any) -> dict[str, float]:
 
 
 def train(loader: Any, batches: int) -> dict[str, float]:
-    """Return clock and CPU of one sample [s], and the worker's memory [bytes]."""
+    """Return clock and CPU of one sample [s], and the worker's memory [bytes].
+
+    This process has one thread, whatever the loader: it stands for the device, and on two cores a
+    second OpenMP thread would spin on the worker's.
+    """
     import multiprocessing
 
+    import torch
+
+    torch.set_num_threads(1)
     found = loader.batches(1)
     for _ in itertools.islice(found, _WARM_BATCHES):
         pass
