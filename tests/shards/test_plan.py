@@ -2,7 +2,7 @@
 
 import pytest
 from cocoseg.shards.plan import BatchLayout, Plan, evaluation_batches, steps_for
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 shard_sizes = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any)
@@ -174,3 +174,69 @@ def test_the_order_never_changes_between_versions():
         *((0, sample) for sample in first),
         *((1, sample) for sample in second),
     ]
+
+
+@st.composite
+def runs(draw):
+    """A plan, a global batch that several world sizes divide, and where a run ends."""
+    plan = draw(plans())
+    micro, accumulation = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    epochs = draw(st.integers(1, 3))
+    return plan, 12 * micro * accumulation, accumulation, epochs
+
+
+def dealt(plan, layout, steps, end, workers):
+    """The run as its ranks and loader processes see it: step → slot → (epoch, sample, weight).
+
+    Micro-batches go to a rank's loader processes in turn, each with a plan of its own, and come
+    back in turn, as PyTorch's loader does it.
+    """
+    found = {step: {} for step in steps}
+    for rank in range(layout.world_size):
+        own = [fresh(plan) for _ in range(max(1, workers))]
+        batches = list(layout.micro_batches(rank, steps))
+        assert len(batches) == len(steps) * layout.accumulation_steps  # equal on all ranks
+        for number, positions in enumerate(batches):
+            step = steps[number // layout.accumulation_steps]
+            for position in positions:
+                located = own[number % len(own)].locate(position)
+                slot = position - step * layout.global_batch
+                assert slot not in found[step]
+                found[step][slot] = (*located, int(position < end))
+    return found
+
+
+def check_run(plan, global_batch, accumulation, epochs, world_size, workers, first):
+    end = epochs * plan.samples
+    steps = range(steps_for(epochs, plan.samples, global_batch))
+    alone = BatchLayout(global_batch // accumulation, 1, accumulation)
+    whole = dealt(plan, alone, steps, end, 0)
+    flat = [whole[step][slot] for step in steps for slot in range(global_batch)]
+    for epoch in range(epochs):  # every sample exactly once an epoch
+        used = sorted(sample for e, sample, weight in flat if weight and e == epoch)
+        assert used == list(range(plan.samples))
+    assert sum(weight for *_, weight in flat) == end
+    # A resume at any step, with another world size and any loader processes, goes on the same.
+    layout = BatchLayout(global_batch // world_size // accumulation, world_size, accumulation)
+    resumed = range(min(first, len(steps)), len(steps))
+    assert dealt(plan, layout, resumed, end, workers) == {step: whole[step] for step in resumed}
+
+
+whole_runs = given(
+    runs(),
+    st.sampled_from([1, 2, 3, 4, 6, 12]),
+    st.integers(0, 5),
+    st.integers(0, 40),
+)
+
+
+@whole_runs
+def test_a_run_is_the_same_for_every_world_size_worker_count_and_resume(run, world, workers, first):
+    check_run(*run, world, workers, first)
+
+
+@pytest.mark.long
+@settings(max_examples=10_000)
+@whole_runs
+def test_ten_thousand_runs(run, world, workers, first):
+    check_run(*run, world, workers, first)
