@@ -121,6 +121,9 @@ def walk(content: bytes | mmap.mmap, where: str, foreign: bool = False) -> Itera
         if foreign and header.type in _NAMING:
             if told is not None:
                 at.refuse("two extended headers for one member")
+            if header.size > MAX_EXTENSION:
+                what = _WHAT[header.type]
+                at.refuse(f"{what} of {header.size} bytes; at most {MAX_EXTENSION}")
             told = _LongName.read(header, content[data : data + header.size], at)
             continue
         name, told = header.name if told is None else told.settle(block, header, at), None
@@ -204,8 +207,6 @@ class _LongName(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, header: tarfile.TarInfo, content: bytes, at: _Place) -> "_LongName":
-        if len(content) > MAX_EXTENSION:
-            at.refuse(f"{_WHAT[header.type]} of {len(content)} bytes; at most {MAX_EXTENSION}")
         if header.type == tarfile.GNUTYPE_LONGNAME:
             return cls(content.removesuffix(b"\0"))
         records = _pax_records(content, at)
