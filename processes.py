@@ -1,6 +1,7 @@
 """Worker processes: how they start, and that they never outlive their parent."""
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -59,6 +60,23 @@ def loader_options(workers: int, module: str) -> dict[str, Any]:
     }
 
 
+def keep_freed_memory() -> None:
+    """Let this process reuse large tensors' memory instead of returning it to the system.
+
+    glibc maps every large block anew, and the kernel clears each page of it again: on a CPU that
+    was more than half the time of a full-resolution loss (261 against 103 ms for 8 × 81 × 160²).
+    Elsewhere than on glibc nothing happens. Source: mallopt(3).
+    """
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 2**26)
+
+
 def end_with_parent() -> None:
     """Let this worker process end at once when its parent is gone; call it first thing.
 
@@ -73,6 +91,7 @@ def _start_loader(number: int) -> None:
     del number
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     end_with_parent()
+    keep_freed_memory()
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(1)
 

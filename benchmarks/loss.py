@@ -8,7 +8,7 @@ from measure import Row
 
 _LOSS = """
 import statistics, sys, time, torch
-from cocoseg.model.device import keep_freed_memory
+from cocoseg.processes import keep_freed_memory
 from cocoseg.train.losses import ce_dice
 if sys.argv[1] == "kept":
     keep_freed_memory()

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from ..errors import ConfigError
 from ..model.config import ModelConfig
-from ..model.device import keep_freed_memory, pick_device
+from ..model.device import pick_device
 from ..model.score import Predictor, predict_plain
 from ..model.weights import LoadedNetwork, load_network
+from ..processes import keep_freed_memory
 from .config import InferConfig
 from .views import predict_views, views_of
 

@@ -61,7 +61,7 @@ class Preprocess:
         device = images_BhwC.device
         mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)
-        return (images_BhwC.permute(0, 3, 1, 2).float() / 255 - mean) / std
+        return images_BhwC.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of ``preprocessor_config.json``, as transformers reads it."""

@@ -24,10 +24,10 @@ from ..config import to_yaml
 from ..errors import CocosegError, ConfigError, DataError
 from ..metrics import Scores
 from ..model.config import ModelConfig
-from ..model.device import keep_freed_memory
 from ..model.preprocess import Preprocess, upsample
 from ..model.score import predict_plain, score
 from ..model.weights import load_network, start_network
+from ..processes import keep_freed_memory
 from ..shards.plan import BatchLayout, Plan, evaluation_batches, steps_for
 from ..shards.reader import BadSample, ShardSet
 from .bad_samples import BadSamples

@@ -75,8 +75,8 @@ class Ours:
     modules = "cocoseg.train.batches"
 
     def __init__(self, root: Path) -> None:
-        from cocoseg.model.device import keep_freed_memory
         from cocoseg.model.preprocess import Preprocess
+        from cocoseg.processes import keep_freed_memory
         from cocoseg.shards import plan, reader
         from cocoseg.train import batches, config
 
