@@ -12,22 +12,28 @@ _SCAN = b"\xff\xda"  # SOS
 _TO_RGB = ("YCbCr", "RGB", "Gray")
 
 
-def decode(content: bytes) -> NDArray[np.uint8] | None:
+def decode(content: bytes, size: tuple[int, int]) -> NDArray[np.uint8] | None:
     """Decode the usual kinds of JPEG: a fifth faster than Pillow, and pixel for pixel the same.
+
+    Parameters
+    ----------
+    size
+        (width, height) that Pillow finds, and has not refused as a bomb [pixels].
 
     Returns
     -------
     ndarray or None
-        uint8 RGB, shape (H, W, 3), C-contiguous; gray is repeated. None for CMYK, and for whatever
-        libjpeg warns of: Pillow is to judge that, as some of it is harmless.
+        uint8 RGB, shape (H, W, 3), C-contiguous, writable; gray is repeated. None for CMYK and
+        strange subsamplings, and for whatever libjpeg warns of: Pillow is to judge that, as some of
+        it is harmless. None also, before any pixel is allocated, if libjpeg finds another size.
     """
     try:
-        *_, colorspace, _ = simplejpeg.decode_jpeg_header(content)
-        if colorspace not in _TO_RGB:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content)
+        if colorspace not in _TO_RGB or (width, height) != size:
             return None
         # Neither fastdct nor fastupsample: their pixels differ.
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(content, "RGB")
-    except ValueError:
+    except (ValueError, KeyError):  # KeyError: simplejpeg 1.9 has no name for 4:4:1
         return None
     return pixels
 

@@ -78,8 +78,7 @@ class PhotoInfo:
 
     def size(self, orientation: int) -> tuple[int, int]:
         """Return (width, height) [pixels] after a turn by `orientation`."""
-        turned = orientation >= 5  # 5…8 swap the axes
-        return (self.height, self.width) if turned else (self.width, self.height)
+        return _turned((self.width, self.height), orientation)
 
 
 def inspect(content: bytes) -> PhotoInfo:
@@ -153,12 +152,13 @@ def decode(
     orientation
         The turn to apply, 1…8; by default the one in EXIF.
     size
-        (width, height) that it must have after the turn [pixels]: told before anything is decoded.
+        (width, height) that it must have after the turn [pixels]. Where `orientation` is given, it
+        is compared before any pixel is decoded or allocated.
 
     Returns
     -------
     ndarray
-        uint8 RGB, shape (H, W, 3), C-contiguous.
+        uint8 RGB, shape (H, W, 3), C-contiguous, writable.
 
     Raises
     ------
@@ -166,16 +166,18 @@ def decode(
         If the bytes are no complete image of a supported format; ``size-mismatch``.
     """
     with _open(content) as image:
-        info = _info(image, content)
-        turns = [info.orientation if orientation is None else orientation]
-        if size is not None and info.size(turns[0]) != size:
-            width, height = info.size(turns[0])
-            raise BadPhoto(
-                "size-mismatch", f"is {width} x {height} pixels, expected {size[0]} x {size[1]}"
-            )
-        if image.format in _TURNED_BY_PILLOW:
-            turns.insert(0, _OPPOSITE.get(info.orientation, info.orientation))
-        pixels = jpeg.decode(content) if image.format in _JPEGS else None
+        _extension(image)
+        by_pillow = image.format in _TURNED_BY_PILLOW
+        known = orientation is not None and not by_pillow
+        own = 1 if known else _orientation(image, content)  # EXIF costs time, in a PNG all pixels
+        stored = _stored_size(image, own)
+        turns = [own if orientation is None else orientation]
+        if size is not None and _turned(stored, turns[0]) != size:
+            width, height = _turned(stored, turns[0])
+            raise BadPhoto("size-mismatch", f"the photo is {width} x {height}")
+        if by_pillow:
+            turns.insert(0, _OPPOSITE.get(own, own))
+        pixels = jpeg.decode(content, image.size) if image.format in _JPEGS else None
         if pixels is None:
             pixels = _decode_by_pillow(image, content)
     for turn in turns:
@@ -212,20 +214,33 @@ def _open(content: bytes) -> Image.Image:
 
 
 def _info(image: Image.Image, content: bytes) -> PhotoInfo:
+    extension = _extension(image)
+    orientation = _orientation(image, content)
+    width, height = _stored_size(image, orientation)
+    alpha = image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info
+    return PhotoInfo(
+        extension, width, height, orientation, image.mode, alpha, _frames(image, content)
+    )
+
+
+def _extension(image: Image.Image) -> str:
     extension = EXTENSIONS.get(image.format or "")
     if extension is None:
         known = ", ".join(EXTENSIONS)
         raise BadPhoto("unsupported-format", f"is {image.format}; supported: {known}")
     if image.mode in ("I", "F"):  # measurements, not a photograph: no range to bring to 0…255
         raise BadPhoto("unsupported-format", "has 32-bit samples; supported: 8 and 16 bits")
-    orientation = _orientation(image, content)
-    width, height = image.size
-    if image.format in _TURNED_BY_PILLOW and orientation >= 5:
-        width, height = height, width
-    alpha = image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info
-    return PhotoInfo(
-        extension, width, height, orientation, image.mode, alpha, _frames(image, content)
-    )
+    return extension
+
+
+def _stored_size(image: Image.Image, orientation: int) -> tuple[int, int]:
+    """Return (width, height) of the stored pixels, whose EXIF says `orientation`."""
+    return _turned(image.size, orientation if image.format in _TURNED_BY_PILLOW else 1)
+
+
+def _turned(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    width, height = size
+    return (height, width) if orientation >= 5 else (width, height)  # 5…8 swap the axes
 
 
 def _orientation(image: Image.Image, content: bytes) -> int:

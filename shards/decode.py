@@ -18,7 +18,7 @@ from .png import Mask, decode_plain, read_size
 
 MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 """Where Pillow refuses an image as a bomb: 179 million."""
-_PNG_BITS = 24  # where a PNG's header says how many bits a sample has
+_STRETCHED = {"L;2", "L;4"}  # Pillow's names of what it brings from fewer bits to 0…255
 
 
 def decode_photo(content: bytes, row: IndexRow, where: str) -> NDArray[np.uint8]:
@@ -27,17 +27,20 @@ def decode_photo(content: bytes, row: IndexRow, where: str) -> NDArray[np.uint8]
     Returns
     -------
     ndarray
-        uint8 RGB, shape (H, W, 3).
+        uint8 RGB, shape (H, W, 3), C-contiguous, writable.
 
     Raises
     ------
     DataError
-        If it cannot be decoded, or has another size than the index says; begins with `where`.
+        If it cannot be decoded, or has another size than the index says, which is told before any
+        pixel is allocated; begins with `where`.
     """
     try:
         return photo.decode(content, row.orientation, size=(row.width, row.height))
     except BadPhoto as bad:
-        raise DataError(f"{where}: image: {bad.detail}") from None
+        wrong_size = bad.reason == "size-mismatch"
+        says = f", the index says {row.width} x {row.height}" if wrong_size else ""
+        raise DataError(f"{where}: image: {bad.detail}{says}") from None
 
 
 def decode_mask(content: bytes, where: str, expected: tuple[int, ...] | None = None) -> Mask:
@@ -50,32 +53,40 @@ def decode_mask(content: bytes, where: str, expected: tuple[int, ...] | None = N
     where
         Named in errors.
     expected
-        (H, W) that it must have.
+        (H, W) that it must have: compared before any pixel is allocated.
 
     Returns
     -------
     ndarray
-        Train ids, shape (H, W), uint8 or uint16.
+        Train ids, shape (H, W), uint8 or uint16, C-contiguous, writable.
 
     Raises
     ------
     DataError
         If it is anything else.
     """
-    size = read_size(content)
-    if expected is not None and size not in (None, tuple(expected)):  # told before it is decoded
-        raise DataError(f"{where}: mask {size} and image {expected} differ in size")
-    plain = decode_plain(content) if size and size[0] * size[1] <= MOST_PIXELS else None
+    said = read_size(content)
+    _compare(said, expected, where)
+    plain = decode_plain(content) if said and said[0] * said[1] <= MOST_PIXELS else None
     if plain is not None:
         return plain
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-            mode = image.mode
+            _compare(image.size[::-1], expected, where)  # it may hold a second header
+            mode, stretched = image.mode, {str(tile.args) for tile in image.tile} & _STRETCHED
             pixels: NDArray[np.generic] = np.array(image)
+    except DataError:
+        raise
     except Exception as error:  # Pillow raises many kinds on broken files
         raise DataError(f"{where}: mask: {type(error).__name__}: {error}") from None
     if mode not in ("L", "I;16"):
         raise DataError(f"{where}: mask: mode {mode}, expected 8- or 16-bit grayscale")
-    if content[_PNG_BITS] < 8:  # Pillow stretches them to 0…255
-        raise DataError(f"{where}: mask: {content[_PNG_BITS]} bits a pixel, expected 8 or 16")
-    return pixels.astype(np.uint8) if mode == "L" else pixels.astype(np.uint16)
+    if stretched:
+        bits = stretched.pop().removeprefix("L;")
+        raise DataError(f"{where}: mask: {bits} bits a pixel, expected 8 or 16")
+    return np.asarray(pixels, np.uint8) if mode == "L" else np.asarray(pixels, np.uint16)
+
+
+def _compare(size: tuple[int, int] | None, expected: tuple[int, ...] | None, where: str) -> None:
+    if expected is not None and size not in (None, tuple(expected)):
+        raise DataError(f"{where}: mask {size} and image {expected} differ in size")

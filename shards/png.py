@@ -9,6 +9,7 @@ import zlib
 import cv2
 import numpy as np
 from isal import isal_zlib
+from isal.igzip_lib import IsalError
 from numpy.typing import NDArray
 
 Mask = NDArray[np.uint8] | NDArray[np.uint16]
@@ -77,8 +78,8 @@ def decode_plain(content: bytes) -> Mask | None:
     Returns
     -------
     ndarray or None
-        uint8 or uint16, shape (H, W), C-contiguous. None for any other layout: colours, palettes,
-        fewer bits, filtered rows, several parts, whatever is damaged.
+        uint8 or uint16, shape (H, W), C-contiguous, writable. None for any other layout:
+        colours, palettes, fewer bits, filtered rows, several parts, whatever is damaged.
     """
     size = read_size(content)
     idat, iend = content[_HEADER_END : _HEADER_END + 8], len(content) - _CHUNK_EXTRA
@@ -100,7 +101,7 @@ def decode_plain(content: bytes) -> Mask | None:
     inflater = isal_zlib.decompressobj()
     try:
         inflated = inflater.decompress(content[body : body + length], height * row + 1)
-    except isal_zlib.error:
+    except IsalError:  # type: ignore[misc]  # in its stub, a value
         return None
     if len(inflated) != height * row or not inflater.eof or inflater.unused_data:
         return None
@@ -114,4 +115,4 @@ def decode_plain(content: bytes) -> Mask | None:
 def _checked(content: bytes, start: int, length: int) -> bool:
     """Tell whether a checksum follows a chunk's name and body, and is right."""
     (checksum,) = struct.unpack_from(">I", content, start + length)
-    return zlib.crc32(content[start : start + length]) == checksum
+    return bool(zlib.crc32(content[start : start + length]) == checksum)

@@ -4,16 +4,12 @@ import io
 import multiprocessing
 import pickle
 import shutil
-import struct
 import tarfile
-import zlib
 
 import numpy as np
 import pytest
 from cocoseg.errors import ConfigError, DataError
-from cocoseg.shards.decode import decode_mask
 from cocoseg.shards.reader import ShardSet
-from PIL import Image
 
 
 def folders(golden):
@@ -138,41 +134,3 @@ def rewrite(path, infos, contents):
         for info, content in zip(infos, contents, strict=True):
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-
-
-def png(mode, size=(4, 3)):
-    buffer = io.BytesIO()
-    Image.new(mode, size).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def gray_png(bits):
-    """A 4 x 3 grayscale PNG of fewer than 8 bits a pixel, which Pillow does not write."""
-    content = b"\x89PNG\r\n\x1a\n"
-    header = struct.pack(">IIBBBBB", 4, 3, bits, 0, 0, 0, 0)
-    rows = zlib.compress(bytes(3 * (1 + 4 * bits // 8)))
-    for kind, body in ((b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")):
-        content += struct.pack(">I", len(body)) + kind + body
-        content += struct.pack(">I", zlib.crc32(kind + body))
-    return content
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (png("RGB"), "mode RGB"),
-        (png("P"), "mode P"),
-        (png("LA"), "mode LA"),
-        (png("1"), "mode 1"),
-        (gray_png(4), "4 bits a pixel"),  # Pillow would read train ids 1, 2 as 17, 34
-        (gray_png(2), "2 bits a pixel"),
-        (png("L", (3, 4)), "differ in size"),
-        (png("L")[:45], "mask"),
-        (b"", "mask"),
-        (b"\xff\xd8\xff", "mask"),
-    ],
-)
-def test_only_a_gray_png_of_the_right_size_is_a_mask(content, message):
-    with pytest.raises(DataError, match=message) as refused:
-        decode_mask(content, "shard: key", expected=(3, 4))
-    assert str(refused.value).startswith("shard: key: ")
