@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+ORDER = 2
+"""Version of the order: a run that was begun in another one cannot go on exactly."""
 _KEPT_BLOCKS_A_STREAM = 2  # the current block and, where an epoch ends, the next one's
 
 

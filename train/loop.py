@@ -28,7 +28,7 @@ from ..model.preprocess import Preprocess, upsample
 from ..model.score import predict_plain, score
 from ..model.weights import load_network, start_network
 from ..processes import keep_freed_memory
-from ..shards.plan import BatchLayout, Plan, evaluation_batches, steps_for
+from ..shards.plan import ORDER, BatchLayout, Plan, evaluation_batches, steps_for
 from ..shards.reader import BadSample, ShardSet
 from .bad_samples import BadSamples
 from .batches import MicroBatch, TrainingSamples, micro_batches
@@ -63,6 +63,7 @@ class RunPlan:
             "shards": [
                 shard.sha256 for manifest in self.shards.manifests for shard in manifest.shards
             ],
+            "order": ORDER,
             "seed": self.plan.seed,
             "streams": self.plan.streams,
             "block_shards": self.plan.block_shards,
