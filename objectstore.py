@@ -85,8 +85,28 @@ def read_object(url: str) -> bytes:
         fs, path = filesystem(url)
         with fs.open(path, "rb", cache_type="none") as file:
             content = bytes(file.read())
-            if file.size not in (None, len(content)):  # a driver's cat_file() fills up with zeros
-                raise OSError(f"{len(content)} bytes came instead of {file.size}")
+            if file.size is not None:  # a driver's cat_file() fills up with zeros
+                _refuse_other_length(content, file.size)
+        return content
+
+    return patiently(url, read)
+
+
+def read_range(url: str, start: int, length: int) -> bytes:
+    """Return `length` bytes of an object from `start` [bytes]; fewer only where it ends.
+
+    Raises
+    ------
+    FileNotFoundError, StoreError
+        See `patiently`.
+    """
+
+    def read() -> bytes:
+        fs, path = filesystem(url)
+        content = bytes(fs.cat_file(path, start=start, end=start + length))
+        if len(content) != length:  # one request more, where something is wrong or ends
+            fs.invalidate_cache()
+            _refuse_other_length(content, max(0, min(length, int(fs.size(path)) - start)))
         return content
 
     return patiently(url, read)
@@ -124,13 +144,10 @@ class PinnedObject:
                 self._file = fs.open(path, "rb", cache_type="none")
             self._file.seek(start)
             content = bytes(self._file.read(length))
-            expected = max(0, min(length, int(self._file.size) - start))
+            _refuse_other_length(content, max(0, min(length, int(self._file.size) - start)))
         except BaseException:
             self.close()
             raise
-        if len(content) != expected:
-            self.close()
-            raise OSError(f"{len(content)} bytes came instead of {expected}")
         return content
 
     def close(self) -> None:
@@ -138,6 +155,11 @@ class PinnedObject:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _refuse_other_length(content: bytes, expected: int) -> None:
+    if len(content) != expected:
+        raise OSError(f"{len(content)} bytes came instead of {expected}")
 
 
 def _told(error: Exception) -> str:

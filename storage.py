@@ -16,8 +16,9 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from . import objectstore
 from .errors import ConfigError
-from .objectstore import PinnedObject, filesystem, patiently, read_object
+from .objectstore import filesystem, patiently
 
 _TEMPORARY = ".tmp-"  # how names of half-written files begin; their process follows
 
@@ -139,7 +140,7 @@ def read_bytes(url: str) -> bytes:
         if not is_remote(url):
             with open(_local(url), "rb", buffering=0) as file:
                 return file.read()
-        return read_object(url)
+        return objectstore.read_object(url)
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{url}: no such file") from None
     except IsADirectoryError:
@@ -151,8 +152,7 @@ def read_range(url: str, offset: int, length: int) -> bytes:
     if not is_remote(url):
         with open(_local(url), "rb", buffering=0) as file:  # 15 us; a JPEG decodes in 1,500
             return os.pread(file.fileno(), length, offset)
-    with contextlib.closing(PinnedObject(url)) as stored:
-        return stored.read(offset, length)
+    return objectstore.read_range(url, offset, length)
 
 
 def file_size(url: str) -> int:

@@ -5,7 +5,8 @@ import random
 
 import numpy as np
 import pytest
-from cocoseg.errors import CocosegError
+from cocoseg import storage
+from cocoseg.errors import CocosegError, StoreError
 from cocoseg.shards.config import ReadConfig
 from cocoseg.shards.reader import BadSample, ShardSet
 from object_store import FAULTS, Rule
@@ -150,7 +151,7 @@ def test_ranges_are_several_at_a_time_and_one_a_sample(store, url, truth, tmp_pa
     assert_same(shards.read_many(range(8)), truth)
     assert store.proxy.count(".tar") == 8
     assert store.proxy.most_in_flight > 1
-    assert not (tmp_path / "cache").exists()
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".npy"}  # the index alone
 
 
 def test_training_reads_from_the_store_in_worker_processes(store, url, truth, tmp_path):
@@ -180,3 +181,25 @@ def test_training_reads_from_the_store_in_worker_processes(store, url, truth, tm
     for number in range(3):
         assert store.proxy.count(f"shard-{number:06d}.tar") == 1  # by all processes together
     assert len(list((tmp_path / "cache").glob("*.tar"))) == 3
+
+
+@pytest.mark.parametrize("fault", sorted(set(FAULTS) - {"slow", *FINAL}))
+@pytest.mark.parametrize("lasting", LASTING)
+def test_whole_objects_and_ranges_of_them_are_never_short(store, fault, lasting):
+    content = bytes(range(256)) * 40
+    store.put("some/object", content)
+    url = "s3://shards/some/object"
+    for read, expected in (
+        (lambda: storage.read_bytes(url), content),
+        (lambda: storage.read_range(url, 1000, 5000), content[1000:6000]),
+        (lambda: storage.read_range(url, 10_000, 5000), content[10_000:]),
+    ):
+        rule = Rule(fault, "some/object", times=None if lasting else 1)
+        store.proxy.rules[:] = [rule]
+        harmless = fault == "whole" and expected == content
+        if lasting and not harmless:
+            with pytest.raises(StoreError, match=r"some/object: cannot be read: .*tried 5 times"):
+                read()
+        else:
+            assert read() == expected
+        assert rule.struck

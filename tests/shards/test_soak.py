@@ -101,4 +101,5 @@ def test_memory_and_open_files_are_flat(million, tmp_path, record_property, samp
         f"processes (slope {slope:+.2%}), {files[0]:.0f} to {files[-1]:.0f} open files",
     )
     assert slope < 0.01
-    assert files.max() - files.min() <= 4  # a batch on its way is an open file
+    assert files.max() - files.min() <= 12  # two for each batch on its way
+    assert files[-3:].mean() - files[:3].mean() <= 4
