@@ -6,7 +6,7 @@ digests and all, is found where it makes a shard anything but a row of good samp
 
 import hashlib
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,7 +159,7 @@ def _totals(manifest: Manifest, index: Index) -> Iterator[Problem]:
     for name, (there, counted) in said.items():
         if there != counted:
             yield Problem("manifest.json", f"{name} is {there}, counted {counted}")
-    keys = [folded(index.row(position).key) for position in range(len(index))]
+    keys = [folded(key.decode()) for key in index.samples["key"]]
     if len(set(keys)) != len(keys):
         yield Problem("index.npy", "a key is given twice, or two differ in case alone")
 
@@ -192,12 +192,7 @@ def _own_members(
         for i, extension in enumerate((row.extension, "png", "json"))
         if extension != "png" or manifest.masks
     ]
-    for theirs, ours in zip(found, expected, strict=False):
-        if theirs != ours:
-            yield Problem(where, f"holds {theirs}, the index says {ours}")
-            break
-    if len(found) != len(expected):
-        yield Problem(where, f"holds {len(found)} members, the index says {len(expected)}")
+    yield from _differences(where, "members", found, expected)
 
 
 def _adopted_members(
@@ -212,12 +207,18 @@ def _adopted_members(
     except DataError as error:
         yield Problem(where, str(error).removeprefix(f"{where}: "))
     expected = [(row.key, row.extension, row.offsets, row.lengths) for row in rows]
+    yield from _differences(where, "samples", found, expected)
+
+
+def _differences(
+    where: str, what: str, found: Sequence[object], expected: Sequence[object]
+) -> Iterator[Problem]:
     for theirs, ours in zip(found, expected, strict=False):
         if theirs != ours:
             yield Problem(where, f"holds {theirs}, the index says {ours}")
             break
     if len(found) != len(expected):
-        yield Problem(where, f"holds {len(found)} samples, the index says {len(expected)}")
+        yield Problem(where, f"holds {len(found)} {what}, the index says {len(expected)}")
 
 
 def _sample(
