@@ -29,11 +29,14 @@ _REFUSALS = {
 FAULTS = (*_REFUSALS, "reset", "reset in the body", "short", "cut", "slow", "whole")
 """``short``: half of the body, and a Content-Length that agrees; ``cut``: the connection ends amid
 the body; ``whole``: a request for a range gets everything, with status 200."""
+CORRUPT = "corrupt"
+"""One more fault: every 64th byte of the body is inverted."""
+_OF_BODIES = ("reset in the body", "short", "cut", "whole", CORRUPT)
 
 
 @dataclass
 class Rule:
-    """Which requests a fault strikes."""
+    """Which requests a fault strikes; one of bodies leaves HEAD alone, and does not count it."""
 
     fault: str
     path: str = ""
@@ -69,14 +72,13 @@ class Proxy:
     def fault_of(self, method: str, path: str, wanted: str | None) -> str | None:
         """Return what shall befall a request, and remember it."""
         with self.lock:
-            fault = next((rule.fault for rule in self.rules if self._strikes(rule, path)), None)
-            if method == "HEAD" and fault in ("short", "cut", "whole", "reset in the body"):
-                fault = None  # there is no body
+            striking = (rule for rule in self.rules if self._strikes(rule, method, path))
+            fault = next((rule.fault for rule in striking), None)
             self.requests.append(Request(method, path, wanted, fault))
             return fault
 
-    def _strikes(self, rule: Rule, path: str) -> bool:
-        if not re.search(rule.path, path):
+    def _strikes(self, rule: Rule, method: str, path: str) -> bool:
+        if not re.search(rule.path, path) or (method == "HEAD" and rule.fault in _OF_BODIES):
             return False
         if rule.skip:
             rule.skip -= 1
@@ -114,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
             with proxy.lock:
                 proxy.in_flight -= 1
 
-    do_GET = do_HEAD = _answer  # noqa: N815 - http.server's names
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _answer  # noqa: N815 - http.server's names
 
     def _forward(self, fault: str | None) -> None:
         sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -125,6 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "slow":
             time.sleep(SLOW)
         headers = dict(self.headers.items())
+        headers.pop("Expect", None)  # http.server has answered it
         if fault == "whole":
             headers.pop("Range", None)
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.upstream)) as store:
@@ -135,6 +138,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "short":
             body = body[: len(body) // 2]
             stated = len(body)
+        if fault == CORRUPT:
+            body = bytes(b ^ 0xFF if i % 64 == 0 else b for i, b in enumerate(body))
         self.send_response_only(answer.status)
         for name, value in answer.getheaders():
             if name.lower() not in ("content-length", "connection", "transfer-encoding"):
@@ -195,7 +200,7 @@ class Store:
     def put(self, key: str, content: bytes) -> None:
         """Put an object, past the proxy."""
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.upstream)) as store:
-            store.request("PUT", f"/{BUCKET}/{key}", content, {"Authorization": _SIGNED})
+            store.request("PUT", f"/{BUCKET}/{key}", content, {"Authorization": SIGNED})
             assert store.getresponse().status == 200
 
     def settings(self) -> dict[str, Any]:
@@ -213,7 +218,7 @@ class Store:
         }
 
 
-_SIGNED = (
+SIGNED = (
     "AWS4-HMAC-SHA256 Credential=test/20200101/us-east-1/s3/aws4_request, "
     "SignedHeaders=host, Signature=x"
 )
@@ -235,7 +240,7 @@ def serve() -> Iterator[Store]:
         threading.Thread(target=gate.serve_forever, daemon=True).start()
         store = Store(proxy, upstream)
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", upstream)) as client:
-            client.request("PUT", f"/{BUCKET}", headers={"Authorization": _SIGNED})
+            client.request("PUT", f"/{BUCKET}", headers={"Authorization": SIGNED})
             assert client.getresponse().status == 200
         yield store
         gate.shutdown()
