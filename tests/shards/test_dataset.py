@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -60,6 +61,14 @@ def test_any_sampler_of_pytorch_can_order_it(path, workers):
     assert sorted(found) == sorted(items)
 
 
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_loader_processes_may_start_in_any_way(path, method):
+    dataset = ShardDataset(path, transform=checksum)
+    here = [dataset[number] for number in range(8)]  # also opens what a fork must not share
+    loader = DataLoader(dataset, batch_size=4, num_workers=1, multiprocessing_context=method)
+    assert flat(loader) == here
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_take_every_sample_once_an_epoch(path, workers):
     dataset = ShardDataset(path, transform=checksum)
@@ -110,8 +119,6 @@ def test_processes_share_each_global_batch(path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_sample_is_named(path, tmp_path, workers):
-    import shutil
-
     folder = shutil.copytree(path, tmp_path / "copied")
     (folder / "shard-000001.tar").unlink()
     dataset = ShardDataset(str(folder), checksum)
