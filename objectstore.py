@@ -5,21 +5,24 @@ a body that ends early. Such a read is made again after a pause, a bounded numbe
 missing or forbidden stays so, and is told at once.
 """
 
+import copy
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from .errors import ConfigError, StoreError
+from .errors import CocosegError, ConfigError, StoreError
 
-ATTEMPTS = 5
+ATTEMPTS = 6
 FIRST_PAUSE = 0.5
-"""Seconds before the second attempt; doubled each time, 7.5 s in all. Drivers have retries of their
-own within each attempt."""
+"""Seconds before the second attempt; doubled each time, 15.5 s in all."""
 
 _Answer = TypeVar("_Answer")
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ConfigError)
+_FINAL = (IsADirectoryError, NotADirectoryError, CocosegError, TypeError)
+_MISSING = (404, 410)
+_DENIED = (401, 403)
+_WITHOUT_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError")  # botocore's
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -33,12 +36,29 @@ def filesystem(url: str) -> tuple[Any, str]:
     import fsspec  # 0.1 s: only for those who need it
 
     try:
-        fs, path = fsspec.core.url_to_fs(url)
+        fs, path = fsspec.core.url_to_fs(url, **_driver_settings(url, fsspec.config.conf))
     except ImportError as error:
         raise ConfigError(f"{url}: {error}. For S3: pip install 'cocoseg[s3]'") from None
     except ValueError as error:
         raise ConfigError(f"{url}: {error}") from None
+    if "s3" in fs.protocol:
+        fs.retries = 1
     return fs, path
+
+
+def _driver_settings(url: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings for a driver, beside those that a user has given to fsspec.
+
+    A listing that is kept would hide what other processes write. S3's driver tries each request up
+    to 125 times in three layers, so that a store that hangs would be waited for by the hour: our
+    attempts are the only ones.
+    """
+    settings: dict[str, Any] = {"use_listings_cache": False}
+    protocol = url.partition("://")[0]
+    if protocol in ("s3", "s3a"):
+        config = copy.deepcopy(given.get(protocol, {}).get("config_kwargs", {}))
+        settings["config_kwargs"] = {"retries": {"total_max_attempts": 1}, **config}
+    return settings
 
 
 def patiently(url: str, read: Callable[[], _Answer]) -> _Answer:
@@ -54,11 +74,17 @@ def patiently(url: str, read: Callable[[], _Answer]) -> _Answer:
     for attempt in range(ATTEMPTS):
         try:
             return read()
-        except PermissionError as error:
-            raise StoreError(f"{url}: access is denied: {_told(error)}") from None
         except _FINAL:
             raise
         except Exception as error:  # each driver has its own kinds, few of them are an OSError
+            status = _status(error)
+            if isinstance(error, FileNotFoundError) and status in (None, *_MISSING):
+                raise
+            named = type(error).__name__
+            if status in _DENIED or isinstance(error, PermissionError):
+                raise StoreError(f"{url}: access is denied: {_told(error)}") from None
+            if named in _WITHOUT_CREDENTIALS:
+                raise StoreError(f"{url}: {_told(error)}") from None
             if attempt == ATTEMPTS - 1:
                 raise StoreError(
                     f"{url}: cannot be read: {_told(error)}; tried {ATTEMPTS} times"
@@ -105,7 +131,6 @@ def read_range(url: str, start: int, length: int) -> bytes:
         fs, path = filesystem(url)
         content = bytes(fs.cat_file(path, start=start, end=start + length))
         if len(content) != length:  # one request more, where something is wrong or ends
-            fs.invalidate_cache()
             _refuse_other_length(content, max(0, min(length, int(fs.size(path)) - start)))
         return content
 
@@ -140,7 +165,6 @@ class PinnedObject:
         try:
             if self._file is None:
                 fs, path = filesystem(self.url)
-                fs.invalidate_cache()  # a size that was listed earlier may be another version's
                 self._file = fs.open(path, "rb", cache_type="none")
             self._file.seek(start)
             content = bytes(self._file.read(length))
@@ -155,6 +179,20 @@ class PinnedObject:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _status(error: BaseException | None) -> int | None:
+    """Return the HTTP status behind an error, where a driver keeps it."""
+    while error is not None:
+        answer = getattr(error, "response", None)  # botocore
+        if isinstance(answer, Mapping):
+            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        else:
+            status = getattr(error, "status", None)  # aiohttp
+        if isinstance(status, int):
+            return status
+        error = error.__cause__
+    return None
 
 
 def _refuse_other_length(content: bytes, expected: int) -> None:

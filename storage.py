@@ -48,7 +48,7 @@ def is_dir(url: str) -> bool:
     if not is_remote(url):
         return os.path.isdir(_local(url))
     fs, path = filesystem(url)
-    return bool(fs.isdir(path))
+    return patiently(url, lambda: bool(fs.isdir(path)))
 
 
 def is_file(url: str) -> bool:
@@ -56,7 +56,7 @@ def is_file(url: str) -> bool:
     if not is_remote(url):
         return os.path.isfile(_local(url))
     fs, path = filesystem(url)
-    return bool(fs.isfile(path))
+    return patiently(url, lambda: bool(fs.isfile(path)))
 
 
 def list_files(url: str) -> dict[str, int]:
@@ -67,9 +67,8 @@ def list_files(url: str) -> dict[str, int]:
             return {}
         return {entry.name: entry.stat().st_size for entry in folder.iterdir() if entry.is_file()}
     fs, path = filesystem(url)
-    fs.invalidate_cache()
     with contextlib.suppress(FileNotFoundError):
-        listed = fs.ls(path, detail=True)
+        listed = patiently(url, lambda: fs.ls(path, detail=True))
         return {Path(e["name"]).name: int(e["size"]) for e in listed if e["type"] == "file"}
     return {}
 
@@ -83,7 +82,8 @@ def walk_files(url: str) -> list[str]:
     if not is_remote(url):
         return sorted(_walk(_local(url), "", set()))
     fs, root_path = filesystem(url)
-    return sorted(path.removeprefix(root_path).lstrip("/") for path in fs.find(root_path))
+    found = patiently(url, lambda: fs.find(root_path))
+    return sorted(path.removeprefix(root_path).lstrip("/") for path in found)
 
 
 def _walk(folder: str, prefix: str, entered: set[tuple[int, int]]) -> Iterator[str]:
@@ -111,9 +111,8 @@ def list_folders(url: str) -> list[str]:
         folder = Path(_local(url))
         return [entry.name for entry in folder.iterdir() if entry.is_dir()] if is_dir(url) else []
     fs, path = filesystem(url)
-    fs.invalidate_cache()
     with contextlib.suppress(FileNotFoundError):
-        listed = fs.ls(path, detail=True)
+        listed = patiently(url, lambda: fs.ls(path, detail=True))
         return [Path(e["name"]).name for e in listed if e["type"] == "directory"]
     return []
 

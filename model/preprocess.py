@@ -61,7 +61,11 @@ class Preprocess:
         device = images_BhwC.device
         mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)
-        return images_BhwC.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
+        # Laid out anew first: channels that lie three apart cost each step more than this copy.
+        images = images_BhwC.permute(0, 3, 1, 2).to(
+            torch.float32, memory_format=torch.contiguous_format
+        )
+        return images.div_(255).sub_(mean).div_(std)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of ``preprocessor_config.json``, as transformers reads it."""

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from .. import storage
 from ..errors import ConfigError, DataError
+from ..objectstore import ATTEMPTS, pause
 from ..taxonomy import Taxonomy
 from .tarball import name_problem
 
@@ -373,13 +374,17 @@ def _keep(url: str, entry: FileEntry, kept: str) -> str:
 
 
 def _vouched(url: str, entry: FileEntry) -> bytes:
-    try:
-        content = storage.read_bytes(url)
-    except ConfigError as error:
-        raise DataError(str(error)) from None
-    if hashlib.sha256(content).hexdigest() != entry.sha256:
-        raise DataError(f"{url}: differs from the manifest (sha256); fetch or prepare it again")
-    return content
+    attempts = ATTEMPTS if storage.is_remote(url) else 1
+    for attempt in range(attempts):
+        try:
+            content = storage.read_bytes(url)
+        except ConfigError as error:
+            raise DataError(str(error)) from None
+        if hashlib.sha256(content).hexdigest() == entry.sha256:
+            return content
+        if attempt < attempts - 1:
+            pause(attempt)
+    raise DataError(f"{url}: differs from the manifest (sha256); fetch or prepare it again")
 
 
 def _check_index(folder: str, index: Index, manifest: Manifest) -> None:

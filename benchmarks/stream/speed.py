@@ -91,7 +91,7 @@ def _job(name: str, job: str, root: Path, *options: object) -> dict[str, Any]:
     done = subprocess.run(
         [str(part) for part in command],
         cwd=_BENCHMARKS,
-        env=os.environ | {"HOME": str(root)},  # litdata keeps a cache there
+        env=os.environ | {"HOME": str(root), "TMPDIR": str(root)},  # peers keep caches there
         capture_output=True,
         text=True,
     )

@@ -26,7 +26,6 @@ def store(
 
     monkeypatch.setitem(fsspec.config.conf, "s3", server.settings())
     monkeypatch.setattr(objectstore, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)  # within one of our attempts
     s3fs.S3FileSystem.clear_instance_cache()
     server.proxy.clear()
     yield server

@@ -204,14 +204,13 @@ class Store:
             assert store.getresponse().status == 200
 
     def settings(self) -> dict[str, Any]:
-        """What fsspec is to know of the store: no retries of the driver's own, and no patience."""
+        """What fsspec is to know of the store: no patience."""
         return {
             "endpoint_url": f"http://127.0.0.1:{self.proxy.port}",
             "key": "test",
             "secret": "test",
             "client_kwargs": {"region_name": "us-east-1"},
             "config_kwargs": {
-                "retries": {"total_max_attempts": 1},
                 "read_timeout": READ_TIMEOUT,
                 "connect_timeout": READ_TIMEOUT,
             },

@@ -5,11 +5,11 @@ import random
 
 import numpy as np
 import pytest
-from cocoseg import storage
+from cocoseg import objectstore, storage
 from cocoseg.errors import CocosegError, StoreError
 from cocoseg.shards.config import ReadConfig
 from cocoseg.shards.reader import BadSample, ShardSet
-from object_store import FAULTS, Rule
+from object_store import CORRUPT, FAULTS, Rule
 
 PHASES = ("manifest", "first", "later")
 MODES = ("cache", "range")
@@ -198,8 +198,55 @@ def test_whole_objects_and_ranges_of_them_are_never_short(store, fault, lasting)
         store.proxy.rules[:] = [rule]
         harmless = fault == "whole" and expected == content
         if lasting and not harmless:
-            with pytest.raises(StoreError, match=r"some/object: cannot be read: .*tried 5 times"):
+            with pytest.raises(StoreError, match=r"some/object: cannot be read: .*tried 6 times"):
                 read()
         else:
             assert read() == expected
         assert rule.struck
+
+
+def test_a_store_that_hangs_is_asked_no_more_often_than_we_mean(store):
+    store.put("some/object", b"x" * 100)
+    for read in (storage.read_bytes, storage.list_files):
+        store.proxy.clear()
+        store.proxy.rules.append(Rule("slow", "", times=None))
+        with pytest.raises(StoreError, match=r"ReadTimeoutError.*tried 6 times"):
+            read("s3://shards/some/object")
+        assert len(store.proxy.requests) == objectstore.ATTEMPTS
+
+
+def test_what_another_process_writes_is_seen_at_once(store):
+    store.put("listed/a", b"old")
+    assert storage.list_files("s3://shards/listed") == {"a": 3}
+    store.put("listed/a", b"newer")
+    store.put("listed/b", b"b")
+    assert storage.read_bytes("s3://shards/listed/a") == b"newer"
+    assert storage.file_size("s3://shards/listed/a") == 5
+    assert storage.exists("s3://shards/listed/b")
+    assert storage.list_files("s3://shards/listed") == {"a": 5, "b": 1}
+
+
+def test_missing_credentials_are_told_at_once(store, monkeypatch):
+    import fsspec
+
+    settings = {k: v for k, v in store.settings().items() if k not in ("key", "secret")}
+    monkeypatch.setitem(fsspec.config.conf, "s3", settings)
+    for name in ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/absent")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/absent")
+    monkeypatch.setattr(objectstore, "FIRST_PAUSE", 1000)
+    with pytest.raises(StoreError, match="Unable to locate credentials"):
+        storage.read_bytes("s3://shards/some/object")
+    assert store.proxy.requests == []
+
+
+@pytest.mark.parametrize("times", [1, 20])
+def test_an_index_that_arrives_corrupt_is_fetched_again(store, url, truth, tmp_path, times):
+    store.proxy.rules.append(Rule(CORRUPT, r"index\.npy", times=times))
+    if times == 1:
+        assert_same(ShardSet([url], config=config("cache", tmp_path)).read_many(range(8)), truth)
+    else:
+        with pytest.raises(CocosegError, match=r"index\.npy: differs from the manifest"):
+            ShardSet([url], config=config("cache", tmp_path))
