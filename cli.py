@@ -460,8 +460,7 @@ def _speak() -> None:
     """Send our own log to stderr, and let names that are no UTF-8 through to stdout."""
     own = logging.getLogger(__package__)
     own.setLevel(logging.INFO)
-    if not own.handlers:
-        own.addHandler(logging.StreamHandler())
+    own.handlers[:] = [logging.StreamHandler()]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

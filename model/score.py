@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ..errors import CocosegError
 from ..metrics import confusion_matrix
 from ..processes import loader_options
-from ..shards.reader import BadSample, Sample, ShardSet, good
+from ..shards.reader import Sample, ShardSet, good
 from .preprocess import Preprocess, upsample
 
 Predictor = Callable[[Sequence[NDArray[np.uint8]]], list[NDArray[np.integer]]]
@@ -92,7 +93,7 @@ def predictions(
     BadSample
         If a sample cannot be had: a score without it would be another one.
     """
-    loader: DataLoader[list[Sample | BadSample]] = DataLoader(
+    loader: DataLoader[Sequence[Sample | CocosegError]] = DataLoader(
         _Samples(shards),
         batch_sampler=[list(batch) for batch in batches],
         collate_fn=list,
@@ -115,9 +116,12 @@ def score(
     return matrix
 
 
-class _Samples(Dataset[list[Sample | BadSample]]):
+class _Samples(Dataset[Sequence[Sample | CocosegError]]):
     def __init__(self, shards: ShardSet) -> None:
         self.shards = shards
 
-    def __getitems__(self, positions: Sequence[int]) -> list[Sample | BadSample]:
-        return self.shards.read_many(positions)
+    def __getitems__(self, positions: Sequence[int]) -> Sequence[Sample | CocosegError]:
+        try:
+            return self.shards.read_many(positions)
+        except CocosegError as error:
+            return [error]

@@ -1,9 +1,12 @@
 """A local folder that holds shards of object stores: shared by processes, bounded in bytes.
 
-A shard is kept under its SHA-256: runs, ranks and users share it whatever its URL, and a shard that
-was replaced in the store is another file. It is fetched under the name ``SHA256.part`` by whoever
-locks that file first, checked, and renamed. The longest unused ones go when room is needed; who is
-just reading one keeps it open.
+A shard is kept under its SHA-256: runs and ranks share it whatever its URL, and a shard that was
+replaced in the store is another file. It is fetched under the name ``SHA256.part`` by whoever locks
+that file first, checked, and renamed. The longest unused ones go when room is needed; who is just
+reading one keeps it open. Files of other names are let be.
+
+Parts are claimed, and those of dead processes removed, under one lock for the folder: none can be
+taken for abandoned between its creation and its lock.
 """
 
 import contextlib
@@ -11,6 +14,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +23,8 @@ from ..errors import ConfigError, DataError
 from ..objectstore import ATTEMPTS, PinnedObject, pause
 from .manifest import ShardEntry
 
+_LOCK = ".lock"
+_OURS = re.compile(r"[0-9a-f]{64}\.(tar|part)")
 _CHUNK = 16 << 20  # bytes a request: what a failure costs, and a worker holds
 _WAIT = 0.05  # seconds between two looks for room that others will give back
 
@@ -58,7 +64,8 @@ class ShardCache:
                 continue
             try:
                 now = time.time_ns()  # the kernel's own clock ticks every few milliseconds
-                os.utime(descriptor, ns=(now, now))
+                with contextlib.suppress(OSError):  # it is another user's: not ours to keep
+                    os.utime(descriptor, ns=(now, now))
                 return os.pread(descriptor, length, start)
             finally:
                 os.close(descriptor)
@@ -77,27 +84,46 @@ class ShardCache:
                 f"{url}: has {shard.bytes:,} bytes, more than the cache may hold "
                 f"({self.capacity:,}): raise cache_bytes, or read ranges (remote: range)"
             )
+        part = self._path(shard).with_suffix(".part")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _locked(self.folder / f"{shard.sha256}.part") as part:
-                if self._path(shard).exists():  # somebody else fetched it meanwhile
-                    os.unlink(self.folder / f"{shard.sha256}.part")
-                    return
-                try:
-                    os.truncate(part, 0)  # what a killed process left counts no longer
-                    self._make_room(part, shard)
-                    _download(url, shard, part)
-                    os.rename(self.folder / f"{shard.sha256}.part", self._path(shard))
-                except BaseException:
-                    os.unlink(self.folder / f"{shard.sha256}.part")
-                    raise
+            while not self._path(shard).exists():
+                with self._claimed(part) as descriptor:
+                    if descriptor is not None:
+                        self._fill(descriptor, part, url, shard)
         except OSError as error:
             raise ConfigError(f"{self.folder}: cannot hold {url}: {error}") from None
+
+    @contextlib.contextmanager
+    def _claimed(self, part: Path) -> Iterator[int | None]:
+        """Give the descriptor of a part that is ours, or None when who had it is done with it."""
+        with self._alone():
+            descriptor = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
+            ours = _try_lock(descriptor)
+        try:
+            if not ours:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)  # waits
+            yield descriptor if ours else None
+        finally:
+            os.close(descriptor)
+
+    def _fill(self, descriptor: int, part: Path, url: str, shard: ShardEntry) -> None:
+        try:
+            if self._path(shard).exists():  # somebody else fetched it before we claimed the part
+                part.unlink()
+                return
+            os.truncate(descriptor, 0)  # what a killed process left counts no longer
+            self._make_room(descriptor, shard)
+            _download(url, shard, descriptor)
+            part.rename(self._path(shard))
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
     def _make_room(self, part: int, shard: ShardEntry) -> None:
         """Take the bytes of a shard out of the capacity, evicting what was not used for longest."""
         while True:
-            with _locked(self.folder / ".lock"):
+            with self._alone():
                 while self._used() + shard.bytes > self.capacity:
                     if not self._evict():
                         break
@@ -110,23 +136,36 @@ class ShardCache:
 
     def _used(self) -> int:
         used = 0
-        for path in self.folder.iterdir():
-            if path.suffix == ".part" and _is_abandoned(path):
-                path.unlink(missing_ok=True)
-            elif path.suffix in (".tar", ".part"):
-                with contextlib.suppress(FileNotFoundError):
-                    used += path.stat().st_size
+        for path in self._files():
+            if path.suffix == ".part" and _remove_abandoned(path):
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                used += path.stat().st_size
         return used
 
     def _evict(self) -> bool:
         """Remove the shard that was not used for longest; tell whether there was one."""
         ages = []
-        for path in self.folder.glob("*.tar"):
+        for path in self._files():
             with contextlib.suppress(FileNotFoundError):
-                ages.append((path.stat().st_mtime_ns, path))
+                if path.suffix == ".tar":
+                    ages.append((path.stat().st_mtime_ns, path))
         if ages:
             min(ages)[1].unlink(missing_ok=True)
         return bool(ages)
+
+    def _files(self) -> list[Path]:
+        return [path for path in self.folder.iterdir() if _OURS.fullmatch(path.name)]
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Wait until no other process changes the folder."""
+        descriptor = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
 
 def _download(url: str, shard: ShardEntry, part: int) -> None:
@@ -156,38 +195,24 @@ def _copy(url: str, length: int, part: int) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[int]:
-    """Create a file if need be, wait for its lock, and give its descriptor."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if _is_at(descriptor, path):  # else it was renamed or removed while we waited
-                yield descriptor
-                return
-        finally:
-            os.close(descriptor)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _is_abandoned(part: Path) -> bool:
-    """Tell whether whoever was fetching a shard is dead: nobody holds its lock."""
-    try:
-        descriptor = os.open(part, os.O_RDWR)
-    except FileNotFoundError:
-        return False
+def _try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    else:
+    return True
+
+
+def _remove_abandoned(part: Path) -> bool:
+    """Remove a part whose process is dead: nobody holds its lock; tell whether it is gone."""
+    try:
+        descriptor = os.open(part, os.O_RDWR)
+    except FileNotFoundError:
+        return True
+    try:
+        if not _try_lock(descriptor):
+            return False
+        part.unlink(missing_ok=True)
         return True
     finally:
         os.close(descriptor)

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from ..errors import ConfigError
+from ..errors import CocosegError, ConfigError
 from ..processes import loader_options
 from .config import ReadConfig
-from .plan import BatchLayout, Plan
+from .plan import ORDER, BatchLayout, Plan
 from .png import Mask
-from .reader import BadSample, Sample, ShardSet, good
+from .reader import Sample, ShardSet, good
 
 Transform = Callable[[NDArray[np.uint8], Mask], Any]
 
@@ -37,8 +37,9 @@ class ShardDataset(Dataset[Any]):
     path
         Folder or URL of shards, or several.
     transform
-        Called with image and mask; what it returns is the item. It must be picklable for workers
-        that are spawned, and its random numbers are its own affair.
+        Called with image and mask; what it returns is the item, of one size where items are to be
+        collated. `batches` with workers pickles it (no lambda); its random numbers are its own
+        affair.
     seed
         Of the order of `batches`.
     config
@@ -88,6 +89,10 @@ class ShardDataset(Dataset[Any]):
     def batches(self, batch_size: int, workers: int = 0) -> Iterator[Any]:
         """Yield this process's collated batches, without end, from where the data set stands.
 
+        Workers come from Python's fork server; if none runs yet, one is started in which Ctrl-C is
+        blocked and libraries have one thread each. A script needs its ``if __name__ ==
+        "__main__":``, as with any processes that are not forked.
+
         Under torchrun each process gets its part of every global batch (`batch_size` times the
         processes); an epoch has ``len(dataset)`` samples and may end inside a batch.
 
@@ -105,21 +110,23 @@ class ShardDataset(Dataset[Any]):
         """
         rank, world_size = (int(os.environ.get(*v)) for v in (("RANK", "0"), ("WORLD_SIZE", "1")))
         layout = BatchLayout(batch_size, world_size, accumulation_steps=1)
+        position = self._position
         loader: DataLoader[Any] = DataLoader(
-            _Ordered(self, self._position),
+            _Ordered(self, position),
             batch_sampler=layout.micro_batches(rank, range(sys.maxsize)),
             collate_fn=_collate,
             **loader_options(workers, __name__),
         )
         for batch in loader:
-            if isinstance(batch, BadSample):  # raised here: a worker's traceback would be the text
+            if isinstance(batch, CocosegError):  # raised here: a worker would add its traceback
                 raise batch
-            self._position += layout.global_batch
+            position += layout.global_batch
+            self._position = position
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Return where `batches` stands: after the batch that was yielded last."""
-        return {"position": self._position, "seed": self.plan.seed, "shards": self._digests}
+        return {"position": self._position, **self._identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let `batches` go on from a `state_dict`, with any batch size and number of processes.
@@ -127,15 +134,18 @@ class ShardDataset(Dataset[Any]):
         Raises
         ------
         ConfigError
-            If it is the state of other shards or of another seed.
+            If it is the state of other shards, of another seed, or of a version of cocoseg that
+            orders samples differently.
         """
-        if (state["shards"], state["seed"]) != (self._digests, self.plan.seed):
-            raise ConfigError("the state is of other shards, or of another seed")
+        if {name: state.get(name) for name in self._identity} != self._identity:
+            raise ConfigError("the state is of other shards, of another seed or another version")
         self._position = int(state["position"])
 
     @property
-    def _digests(self) -> list[str]:
-        return [shard.sha256 for manifest in self.shards.manifests for shard in manifest.shards]
+    def _identity(self) -> dict[str, Any]:
+        manifests = self.shards.manifests
+        digests = [shard.sha256 for manifest in manifests for shard in manifest.shards]
+        return {"shards": digests, "seed": self.plan.seed, "order": ORDER}
 
     def _item(self, sample: Sample) -> Any:
         if self.transform is None:
@@ -149,13 +159,13 @@ class _Ordered(Dataset[Any]):
     def __init__(self, dataset: ShardDataset, start: int) -> None:
         self.dataset, self.start = dataset, start
 
-    def __getitems__(self, positions: Sequence[int]) -> list[Any] | BadSample:
+    def __getitems__(self, positions: Sequence[int]) -> list[Any] | CocosegError:
         located = (self.dataset.plan.locate(self.start + position) for position in positions)
         try:
             return self.dataset.__getitems__([number for _, number in located])
-        except BadSample as bad:
-            return bad
+        except CocosegError as error:
+            return error
 
 
-def _collate(items: list[Any] | BadSample) -> Any:
-    return items if isinstance(items, BadSample) else default_collate(items)
+def _collate(items: list[Any] | CocosegError) -> Any:
+    return items if isinstance(items, CocosegError) else default_collate(items)

@@ -15,7 +15,7 @@ from .cache import ShardCache
 from .config import ReadConfig
 from .manifest import ShardEntry
 
-_OPEN_OBJECTS = 256  # of one folder and process: more than a plan keeps alive
+_OPEN_OBJECTS = 256  # of one folder and process: far more than a plan of equal shards uses
 
 
 class ShardFiles(Protocol):
@@ -56,14 +56,14 @@ class _LocalFiles:
         path = os.path.join(self.folder, shard.name)
         try:
             descriptor = os.open(path, os.O_RDONLY)  # 10 us; kept open, a replaced file lingers
+            try:
+                return os.pread(descriptor, length, start)
+            finally:
+                os.close(descriptor)
         except FileNotFoundError:
             raise DataError(f"{path}: the shard is missing") from None
-        try:
-            return os.pread(descriptor, length, start)
         except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-        finally:
-            os.close(descriptor)
+            raise DataError(f"{path}: the shard cannot be read: {error.strerror}") from None
 
     def discard(self, shard: ShardEntry) -> None:
         pass  # nothing is kept

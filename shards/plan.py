@@ -59,10 +59,10 @@ class Plan:
         return epoch, int(self._block(epoch, stream, block)[place if block else row])
 
     @property
-    def shards_alive(self) -> int:
-        """Shards, all of one size, that are read at a time at most: what a cache should hold."""
+    def samples_alive(self) -> int:
+        """Most samples in the shards that are read at a time: what a cache should hold."""
         spanned = self.block_shards + 2  # blocks and streams may begin and end inside a shard
-        return min(len(self.shard_sizes), self.streams * spanned)
+        return min(self.samples, self.streams * spanned * max(self.shard_sizes))
 
     @property
     def _block_length(self) -> int:
@@ -127,6 +127,10 @@ class BatchLayout:
     world_size: int
     accumulation_steps: int
     """Micro-batches an optimizer step."""
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.world_size, self.accumulation_steps) < 1:
+            raise ValueError("a batch has a sample at least, a run one process and one micro-batch")
 
     @property
     def global_batch(self) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import storage
-from ..errors import CocosegError, ConfigError, DataError
+from ..errors import CocosegError, ConfigError, DataError, StoreError
 from ..objectstore import ATTEMPTS, pause
 from ..taxonomy import Taxonomy
 from .config import ReadConfig
@@ -44,7 +44,7 @@ class Sample:
     image: NDArray[np.uint8]
     """RGB, shape (H, W, 3), turned as the mask is."""
     mask: Mask
-    """Train ids, shape (H, W)."""
+    """Train ids, shape (H, W): uint8, or uint16 beyond 254 classes."""
 
 
 class BadSample(DataError):
@@ -60,9 +60,9 @@ class BadSample(DataError):
         return BadSample, (self.shard, self.key, self.problem)
 
 
-def good(sample: Sample | BadSample) -> Sample:
+def good(sample: Sample | CocosegError) -> Sample:
     """Return a sample that was read, or raise what is wrong with it."""
-    if isinstance(sample, BadSample):
+    if isinstance(sample, CocosegError):
         raise sample
     return sample
 
@@ -142,7 +142,9 @@ class ShardSet:
         Raises
         ------
         BadSample
-            If its bytes cannot be had, differ from the manifest, or cannot be decoded.
+            If it is missing, differs from the manifest, or cannot be decoded.
+        StoreError, ConfigError
+            If the object store does not answer, or the cache has no room.
         """
         (sample,) = self.read_many([position])
         return good(sample)
@@ -154,10 +156,15 @@ class ShardSet:
         -------
         list
             For each position a `Sample`, or the `BadSample` that `read` would raise.
+
+        Raises
+        ------
+        StoreError, ConfigError
+            As `read`.
         """
-        places = [self._place(position) for position in positions]
+        places, bits = [self._place(position) for position in positions], self.taxonomy.bits
         return [
-            members if isinstance(members, BadSample) else place.decode(*members)
+            members if isinstance(members, BadSample) else place.decode(members, bits)
             for place, members in zip(places, self._fetch(places, ("image", "mask")), strict=True)
         ]
 
@@ -233,9 +240,11 @@ class _Place:
     def where(self) -> str:
         return f"{self.url}: sample {self.row.key}"
 
+    def problem(self, error: CocosegError) -> str:
+        return str(error).removeprefix(f"{self.where}: ").removeprefix(f"{self.url}: ")
+
     def bad(self, error: CocosegError) -> BadSample:
-        problem = str(error).removeprefix(f"{self.where}: ").removeprefix(f"{self.url}: ")
-        return BadSample(self.url, self.row.key, problem)
+        return BadSample(self.url, self.row.key, self.problem(error))
 
     def fetch(self, names: Sequence[str]) -> list[bytes] | BadSample:
         """Return members; from a store, what differs from the index is fetched again."""
@@ -245,20 +254,26 @@ class _Place:
                 return read_members(partial(self.files.read, self.shard), self.row, names)
             except Mismatch as mismatch:
                 bad = self.bad(mismatch)
-            except CocosegError as error:
+            except DataError as error:
                 return self.bad(error)
+            except StoreError as error:
+                raise StoreError(f"{self.where}: {self.problem(error)}") from None
             self.files.discard(self.shard)
             if attempt < attempts - 1:
                 pause(attempt)
         return bad
 
-    def decode(self, image: bytes, mask: bytes) -> Sample | BadSample:
+    def decode(self, members: Sequence[bytes], bits: int) -> Sample | BadSample:
+        """Decode image and mask; masks of `bits` bits, as other writers mix both kinds."""
+        image, mask = members
         try:
             pixels = decode_photo(image, self.row, self.where)
             train_ids = decode_mask(mask, self.where, expected=pixels.shape[:2])
         except DataError as error:
             return self.bad(error)
-        return Sample(self.row.key, pixels, train_ids)
+        if bits == 8:
+            return Sample(self.row.key, pixels, train_ids.astype(np.uint8, copy=False))
+        return Sample(self.row.key, pixels, train_ids.astype(np.uint16, copy=False))
 
 
 def read_members(

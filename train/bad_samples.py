@@ -1,6 +1,7 @@
 """Samples that a run could not have: every process knows of them, and stops with the others."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,8 @@ from .. import storage
 from ..errors import DataError
 from ..shards.reader import BadSample
 from .distributed import Group
+
+log = logging.getLogger(__name__)
 
 BAD_SAMPLES = "bad-samples.jsonl"
 _TOLD = 5  # bad samples that an error names
@@ -39,22 +42,36 @@ class BadSamples:
         DataError
             On every process, if there are more than `most`; names shards and keys.
         """
+        known = len(self._found)
         for one in (one for part in self.group.gather(list(bad)) for one in part):
             record = {"step": step, "shard": one.shard, "key": one.key, "problem": one.problem}
             self._found.setdefault((one.shard, one.key), record)
-        if self.group.leads:
-            lines = "".join(json.dumps(record) + "\n" for record in self._found.values())
-            storage.publish_bytes(storage.join(self.run, BAD_SAMPLES), lines.encode())
+        if self.group.leads and len(self._found) > known:
+            self.publish()
+            for record in list(self._found.values())[known:]:
+                log.warning("bad sample: %(shard)s: sample %(key)s: %(problem)s", record)
         if len(self._found) > self.most:
             told = [
                 f"  {one['shard']}: sample {one['key']}: {one['problem']}"
                 for one in list(self._found.values())[-_TOLD:]
             ]
             raise DataError(
-                f"{len(self._found)} samples are bad, train.max_bad is {self.most}:\n"
+                f"bad samples: {len(self._found)}, train.max_bad is {self.most}:\n"
                 + "\n".join(told)
                 + f"\nAll are listed in {storage.join(self.run, BAD_SAMPLES)}."
             )
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def publish(self) -> None:
+        """Write the list; without bad samples there is none."""
+        url = storage.join(self.run, BAD_SAMPLES)
+        if self._found:
+            lines = "".join(json.dumps(record) + "\n" for record in self._found.values())
+            storage.publish_bytes(url, lines.encode())
+        else:
+            storage.remove(url)
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Return what a checkpoint keeps."""

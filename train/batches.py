@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from ..errors import CocosegError
 from ..processes import loader_options
 from ..shards.plan import BatchLayout, Plan
 from ..shards.reader import BadSample, Sample, ShardSet
 from .augment import TrainingTransform
 from .config import AugmentConfig
-
-_STAND_INS = 64  # samples that are tried for the picture of a bad one
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,9 @@ class MicroBatch:
     weights: tuple[int, ...]
     """1, or 0 for a slot from which nothing is learnt: behind the end of the run, or bad."""
     bad: tuple[BadSample, ...] = ()
-    """What could not be had."""
+    """Samples that could not be had."""
+    failure: CocosegError | None = None
+    """Why none could be read: the store does not answer, the cache has no room."""
 
     def pin_memory(self) -> "MicroBatch":
         """Move to page-locked memory; called by the loader where a GPU waits."""
@@ -64,13 +65,25 @@ class TrainingSamples(Dataset[MicroBatch]):
         self._transform: TrainingTransform | None = None
 
     def __getitems__(self, positions: Sequence[int]) -> MicroBatch:
-        """Read a micro-batch; a bad sample is one of its slots, never an exception."""
+        """Read a micro-batch; what goes wrong is told in it, as all processes must hear of it.
+
+        A bad sample's slot shows another picture of the micro-batch, for the batch norms.
+        """
         located = [self.plan.locate(position) for position in positions]
-        read = self.shards.read_many([number for _, number in located])
+        try:
+            read = self.shards.read_many([number for _, number in located])
+        except CocosegError as error:
+            return self._failed(len(positions), error)
+        good = [sample for sample in read if isinstance(sample, Sample)]
         images, masks, weights = [], [], []
-        for position, place, sample in zip(positions, located, read, strict=True):
-            counts = not isinstance(sample, BadSample) and (self.end is None or position < self.end)
-            shown = self._stand_in(position) if isinstance(sample, BadSample) else sample
+        for slot, (position, place, sample) in enumerate(
+            zip(positions, located, read, strict=True)
+        ):
+            counts = isinstance(sample, Sample) and (self.end is None or position < self.end)
+            if isinstance(sample, BadSample):
+                shown = good[slot % len(good)] if good else None
+            else:
+                shown = sample
             image, mask = self._augmented(shown, *place)
             if not counts:
                 mask = np.full_like(mask, self.shards.taxonomy.ignore_index)
@@ -98,13 +111,10 @@ class TrainingSamples(Dataset[MicroBatch]):
         image, mask = self._transform(sample.image, sample.mask, int(seed))
         return image, mask.astype(self._mask_type, copy=False)
 
-    def _stand_in(self, position: int) -> Sample | None:
-        """Return the next good sample of the plan: the batch norms see a picture all the same."""
-        for following in range(position + 1, position + 1 + _STAND_INS):
-            (sample,) = self.shards.read_many([self.plan.locate(following)[1]])
-            if isinstance(sample, Sample):
-                return sample
-        return None
+    def _failed(self, count: int, error: CocosegError) -> MicroBatch:
+        image, mask = (torch.from_numpy(one) for one in self._augmented(None, 0, 0))
+        images, masks = default_collate([image] * count), default_collate([mask] * count)
+        return MicroBatch(images, masks, ("",) * count, (0,) * count, failure=error)
 
     @property
     def _mask_type(self) -> type[np.uint8] | type[np.int32]:

@@ -1,7 +1,7 @@
 """One process or many: torchrun's environment and the few collectives that are used."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..errors import CocosegError
 from ..model.device import pick_device
 
 Value = TypeVar("Value")
@@ -54,6 +55,11 @@ class Group:
         values: list[Value] = [value] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def stop_for(self, failures: Sequence[CocosegError]) -> None:
+        """Raise on every process what failed on any; all processes call it together."""
+        for failure in (one for part in self.gather(list(failures)) for one in part):
+            raise failure
 
     def share_buffers(self, network: nn.Module) -> None:
         """Give every process rank 0's batch norm statistics."""

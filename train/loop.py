@@ -21,15 +21,16 @@ from tqdm import tqdm
 
 from .. import storage
 from ..config import to_yaml
-from ..errors import CocosegError, ConfigError, DataError
+from ..errors import CocosegError, ConfigError
 from ..metrics import Scores
 from ..model.config import ModelConfig
 from ..model.preprocess import Preprocess, upsample
 from ..model.score import predict_plain, score
 from ..model.weights import load_network, start_network
 from ..processes import keep_freed_memory
+from ..shards.manifest import ShardEntry
 from ..shards.plan import ORDER, BatchLayout, Plan, evaluation_batches, steps_for
-from ..shards.reader import BadSample, ShardSet
+from ..shards.reader import ShardSet
 from .bad_samples import BadSamples
 from .batches import MicroBatch, TrainingSamples, micro_batches
 from .checkpoint import Checkpoint, load_newest, point, prune, save_checkpoint
@@ -81,17 +82,16 @@ class RunPlan:
     @property
     def cache_bytes(self) -> int:
         """Bytes that a cache of remote shards should hold: each is then fetched once an epoch."""
-        sizes = (
-            shard.bytes
-            for folder, manifest in zip(self.shards.folders, self.shards.manifests, strict=True)
-            if storage.is_remote(folder)
-            for shard in manifest.shards
-        )
-        return sum(sorted(sizes, reverse=True)[: self.plan.shards_alive])
+        if self.shards.config.remote != "cache":
+            return 0
+        training = _remote_shards(self.shards)
+        densest = max((shard.bytes / max(1, shard.samples) for shard in training), default=0)
+        alive = min(sum(shard.bytes for shard in training), int(self.plan.samples_alive * densest))
+        return alive + sum(shard.bytes for shard in _remote_shards(self.val_shards))
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``--dry-run`` prints."""
-        cached = self.cache_bytes if self.shards.config.remote == "cache" else 0
+        cached = self.cache_bytes
         return {
             "training_samples": len(self.shards),
             "validation_samples": len(self.val_shards) if self.val_shards else 0,
@@ -116,6 +116,8 @@ class RunResult:
     step: int
     best_step: int | None
     best_miou: float | None
+    bad_samples: int = 0
+    """Left out; see ``train.max_bad``."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary that the command prints."""
@@ -124,6 +126,7 @@ class RunResult:
             "steps": self.step,
             "best_step": self.best_step,
             "best_val_mIoU": self.best_miou,
+            "bad_samples": self.bad_samples,
             "checkpoint": storage.join(self.save_dir, "last" if self.best_step is None else "best"),
         }
 
@@ -156,7 +159,7 @@ def plan_run(train: TrainConfig, model: ModelConfig) -> RunPlan:
     total = train.max_steps or steps_for(train.epochs, len(shards), layout.global_batch)
     end = None if train.max_steps else max(1, math.ceil(train.epochs * len(shards)))
     val_every = train.val_every or steps_for(1, len(shards), layout.global_batch)
-    return RunPlan(
+    plan = RunPlan(
         shards=shards,
         val_shards=val_shards,
         plan=Plan(shards.shard_sizes, train.seed, train.streams, train.block_shards),
@@ -166,6 +169,36 @@ def plan_run(train: TrainConfig, model: ModelConfig) -> RunPlan:
         val_every=val_every,
         checkpoint_every=train.checkpoint_every or val_every,
     )
+    _check_cache(plan, train)
+    return plan
+
+
+def _check_cache(plan: RunPlan, train: TrainConfig) -> None:
+    """Refuse a cache that cannot hold a shard, and warn of one that will hold too few."""
+    remote = (*_remote_shards(plan.shards), *_remote_shards(plan.val_shards))
+    largest = max((shard.bytes for shard in remote), default=0)
+    if train.remote == "cache" and largest > train.cache_bytes:
+        raise ConfigError(
+            f"train.cache_bytes is {train.cache_bytes:,}, and there is a shard of {largest:,} "
+            "bytes: raise it, or read ranges (train.remote: range)"
+        )
+    if plan.cache_bytes > train.cache_bytes and os.environ.get("RANK", "0") == "0":
+        log.warning(
+            "train.cache_bytes is %s, the order of samples wants %s at a time: shards will be "
+            "fetched more than once an epoch",
+            f"{train.cache_bytes:,}",
+            f"{plan.cache_bytes:,}",
+        )
+
+
+def _remote_shards(shards: ShardSet | None) -> list[ShardEntry]:
+    folders = zip(shards.folders, shards.manifests, strict=True) if shards else ()
+    return [
+        shard
+        for folder, manifest in folders
+        if storage.is_remote(folder)
+        for shard in manifest.shards
+    ]
 
 
 def run(
@@ -279,6 +312,7 @@ class _Trainer:
                 storage.join(run_folder, "config.yaml"), to_yaml(sections).encode()
             )
             trainer.journal = Journal(run_folder, trainer.step)
+            trainer.bad.publish()
             trainer.introduce(model)
         return trainer
 
@@ -302,14 +336,6 @@ class _Trainer:
             self.plan.total_steps,
             start,
         )
-        needed, most = told.get("cache_bytes_needed", 0), self.config.cache_bytes
-        if needed > most:
-            log.warning(
-                "train.cache_bytes is %d, the order of samples wants %d at a time: shards will be "
-                "fetched more than once an epoch",
-                most,
-                needed,
-            )
 
     def restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
@@ -385,10 +411,11 @@ class _Trainer:
         ]
         counts = torch.stack([step_counts(masks, ignore_index) for _, masks in moved]).sum(dim=0)
         bad = [one for batch in batches for one in batch.bad]
-        pixels, images, bad_ones = self.group.sum(
-            torch.cat((counts, counts.new_tensor([len(bad)])))
-        )
-        if bad_ones:
+        failures = [batch.failure for batch in batches if batch.failure is not None]
+        wrong = counts.new_tensor([len(bad) + len(failures)])
+        pixels, images, wrong = self.group.sum(torch.cat((counts, wrong)))
+        if wrong:
+            self.group.stop_for(failures)
             self.bad.note(self.step, bad)
         total = torch.zeros((), dtype=torch.float64, device=device)
         for i, (photos, masks) in enumerate(moved):
@@ -443,7 +470,8 @@ class _Trainer:
         )
         self.group.share_buffers(self.network)
         self.network.eval()
-        matrix, problem = None, None
+        matrix = None
+        failures: list[CocosegError] = []
         try:
             matrix = score(
                 lambda images: predict_plain(self.network, self.preprocess, images),
@@ -451,11 +479,10 @@ class _Trainer:
                 batches,
                 self.config.workers,
             )
-        except BadSample as bad:
-            problem = str(bad)
-        problems = [one for one in self.group.gather(problem) if one]
-        if problems or matrix is None:
-            raise DataError("\n".join(problems))
+        except CocosegError as error:
+            failures.append(error)
+        self.group.stop_for(failures)
+        assert matrix is not None
         self.network.train()
         summed = self.group.sum(torch.from_numpy(matrix).to(self.group.device))
         scores = Scores.from_confusion(summed.cpu().numpy())
@@ -501,7 +528,9 @@ class _Trainer:
             self.journal.close()
 
     def result(self) -> RunResult:
-        return RunResult(str(self.config.save_dir), self.step, self.best_step, self.best_miou)
+        return RunResult(
+            str(self.config.save_dir), self.step, self.best_step, self.best_miou, len(self.bad)
+        )
 
 
 def _checkpoint_to_resume(config: TrainConfig, run_folder: str) -> Checkpoint | None:

@@ -124,8 +124,27 @@ def test_the_longest_unused_goes_first(store, url, entries, tmp_path):
 
 
 def test_a_shard_larger_than_the_capacity_is_told(url, tmp_path):
-    with pytest.raises(BadSample, match=r"more than the cache may hold \(1,000\): raise"):
+    with pytest.raises(ConfigError, match=r"more than the cache may hold \(1,000\): raise"):
         open_set(url, tmp_path, cache_bytes=1000).read(0)
+
+
+def test_files_of_others_in_the_folder_are_let_be(url, tmp_path):
+    others = {"backup.tar": b"x" * 30_000, "download.part": b"y" * 30_000, "a.npy": b"z" * 30_000}
+    for name, content in others.items():
+        (tmp_path / name).write_bytes(content)
+    open_set(url, tmp_path, cache_bytes=25_000).read_many([0, 3, 6, 0])
+    assert {name: (tmp_path / name).read_bytes() for name in others} == others
+    assert len(list(tmp_path.glob("*.tar"))) == 2  # one of them is ours
+
+
+@pytest.mark.long
+def test_processes_that_fetch_and_evict_without_end_never_fail(url, entries, tmp_path):
+    capacity = max(size for size, _ in entries.values())  # one shard at a time
+    orders = [
+        [3 * (step * stride + start) % 8 for step in range(300)]
+        for start, stride in ((0, 1), (1, 1), (2, 1), (0, 2), (1, 2))
+    ]
+    join(*processes(url, tmp_path, orders, cache_bytes=capacity))
 
 
 @pytest.mark.parametrize("damage", ["a bit", "cut", "empty"])
@@ -201,7 +220,7 @@ def test_a_full_disk_evicts_first_and_is_told_then(store, url, entries, tmp_path
     assert [shards.read(position).key for position in (0, 3, 6)]
     assert len(list(tmp_path.glob("*.tar"))) == 1
     room[0] = 0
-    with pytest.raises(BadSample, match="No space left on device"):
+    with pytest.raises(ConfigError, match="No space left on device"):
         shards.read(0)
     assert list(tmp_path.glob("*.part")) == []
 

@@ -96,7 +96,7 @@ def test_it_goes_on_exactly_from_its_state_with_any_batch_size(path, done, batch
 def test_the_state_of_other_shards_or_another_seed_is_refused(path, golden):
     state = ShardDataset(path).state_dict()
     for other in (ShardDataset(path, seed=1), ShardDataset(str(golden.shards("val")))):
-        with pytest.raises(ConfigError, match="other shards, or of another seed"):
+        with pytest.raises(ConfigError, match="other shards, of another seed"):
             other.load_state_dict(state)
 
 

@@ -41,8 +41,8 @@ def assert_same(samples, truth):
         assert np.array_equal(sample.mask, true.mask)
 
 
-def read_all(store, url, config, rule, phase):
-    """Read every sample; the fault lies in wait where `phase` says."""
+def read_all(store, url, config, rule, phase, samples):
+    """Read every sample into `samples`; the fault lies in wait where `phase` says."""
     if phase == "manifest":
         rule.path = "manifest.json"
         store.proxy.rules.append(rule)
@@ -50,19 +50,19 @@ def read_all(store, url, config, rule, phase):
     if phase == "first":
         rule.path = r"\.tar"
         store.proxy.rules.append(rule)
-    samples = shards.read_many([0, 1])
+    samples += shards.read_many([0, 1])
     if phase == "later":
         rule.path = r"\.tar"
         store.proxy.rules.append(rule)
-    return samples + shards.read_many(range(2, 8))
+    samples += shards.read_many(range(2, 8))
 
 
 def check(cell, store, url, truth, tmp_path):
     fault, phase, mode, lasting = cell
     rule = Rule(fault, times=None if lasting else 1)
-    told = []
+    samples, told = [], []
     try:
-        samples = read_all(store, url, config(mode, tmp_path), rule, phase)
+        read_all(store, url, config(mode, tmp_path), rule, phase, samples)
         told = [str(sample) for sample in samples if isinstance(sample, BadSample)]
     except CocosegError as error:
         told = [str(error)]
@@ -76,8 +76,6 @@ def check(cell, store, url, truth, tmp_path):
             assert all(".tar: sample 000000000" in text for text in told), told
     else:
         assert told == []
-    if phase == "manifest" and told:
-        return "a clear end"
     good = [(i, one) for i, one in enumerate(samples) if not isinstance(one, BadSample)]
     assert_same([one for _, one in good], [truth[i] for i, _ in good])
     return "a clear end" if told else "all of the data"
@@ -250,3 +248,31 @@ def test_an_index_that_arrives_corrupt_is_fetched_again(store, url, truth, tmp_p
     else:
         with pytest.raises(CocosegError, match=r"index\.npy: differs from the manifest"):
             ShardSet([url], config=config("cache", tmp_path))
+
+
+@pytest.mark.parametrize("max_bad", [0, 100])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_store_that_dies_ends_training_soon(store, url, tmp_path, run_cocoseg, mode, max_bad):
+    store.proxy.rules.append(Rule("500", r"\.tar", times=None, skip=2))
+    ran = run_cocoseg(
+        *("train", "--shards", url, "--output", tmp_path / "run", "--set=train.device=cpu"),
+        *("--set=model.name=segformer-tiny", "--set=model.input_size=32"),
+        *("--set=train.workers=0", "--set=train.max_steps=20", f"--set=train.max_bad={max_bad}"),
+        *(f"--set=train.cache_dir={tmp_path / 'cache'}", f"--set=train.remote={mode}"),
+    )
+    assert ran.code == 1
+    assert ": cannot be read: " in ran.err
+    assert "Traceback" not in ran.err
+    assert len(store.proxy.requests) < 20 * objectstore.ATTEMPTS
+
+
+def test_a_cache_too_small_is_told_before_training(store, url, tmp_path, run_cocoseg):
+    command = ("train", "--shards", url, "--output", tmp_path / "run", "--dry-run")
+    settings = f"--set=train.cache_dir={tmp_path / 'cache'}"
+    ran = run_cocoseg(*command, settings, "--set=train.cache_bytes=10KB")
+    assert (ran.code, ran.out) == (2, "")
+    assert "there is a shard of 20,480 bytes" in ran.err
+    ran = run_cocoseg(*command, settings, "--set=train.cache_bytes=30KB")
+    assert ran.code == 0
+    assert "the order of samples wants 51,200 at a time" in ran.err
+    assert "cache bytes needed" in ran.out

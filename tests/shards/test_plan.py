@@ -145,22 +145,18 @@ def test_a_block_keeps_few_shards_alive_in_each_stream():
             assert len(shards) <= block_shards + 1  # streams may begin inside a shard
 
 
-@given(st.data())
-def test_no_more_shards_are_alive_than_it_says(data):
-    numbers = (data.draw(st.integers(1, most)) for most in (20, 9, 6, 4))
-    shards, size, streams, block_shards = numbers
-    last_size = data.draw(st.integers(1, size))  # as prepare cuts them
-    plan = Plan([size] * (shards - 1) + [last_size], 0, streams, block_shards)
+@given(plans())
+def test_no_more_samples_are_alive_than_it_says(plan):
     owner = [shard for shard, size in enumerate(plan.shard_sizes) for _ in range(size)]
     first, last = {}, {}
     for place, sample in enumerate(epoch_of(plan, 1)):
         first.setdefault(owner[sample], place)
         last[owner[sample]] = place
     alive = [
-        sum(first[shard] <= place <= last[shard] for shard in first)
+        sum(plan.shard_sizes[shard] for shard in first if first[shard] <= place <= last[shard])
         for place in range(plan.samples)
     ]
-    assert max(alive) <= plan.shards_alive
+    assert max(alive) <= plan.samples_alive
 
 
 def test_the_order_never_changes_between_versions():

@@ -9,7 +9,10 @@ import tarfile
 import numpy as np
 import pytest
 from cocoseg.errors import ConfigError, DataError
-from cocoseg.shards.reader import ShardSet
+from cocoseg.prepare.adopt import index_shards
+from cocoseg.prepare.config import IndexConfig
+from cocoseg.shards.reader import BadSample, ShardSet
+from PIL import Image
 
 
 def folders(golden):
@@ -85,6 +88,33 @@ def test_a_missing_shard_is_an_error_where_it_is_read(copied):
     with pytest.raises(DataError, match=r"shard-000000\.tar: sample \d+: the shard is missing"):
         shards.read(0)
     assert shards.read(3).mask.any()
+
+
+def test_a_shard_that_cannot_be_opened_is_an_error_of_its_samples(copied):
+    path = copied / "shard-000000.tar"
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(BadSample, match=r"shard-000000\.tar: sample \d+: the shard cannot be read"):
+        ShardSet([str(copied)]).read(0)
+
+
+def test_masks_of_both_depths_are_read_alike(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, kind in (("a", np.uint8), ("b", np.uint16)):
+            for name, pixels in (
+                ("jpg", np.zeros((3, 4), np.uint8)),
+                ("png", np.ones((3, 4), kind)),
+            ):
+                buffer = io.BytesIO()
+                Image.fromarray(pixels).save(buffer, "JPEG" if name == "jpg" else "PNG")
+                info = tarfile.TarInfo(f"{key}.{name}")
+                info.size = buffer.tell()
+                buffer.seek(0)
+                tar.addfile(info, buffer)
+    index_shards(str(tmp_path), IndexConfig(classes="coco", workers=1))
+    masks = [sample.mask for sample in ShardSet([str(tmp_path)]).read_many([0, 1])]
+    assert [mask.dtype for mask in masks] == [np.uint8, np.uint8]
+    assert np.array_equal(masks[0], masks[1])
 
 
 def test_a_shard_cut_at_a_member_boundary_is_an_error(copied, stored):
