@@ -87,11 +87,13 @@ def _installed() -> Iterator[str]:
 def _job(name: str, job: str, root: Path, *options: object) -> dict[str, Any]:
     """Let one loader do one job in a process of its own."""
     python = os.environ["COCOSEG_PEERS"] if name in _PEERS else sys.executable
+    private = root / "private"  # peers keep caches in these, and clear them
+    private.mkdir(exist_ok=True)
     command = [python, "-m", "stream.reader", name, job, root, *options]
     done = subprocess.run(
         [str(part) for part in command],
         cwd=_BENCHMARKS,
-        env=os.environ | {"HOME": str(root), "TMPDIR": str(root)},  # peers keep caches there
+        env=os.environ | {"HOME": str(private), "TMPDIR": str(private)},
         capture_output=True,
         text=True,
     )
