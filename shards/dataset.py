@@ -1,10 +1,7 @@
 """Shards for other people's training code: a plain map-style PyTorch data set.
 
-dataset = ShardDataset("shards/train", transform=crop)    # len(dataset), dataset[7]
-dataset.load_state_dict(saved)                            # only to go on where a run stopped
-for images, masks in dataset.batches(8, workers=4):       # endless; exact under torchrun
-...
-saved = dataset.state_dict()
+`batches` is endless, exact under torchrun, and goes on where a `state_dict` was taken; see
+docs/streaming.md.
 """
 
 import os

@@ -35,6 +35,7 @@ class Plan:
     block_shards: int = 4
     """Shards whose samples are permuted together; K times as many are alive at once."""
     _starts: NDArray[np.int64] = field(init=False, repr=False)
+    _block_length: int = field(init=False, repr=False)
     _layouts: "OrderedDict[int, _Layout]" = field(init=False, repr=False)
     _blocks: "OrderedDict[tuple[int, int, int], NDArray[np.int64]]" = field(init=False, repr=False)
 
@@ -45,6 +46,7 @@ class Plan:
         self._layouts, self._blocks = OrderedDict(), OrderedDict()
         if self.samples < 1:
             raise ValueError("there are no samples")
+        self._block_length = self.block_shards * max(self.shard_sizes)
 
     @property
     def samples(self) -> int:
@@ -63,10 +65,6 @@ class Plan:
         """Most samples in the shards that are read at a time: what a cache should hold."""
         spanned = self.block_shards + 2  # blocks and streams may begin and end inside a shard
         return min(self.samples, self.streams * spanned * max(self.shard_sizes))
-
-    @property
-    def _block_length(self) -> int:
-        return max(1, self.block_shards * max(self.shard_sizes))
 
     def _lead(self, stream: int) -> int:
         """Return how many samples the first block of a stream is shorter than the others.
