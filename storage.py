@@ -5,6 +5,7 @@ an object is put in one request. Folders on object stores are just prefixes.
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import mmap
@@ -289,12 +290,25 @@ def _scratch(url: str, pid: int | None) -> tuple[str, str]:
 
 
 def make_folder(url: str) -> None:
-    """Create a local folder and its parents; object stores need none."""
+    """Create a local folder and its parents; object stores need none.
+
+    Raises
+    ------
+    ConfigError
+        If something else bears the name.
+    FileNotFoundError
+        If a folder of the path vanishes meanwhile.
+    """
     if is_remote(url):
         return
+    path = _local(url)
     try:
-        os.makedirs(_local(url), exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
+        os.makedirs(path, exist_ok=True)
+    except NotADirectoryError:
+        raise ConfigError(f"{url}: is not a folder") from None
+    except FileExistsError:
+        if not os.path.lexists(path):  # it was there a moment ago
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
         raise ConfigError(f"{url}: is not a folder") from None
 
 

@@ -141,6 +141,23 @@ def test_a_folder_where_a_file_is_wanted_and_the_other_way_round(tmp_path):
             storage.make_folder(str(path))
 
 
+def test_a_folder_that_vanishes_while_it_is_made_is_a_fault_and_no_usage_error(
+    tmp_path, monkeypatch
+):
+    path, mkdir = tmp_path / "shards", os.mkdir
+    path.mkdir()
+
+    def vanishes(name, *args, **kwargs):
+        if name == str(path):
+            path.rename(tmp_path / "elsewhere")
+            raise FileExistsError(name)  # what mkdir found a moment before
+        mkdir(name, *args, **kwargs)
+
+    monkeypatch.setattr(os, "mkdir", vanishes)
+    with pytest.raises(FileNotFoundError):
+        storage.make_folder(str(path))
+
+
 def test_an_unknown_kind_of_url_is_a_usage_error():
     with pytest.raises(ConfigError, match="nonsense://x"):
         storage.read_bytes("nonsense://x/y")
