@@ -57,14 +57,36 @@ class TrainConfig(ReadConfig):
     """Loader processes for each training process; 0 loads in the training process."""
     loss_type: Literal["ce", "dice", "ce_dice", "focal"] = "ce_dice"
     """Cross entropy, Dice, their sum, or focal loss (gamma 2)."""
-    optimizer: Literal["adamw"] = "adamw"
-    """AdamW."""
+    class_weights: Literal["none", "auto"] | tuple[NonNegativeFloat, ...] = "none"
+    """Weights of the classes in cross entropy and focal loss, by train id; 'auto' derives them from
+    the training shards' pixel counts."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target in cross entropy that is spread evenly over all classes."""
+    ohem: float = Field(1.0, gt=0, le=1)
+    """Share of an image's valid pixels, the hardest, that cross entropy learns from; 1 is all."""
+    rare_class_sampling: float = Field(0.0, ge=0, lt=1)
+    """Images with a class that fewer than this share of the images have are shown more often in an
+    epoch (see docs/order.md); 0 shows each once."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with Nesterov momentum."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Of SGD."""
     learning_rate: PositiveFloat = 6e-4
     """Peak learning rate of the decode head."""
     backbone_lr_ratio: NonNegativeFloat = 0.1
     """Learning rate of the backbone, relative to the head's."""
+    freeze_backbone: bool = False
+    """Train the decode head alone."""
+    freeze_batch_norm: bool = False
+    """Keep the batch norms' statistics as they were loaded."""
     weight_decay: NonNegativeFloat = 0.01
-    """Decoupled weight decay of matrices and convolutions; norms and biases have none."""
+    """Weight decay (decoupled in AdamW) of matrices and convolutions; norms, biases and what
+    `no_weight_decay` names have none."""
+    no_weight_decay: tuple[str, ...] = ()
+    """Patterns of further parameter names without decay, such as '*.patch_embeddings.*'."""
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    """Decay of an exponential moving average of the weights, which is then what is scored, saved
+    and exported; 0 keeps none."""
     scheduler: Literal["poly"] = "poly"
     """Linear warmup, then (1 - progress) ** power, by optimizer step."""
     power: PositiveFloat = 1.0
@@ -74,11 +96,21 @@ class TrainConfig(ReadConfig):
     clip_grad_norm: NonNegativeFloat = 0.0
     """Largest norm of the gradient; 0 does not clip."""
     use_amp: bool = True
-    """Mixed precision on a GPU (a CPU always computes in float32)."""
+    """Mixed precision; see `amp_dtype`."""
     amp_dtype: Literal["auto", "bfloat16", "float16"] = "auto"
-    """Precision of `use_amp`: bfloat16 where the GPU has it, else float16 with loss scaling."""
+    """Precision of `use_amp`: 'auto' is bfloat16 where a GPU has it, float16 with loss scaling on
+    other GPUs, and float32 on a CPU."""
+    channels_last: bool = False
+    """Keep convolutions' tensors in the channels-last memory format."""
+    compile: bool = False
+    """Compile the network with torch.compile; pays off in long runs on a GPU."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
     sync_batchnorm: bool = True
     """Synchronise batch norm over GPUs; plain batch norm on a CPU, which has no other."""
+    max_skipped: NonNegativeInt = 5
+    """Steps in a row whose loss may be no finite number: nothing is learnt from them; one more ends
+    the run."""
     max_bad: NonNegativeInt = 0
     """Samples that may turn out damaged: nothing is learnt from them, and bad-samples.jsonl lists
     them; one more ends the run."""
@@ -96,7 +128,11 @@ class TrainConfig(ReadConfig):
     """Steps between lines of metrics.jsonl and TensorBoard."""
     keep_last: PositiveInt = 3
     """Newest checkpoints to keep, besides 'best' and 'last'."""
-    monitor: Literal["val_mIoU"] = "val_mIoU"
-    """The score whose best checkpoint is 'best'."""
+    monitor: Literal["val_mIoU", "val_mIoU_foreground"] = "val_mIoU"
+    """The score whose best checkpoint is 'best': with or without background."""
+    patience: NonNegativeInt = 0
+    """Validations without a better score after which training ends early; 0 never does."""
+    pictures: NonNegativeInt = 4
+    """Validation pictures in TensorBoard: image, truth and prediction."""
     device: str = "auto"
     """'auto' (a GPU where there is one), 'cpu', 'cuda' …"""
