@@ -1,6 +1,6 @@
 """From the plan to micro-batches: what each rank reads, in which order, and how it is collated."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,9 @@ from ..shards.reader import BadSample, Sample, ShardSet
 from .augment import TrainingTransform
 from .config import AugmentConfig
 
+Denominators = Callable[[NDArray[np.integer]], tuple[float, float]]
+"""Mask (H, W) → what one image adds to a loss's divisors of pixels and of images."""
+
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
@@ -29,6 +32,8 @@ class MicroBatch:
     keys: tuple[str, ...]
     weights: tuple[int, ...]
     """1, or 0 for a slot from which nothing is learnt: behind the end of the run, or bad."""
+    denominators: tuple[float, float] = (0.0, 0.0)
+    """What the loss's sums over pixels and over images are divided by: the sums of the samples."""
     bad: tuple[BadSample, ...] = ()
     """Samples that could not be had."""
     failure: CocosegError | None = None
@@ -47,6 +52,9 @@ class TrainingSamples(Dataset[MicroBatch]):
     end
         Positions from here on are fillers: they show their picture, for the batch norms, and their
         mask is all ignored. None: the sequence has no end.
+    denominators
+        What a mask, as it is trained on, adds to the divisors of the loss; must be picklable. None:
+        not asked for, and 0.
     """
 
     def __init__(
@@ -56,12 +64,14 @@ class TrainingSamples(Dataset[MicroBatch]):
         augment: AugmentConfig,
         input_size: int,
         end: int | None = None,
+        denominators: Denominators | None = None,
     ) -> None:
         self.shards = shards
         self.plan = plan
         self.augment = augment
         self.input_size = input_size
         self.end = end
+        self.denominators = denominators
         self._transform: TrainingTransform | None = None
 
     def __getitems__(self, positions: Sequence[int]) -> MicroBatch:
@@ -76,6 +86,7 @@ class TrainingSamples(Dataset[MicroBatch]):
             return self._failed(len(positions), error)
         good = [sample for sample in read if isinstance(sample, Sample)]
         images, masks, weights = [], [], []
+        over_pixels, over_images = 0.0, 0.0
         for slot, (position, place, sample) in enumerate(
             zip(positions, located, read, strict=True)
         ):
@@ -87,6 +98,9 @@ class TrainingSamples(Dataset[MicroBatch]):
             image, mask = self._augmented(shown, *place)
             if not counts:
                 mask = np.full_like(mask, self.shards.taxonomy.ignore_index)
+            if self.denominators is not None:
+                of_pixels, of_image = self.denominators(mask)
+                over_pixels, over_images = over_pixels + of_pixels, over_images + of_image
             images.append(torch.from_numpy(image))
             masks.append(torch.from_numpy(mask))
             weights.append(int(counts))
@@ -95,6 +109,7 @@ class TrainingSamples(Dataset[MicroBatch]):
             default_collate(masks),
             tuple(sample.key for sample in read),
             tuple(weights),
+            (over_pixels, over_images),
             tuple(sample for sample in read if isinstance(sample, BadSample)),
         )
 

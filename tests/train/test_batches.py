@@ -113,6 +113,28 @@ def test_slots_behind_the_end_show_their_picture_and_teach_nothing(
     assert (cut.masks[6:] == 255).all()
 
 
+def valid_pixels_and_images(mask: np.ndarray) -> tuple[float, float]:
+    assert mask.shape == (SIZE, SIZE)
+    valid = float((mask != 255).sum())
+    return valid / 2, float(valid > 0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_micro_batch_tells_what_its_losses_are_divided_by(
+    samples: TrainingSamples, workers: int
+) -> None:
+    counting = TrainingSamples(
+        samples.shards, samples.plan, samples.augment, SIZE, 6, valid_pixels_and_images
+    )
+    layout = BatchLayout(batch_size=4, world_size=1, accumulation_steps=1)
+    for step in steps_of(counting, layout, 0, 0, 3, workers):
+        (batch,) = step
+        valid = (batch.masks.numpy() != 255).reshape(4, -1).sum(axis=1)
+        assert batch.denominators == (valid.sum() / 2, (valid > 0).sum())
+    assert batch.denominators == (0, 0)  # fillers alone
+    assert samples.__getitems__([0]).denominators == (0, 0)  # nobody asked
+
+
 def test_a_bad_sample_is_a_slot_of_weight_0_that_shows_another_picture(
     samples: TrainingSamples, golden: Any, tmp_path: Path
 ) -> None:
@@ -124,7 +146,9 @@ def test_a_bad_sample_is_a_slot_of_weight_0_that_shows_another_picture(
     content = bytearray(path.read_bytes())
     content[row.offsets[0] + 5] ^= 1
     path.write_bytes(content)
-    damaged = TrainingSamples(shards, samples.plan, samples.augment, SIZE)
+    damaged = TrainingSamples(
+        shards, samples.plan, samples.augment, SIZE, denominators=valid_pixels_and_images
+    )
     batch, whole = damaged.__getitems__(range(8)), samples.__getitems__(range(8))
     assert batch.keys == whole.keys
     assert batch.weights == tuple(int(i != 3) for i in range(8))
@@ -132,6 +156,7 @@ def test_a_bad_sample_is_a_slot_of_weight_0_that_shows_another_picture(
     assert (batch.masks[3] == 255).all()
     assert batch.images[3].float().std() > 1  # no blank: the batch norms see it
     others = [i for i in range(8) if i != 3]
+    assert batch.denominators == ((whole.masks[others] != 255).sum() / 2, 7)
     assert torch.equal(batch.images[others], whole.images[others])
     assert torch.equal(batch.masks[others], whole.masks[others])
 
