@@ -101,11 +101,11 @@ class ShardSet:
         self.folders = tuple(folders)
         self.config = config or ReadConfig()
         self.manifests: tuple[Manifest, ...] = tuple(read_manifest(folder) for folder in folders)
-        self._indices: tuple[Index, ...] = tuple(
+        self.indices: tuple[Index, ...] = tuple(
             read_index(folder, manifest, self.config.cache_dir)
             for folder, manifest in zip(folders, self.manifests, strict=True)
         )
-        self._ends = np.cumsum([len(index) for index in self._indices])
+        self._ends = np.cumsum([len(index) for index in self.indices])
         self._process: _Process | None = None
         self.taxonomy: Taxonomy = self.manifests[0].classes
         for folder, manifest in zip(folders, self.manifests, strict=True):
@@ -134,7 +134,7 @@ class ShardSet:
     def row(self, position: int) -> IndexRow:
         """Return what the index says of a sample, 0 ≤ position < len(self)."""
         part, local = self._locate(position)
-        return self._indices[part].row(local)
+        return self.indices[part].row(local)
 
     def read(self, position: int) -> Sample:
         """Read and decode one sample.
@@ -197,7 +197,7 @@ class ShardSet:
 
     def _place(self, position: int) -> "_Place":
         part, local = self._locate(position)
-        index = self._indices[part]
+        index = self.indices[part]
         shard = self.manifests[part].shards[int(index.samples["shard"][local])]
         url = storage.join(self.folders[part], shard.name)
         return _Place(self._here().files[part], shard, url, index.row(local))

@@ -14,6 +14,7 @@ from ..errors import CocosegError
 from ..processes import loader_options
 from ..shards.plan import BatchLayout, Plan
 from ..shards.reader import BadSample, Sample, ShardSet
+from ..shards.repeats import Repeats
 from .augment import TrainingTransform
 from .config import AugmentConfig
 
@@ -55,6 +56,8 @@ class TrainingSamples(Dataset[MicroBatch]):
     denominators
         What a mask, as it is trained on, adds to the divisors of the loss; must be picklable. None:
         not asked for, and 0.
+    repeats
+        What the plan orders: showings of samples, each augmented in its own way. None: samples.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class TrainingSamples(Dataset[MicroBatch]):
         input_size: int,
         end: int | None = None,
         denominators: Denominators | None = None,
+        repeats: Repeats | None = None,
     ) -> None:
         self.shards = shards
         self.plan = plan
@@ -72,6 +76,7 @@ class TrainingSamples(Dataset[MicroBatch]):
         self.input_size = input_size
         self.end = end
         self.denominators = denominators
+        self.repeats = repeats or Repeats.counted(None, shards.shard_sizes)
         self._transform: TrainingTransform | None = None
 
     def __getitems__(self, positions: Sequence[int]) -> MicroBatch:
@@ -80,8 +85,9 @@ class TrainingSamples(Dataset[MicroBatch]):
         A bad sample's slot shows another picture of the micro-batch, for the batch norms.
         """
         located = [self.plan.locate(position) for position in positions]
+        numbers = [self.repeats.sample(showing) for _, showing in located]
         try:
-            read = self.shards.read_many([number for _, number in located])
+            read = self.shards.read_many(numbers)
         except CocosegError as error:
             return self._failed(len(positions), error)
         good = [sample for sample in read if isinstance(sample, Sample)]
@@ -114,7 +120,7 @@ class TrainingSamples(Dataset[MicroBatch]):
         )
 
     def _augmented(
-        self, sample: Sample | None, epoch: int, number: int
+        self, sample: Sample | None, epoch: int, showing: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
         """Return image and mask, (S, S, 3) and (S, S); blank ones for None."""
         if sample is None:
@@ -122,7 +128,7 @@ class TrainingSamples(Dataset[MicroBatch]):
             return np.zeros((*size, 3), np.uint8), np.zeros(size, self._mask_type)
         if self._transform is None:  # built in the process that uses it
             self._transform = TrainingTransform(self.augment, self.input_size)
-        seed = np.random.SeedSequence((self.plan.seed, epoch, number)).generate_state(1)[0]
+        seed = np.random.SeedSequence((self.plan.seed, epoch, showing)).generate_state(1)[0]
         image, mask = self._transform(sample.image, sample.mask, int(seed))
         return image, mask.astype(self._mask_type, copy=False)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from cocoseg.shards.plan import BatchLayout, Plan
 from cocoseg.shards.reader import ShardSet
+from cocoseg.shards.repeats import Repeats
 from cocoseg.train.augment import TrainingTransform
 from cocoseg.train.batches import MicroBatch, TrainingSamples, micro_batches
 from cocoseg.train.config import AugmentConfig
@@ -88,6 +89,27 @@ def test_augmentation_is_new_in_each_epoch(samples: TrainingSamples) -> None:
     assert not any(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_a_sample_shown_twice_in_an_epoch_looks_different(
+    samples: TrainingSamples,
+) -> None:
+    counts = [1, 3, 1, 1, 2, 1, 1, 1]
+    repeats = Repeats.counted(np.array(counts), samples.shards.shard_sizes)
+    plan = Plan(repeats.shard_sizes, seed=3)
+    shown = TrainingSamples(samples.shards, plan, samples.augment, SIZE, repeats=repeats)
+    batch = shown.__getitems__(range(11))
+    keys = Counter(batch.keys)
+    assert [keys[samples.shards.row(number).key] for number in range(8)] == counts
+    assert len({image.numpy().tobytes() for image in batch.images}) == 11
+
+
+def test_with_nothing_repeated_no_byte_changes(samples: TrainingSamples) -> None:
+    once = Repeats.of(samples.shards, 0.0, samples.plan.seed)
+    shown = TrainingSamples(samples.shards, samples.plan, samples.augment, SIZE, repeats=once)
+    batch, plain = shown.__getitems__(range(8)), samples.__getitems__(range(8))
+    assert batch.keys == plain.keys
+    assert torch.equal(batch.images, plain.images)
+
+
 def test_crops_are_square_uint8_and_masks_hold_only_values_they_had(
     samples: TrainingSamples,
 ) -> None:
@@ -119,20 +141,23 @@ def valid_pixels_and_images(mask: np.ndarray) -> tuple[float, float]:
     return valid / 2, float(valid > 0)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_micro_batch_tells_what_its_losses_are_divided_by(
-    samples: TrainingSamples, workers: int
-) -> None:
+def test_a_micro_batch_tells_what_its_losses_are_divided_by(samples: TrainingSamples) -> None:
     counting = TrainingSamples(
         samples.shards, samples.plan, samples.augment, SIZE, 6, valid_pixels_and_images
     )
     layout = BatchLayout(batch_size=4, world_size=1, accumulation_steps=1)
-    for step in steps_of(counting, layout, 0, 0, 3, workers):
-        (batch,) = step
+    for (batch,) in steps_of(counting, layout, 0, 0, 3, 0):
         valid = (batch.masks.numpy() != 255).reshape(4, -1).sum(axis=1)
         assert batch.denominators == (valid.sum() / 2, (valid > 0).sum())
     assert batch.denominators == (0, 0)  # fillers alone
     assert samples.__getitems__([0]).denominators == (0, 0)  # nobody asked
+
+
+def test_the_divisors_are_worked_out_in_the_loaders_processes(samples: TrainingSamples) -> None:
+    asked = TrainingSamples(samples.shards, samples.plan, samples.augment, SIZE, None, np.shape)
+    layout = BatchLayout(batch_size=4, world_size=1, accumulation_steps=1)
+    ((batch,),) = steps_of(asked, layout, 0, 0, 1, 1)
+    assert batch.denominators == (4 * SIZE, 4 * SIZE)
 
 
 def test_a_bad_sample_is_a_slot_of_weight_0_that_shows_another_picture(
