@@ -6,6 +6,7 @@ an object is put in one request. Folders on object stores are just prefixes.
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import io
 import mmap
@@ -123,9 +124,24 @@ def fetch_folder(url: str) -> Path:
     if not is_remote(url):
         return Path(_local(url))
     local = Path(tempfile.mkdtemp(prefix="cocoseg-"))
-    for name in list_files(url):
-        (local / name).write_bytes(read_bytes(join(url, name)))
+    try:
+        for name in list_files(url):
+            (local / name).write_bytes(read_bytes(join(url, name)))
+    except BaseException:
+        shutil.rmtree(local, ignore_errors=True)
+        raise
     return local
+
+
+@contextlib.contextmanager
+def fetched_folder(url: str) -> Iterator[Path]:
+    """Give a local folder with the files of `url`; a temporary copy is gone afterwards."""
+    local = fetch_folder(url)
+    try:
+        yield local
+    finally:
+        if is_remote(url):
+            shutil.rmtree(local, ignore_errors=True)
 
 
 def read_bytes(url: str) -> bytes:
@@ -219,7 +235,7 @@ def publish_bytes(url: str, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, _local(url))
-    _sync_folder(Path(_local(url)).parent)
+    sync_folder(Path(_local(url)).parent)
 
 
 def publish_file(local: Path, url: str) -> None:
@@ -234,7 +250,7 @@ def publish_file(local: Path, url: str) -> None:
         return
     sync_file(local)
     os.replace(local, _local(url))
-    _sync_folder(Path(_local(url)).parent)
+    sync_folder(Path(_local(url)).parent)
 
 
 def publish_folder(local: Path, url: str, last: str) -> None:
@@ -249,9 +265,9 @@ def publish_folder(local: Path, url: str, last: str) -> None:
         return
     for file in files:
         sync_file(file)
-    _sync_folder(local)
+    sync_folder(local)
     os.replace(local, _local(url))
-    _sync_folder(Path(_local(url)).parent)
+    sync_folder(Path(_local(url)).parent)
 
 
 @contextlib.contextmanager
@@ -287,6 +303,53 @@ def _scratch(url: str, pid: int | None) -> tuple[str, str]:
     if is_remote(url):
         return tempfile.gettempdir(), f"{whose}{zlib.crc32(url.encode()):08x}-"
     return _local(url), whose
+
+
+@contextlib.contextmanager
+def exclusive(path: str) -> Iterator[bool]:
+    """Hold a local lock file, which one process at a time can have.
+
+    The folder of the file is made where it is missing. The file stays, unless the owner removes it
+    last of all; a killed process leaves it, but not the lock.
+
+    Yields
+    ------
+    bool
+        Whether the lock is held; not where the file system has no locks.
+
+    Raises
+    ------
+    BlockingIOError
+        If another process holds it.
+    """
+    file, held = _lock(path)
+    try:
+        yield held
+    finally:
+        file.close()
+
+
+def _lock(path: str) -> tuple[io.BufferedIOBase, bool]:
+    folder = os.path.dirname(path)
+    while True:
+        make_folder(folder)
+        try:
+            file = open(path, "a+b")  # noqa: SIM115 - it is the lock, and lives on
+        except FileNotFoundError:  # another process has just ended there, and removed the folder
+            if not os.path.isdir(os.path.dirname(folder) or os.curdir):
+                raise
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise
+        except OSError:  # a file system without locks
+            return file, False
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file, True
+        file.close()  # its last owner removed it in the meantime
 
 
 def make_folder(url: str) -> None:
@@ -334,7 +397,8 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a local folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -6,7 +6,6 @@ build begins by making it an unfinished one again, so that a kill in between is 
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -59,7 +58,13 @@ def locked(output: str) -> Iterator[None]:
         yield
         return
     folder = building_folder(output)
-    with _take_lock(output, folder):
+    with contextlib.ExitStack() as lock:
+        try:
+            lock.enter_context(storage.exclusive(os.path.join(folder, _LOCK)))
+        except BlockingIOError:
+            raise ConfigError(
+                f"--output {output}: another 'cocoseg prepare' is at work there; wait for it"
+            ) from None
         try:
             yield
         finally:
@@ -67,31 +72,6 @@ def locked(output: str) -> Iterator[None]:
                 if os.listdir(folder) == [_LOCK]:  # nothing was begun, or all is done
                     os.unlink(os.path.join(folder, _LOCK))
                     os.rmdir(folder)
-
-
-def _take_lock(output: str, folder: str) -> Any:
-    path = os.path.join(folder, _LOCK)
-    while True:
-        storage.make_folder(folder)
-        try:
-            file = open(path, "a+b")  # noqa: SIM115 - it is the lock, and lives on
-        except FileNotFoundError:  # another process has just ended there
-            if not os.path.isdir(output):
-                raise
-            continue
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise ConfigError(
-                f"--output {output}: another 'cocoseg prepare' is at work there; wait for it"
-            ) from None
-        except OSError:  # a file system without locks
-            return file
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file
-        file.close()  # its last owner removed it in the meantime
 
 
 def finished(output: str, folders: Sequence[str], draft: Draft) -> list[Manifest]:

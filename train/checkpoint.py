@@ -3,29 +3,44 @@
     RUN/checkpoints/step-00000100/   config.json, model.safetensors, preprocessor_config.json,
                                      taxonomy.json, training_state.pt, digests.json
     RUN/best, RUN/last               relative links; on object stores one-line pointer files
+    RUN/.lock                        while a training is at work
 
-``digests.json`` vouches for the other files. ``last`` moves only after its folder is complete.
+``digests.json`` vouches for the other files. A save goes temporary name → fsync → digests → rename
+→ ``last``, and the loop goes on with ``best`` → `prune`. A kill between any two leaves nothing to
+mend by hand: a run goes on from the newest checkpoint that verifies, whatever ``last`` says.
 """
 
+import contextlib
+import errno
 import json
+import logging
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from .. import storage
-from ..errors import DataError
+from ..errors import CocosegError, ConfigError, DataError, StoreError
 from ..model.preprocess import Preprocess
-from ..model.weights import save_network
+from ..model.weights import PREPROCESS_NAME, TAXONOMY_NAME, save_network
 from ..taxonomy import Taxonomy
+from .distributed import Group
+
+log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 _STATE_NAME = "training_state.pt"
 _DIGESTS_NAME = "digests.json"
+_LOCK_NAME = ".lock"
+_FOLDER, _FILE = re.compile(r"step-(\d{8,})"), re.compile(r"[\w.-]+")
+_NEEDED = (_STATE_NAME, "config.json", PREPROCESS_NAME, TAXONOMY_NAME)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +53,53 @@ class Checkpoint:
     state: Mapping[str, Any]
     """The training state: plain values and tensors."""
 
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return int(self.state["step"])
+
 
 def checkpoint_name(step: int) -> str:
     """Return the folder name of a checkpoint after `step` optimizer steps."""
     return f"step-{step:08d}"
+
+
+@contextlib.contextmanager
+def run_lock(run: str) -> Iterator[None]:
+    """Keep a second training out of a local run, and remove what a killed one left half-written.
+
+    Rank 0 holds it, for all. Object stores have no locks; on a file system without them, what was
+    left half-written stays.
+
+    Raises
+    ------
+    ConfigError
+        If another training is at work there.
+    CocosegError
+        If the folder cannot be written to.
+    """
+    if storage.is_remote(run):
+        yield
+        return
+    path = storage.join(run, _LOCK_NAME)
+    with contextlib.ExitStack() as held:
+        try:
+            alone = held.enter_context(storage.exclusive(path))
+            if alone:
+                storage.remove_scratch(run)
+                storage.remove_scratch(storage.join(run, CHECKPOINTS))
+        except BlockingIOError:
+            raise ConfigError(
+                f"--output {run}: a training is at work in it; wait for it, or choose another "
+                "folder"
+            ) from None
+        except OSError as error:
+            raise CocosegError(f"--output {run}: {_reason(error)}") from None
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
 
 def save_checkpoint(
@@ -52,111 +110,312 @@ def save_checkpoint(
     taxonomy: Taxonomy,
     state: Mapping[str, Any],
 ) -> None:
-    """Write a checkpoint under RUN and move ``last`` to it.
+    """Write a checkpoint under RUN, whole or not at all, and move ``last`` to it.
+
+    Every file and folder is flushed to the disk before it gets its name.
 
     Parameters
     ----------
     network
         Unwrapped: the names in the files are transformers' own.
     state
-        Tensors, numbers, strings and containers of them.
+        Tensors, numbers, strings and containers of them; `step` is added.
+
+    Raises
+    ------
+    CocosegError
+        If the disk is full or fails, or the store does; earlier checkpoints are as they were.
     """
     parent = storage.join(run, CHECKPOINTS)
     target = storage.join(parent, checkpoint_name(step))
-    with storage.scratch_folder(parent) as scratch:
+    with _told(run, target), storage.scratch_folder(parent) as scratch:
         folder = scratch / checkpoint_name(step)
         folder.mkdir()
         save_network(folder, network, preprocess, taxonomy)
-        torch.save(dict(state), folder / _STATE_NAME)
+        # Through Python: by itself, torch says "unexpected pos 704 vs 598" of a full disk.
+        with open(folder / _STATE_NAME, "wb") as file:
+            torch.save({**state, "step": step}, file)
         digests = {file.name: storage.sha256(str(file)) for file in sorted(folder.iterdir())}
         (folder / _DIGESTS_NAME).write_text(json.dumps(digests, indent=1) + "\n")
-        storage.remove(target)  # of an earlier run that died before 'last' moved
-        storage.publish_folder(folder, target, last=_DIGESTS_NAME)
+        _publish(folder, target, scratch / "replaced")
     point(run, "last", step)
 
 
+def _publish(folder: Path, target: str, replaced: Path) -> None:
+    """Give a checkpoint its name; one that bears it already is broken, or of the same step."""
+    if storage.is_remote(target):
+        storage.remove(target)
+    elif os.path.lexists(storage.join(target)):
+        os.replace(storage.join(target), replaced)
+    try:
+        storage.publish_folder(folder, target, last=_DIGESTS_NAME)
+    except BaseException:
+        if os.path.lexists(replaced) and not storage.exists(target):
+            os.replace(replaced, storage.join(target))
+        raise
+
+
 def point(run: str, name: str, step: int) -> None:
-    """Let ``RUN/best`` or ``RUN/last`` name the checkpoint of `step`, at once or not at all."""
+    """Let ``RUN/best`` or ``RUN/last`` name the checkpoint of `step`, at once or not at all.
+
+    Raises
+    ------
+    CocosegError
+        If it cannot be written.
+    """
     target = f"{CHECKPOINTS}/{checkpoint_name(step)}"
-    if storage.is_remote(run):
-        storage.publish_bytes(storage.join(run, name), f"{target}\n".encode())
-        return
-    link = Path(run.removeprefix("file://")) / name
-    temporary = link.with_name(f".tmp-{name}-{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    temporary.replace(link)
+    url = storage.join(run, name)
+    with _told(run, url):
+        if storage.is_remote(run):
+            storage.publish_bytes(url, f"{target}\n".encode())
+            return
+        link = Path(url)
+        temporary = link.with_name(f".tmp-{os.getpid()}-{name}")
+        try:
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(target)
+            temporary.replace(link)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        storage.sync_folder(link.parent)
 
 
 def pointed_step(run: str, name: str) -> int | None:
     """Return the step that ``best`` or ``last`` names; None where there is none."""
+    link = storage.join(run, name)
     if storage.is_remote(run):
-        link = storage.join(run, name)
-        if not storage.exists(link):
-            return None
-        target = storage.read_bytes(link).decode().strip()
+        target = storage.read_bytes(link).decode(errors="replace") if storage.exists(link) else ""
     else:
-        path = Path(run.removeprefix("file://")) / name
-        if not path.is_symlink():
-            return None
-        target = os.readlink(path)
-    return int(target.rpartition("-")[2])
+        target = os.readlink(link) if os.path.islink(link) else ""
+    return _step_of(target.strip().rpartition("/")[2])
+
+
+def _step_of(name: str) -> int | None:
+    found = _FOLDER.fullmatch(name)
+    return int(found[1]) if found else None
 
 
 def list_steps(run: str) -> list[int]:
-    """Return the steps of all finished checkpoints, ascending."""
+    """Return the steps of all finished checkpoints, ascending; they may be damaged since."""
     parent = storage.join(run, CHECKPOINTS)
-    names = storage.list_folders(parent)
-    steps = [int(name.removeprefix("step-")) for name in names if name.startswith("step-")]
-    return sorted(
+    return [
         step
-        for step in steps
+        for step in _folders(run)
         if storage.exists(storage.join(parent, checkpoint_name(step), _DIGESTS_NAME))
-    )
+    ]
 
 
-def load_newest(run: str) -> Checkpoint | None:
-    """Return the newest checkpoint whose files all have their digests; None where there is none.
+def _folders(run: str) -> list[int]:
+    """Return the steps of all checkpoints, ascending, finished or not."""
+    steps = map(_step_of, storage.list_folders(storage.join(run, CHECKPOINTS)))
+    return sorted(step for step in steps if step is not None)
+
+
+@contextlib.contextmanager
+def agree_on_newest(run: str, group: Group) -> Iterator[Checkpoint | None]:
+    """Give every process the same checkpoint: the newest of rank 0's that all of them can read.
+
+    What is passed over is logged by rank 0, with what is wrong; it stays where it is. All processes
+    call it together. Copies of files on an object store are removed at the end of the context: load
+    the network within.
+
+    Yields
+    ------
+    Checkpoint or None
+        None where there is no checkpoint.
 
     Raises
     ------
     DataError
-        If there are checkpoints, but not one of them verifies.
+        On every rank, if there are checkpoints, but none that verifies.
+    StoreError
+        On every rank, if an object store does not answer one of them.
     """
-    steps = list_steps(run)
     problems = []
-    for step in reversed(steps):
-        try:
-            return load_checkpoint(storage.join(run, CHECKPOINTS, checkpoint_name(step)))
-        except DataError as error:
-            problems.append(str(error))
+    for step in reversed(_agree_on_steps(run, group)):
+        folder = storage.join(run, CHECKPOINTS, checkpoint_name(step))
+        with contextlib.ExitStack() as opened:
+            checkpoint, problem = None, ""
+            failures: list[CocosegError] = []
+            try:
+                checkpoint = opened.enter_context(open_checkpoint(folder))
+            except DataError as error:
+                problem = str(error) + (f" (rank {group.rank})" if group.rank else "")
+            except CocosegError as error:
+                failures.append(error)
+            group.stop_for(failures)
+            told = next((text for text in group.gather(problem) if text), None)
+            if told is None:
+                yield checkpoint
+                return
+        problems.append(told)
+        if group.leads:
+            log.warning("checkpoint passed over: %s", told)
     if problems:
-        raise DataError("no checkpoint of the run is whole:\n  " + "\n  ".join(problems))
-    return None
+        raise DataError(
+            f"--output {run}: no checkpoint of the run is whole:\n  "
+            + "\n  ".join(problems)
+            + "\nStart again in another folder, or remove this one."
+        )
+    yield None
 
 
-def load_checkpoint(folder: str) -> Checkpoint:
+def _agree_on_steps(run: str, group: Group) -> list[int]:
+    """Return the steps of rank 0's checkpoints on every process, ascending.
+
+    A folder on an object store that has no digests is none: its upload, or its removal, was cut
+    short. On a local disk both are done by renaming, and it was damaged.
+    """
+    steps: list[int] = []
+    failures: list[CocosegError] = []
+    if group.leads:
+        try:
+            steps = list_steps(run) if storage.is_remote(run) else _folders(run)
+        except OSError as error:
+            failures.append(CocosegError(f"--output {run}: {_reason(error)}"))
+        except CocosegError as error:
+            failures.append(error)
+    group.stop_for(failures)
+    return group.gather(steps)[0]
+
+
+@contextlib.contextmanager
+def open_checkpoint(folder: str) -> Iterator[Checkpoint]:
     """Read a checkpoint and check every file against its digest.
 
     Raises
     ------
     DataError
-        If a file is missing or differs.
+        If a file is missing, differs from its digest or cannot be read.
+    StoreError
+        If the object store does not answer.
     """
-    local = storage.fetch_folder(folder)
-    digests = json.loads((local / _DIGESTS_NAME).read_bytes())
-    for name, digest in digests.items():
-        if not (local / name).is_file():
-            raise DataError(f"{storage.join(folder, name)}: is missing")
-        if storage.sha256(str(local / name)) != digest:
-            raise DataError(f"{storage.join(folder, name)}: differs from its digest")
-    state = torch.load(local / _STATE_NAME, map_location="cpu", weights_only=True)
-    return Checkpoint(folder, str(local), state)
+    with contextlib.ExitStack() as fetched:
+        try:
+            local = fetched.enter_context(storage.fetched_folder(folder))
+            for name, digest in _digests(str(local)).items():
+                if not (local / name).is_file():
+                    raise DataError(f"{name} is missing")
+                if storage.sha256(str(local / name)) != digest:
+                    raise DataError(f"{name} differs from its digest")
+            state = _state(local / _STATE_NAME)
+            if state.get("step") != _step_of(storage.join(folder).rpartition("/")[2]):
+                raise DataError(f"{_STATE_NAME} is of step {state.get('step')}")
+        except StoreError:
+            raise
+        except CocosegError as error:
+            raise DataError(f"{folder}: {error}") from None
+        except OSError as error:
+            raise DataError(f"{folder}: {_reason(error)}") from None
+        yield Checkpoint(folder, str(local), state)
+
+
+def _digests(folder: str) -> dict[str, object]:
+    """Return file name → SHA-256 [hex], of at least what every checkpoint has."""
+    url = storage.join(folder, _DIGESTS_NAME)
+    if not storage.exists(url):
+        raise DataError(f"{_DIGESTS_NAME} is missing")
+    try:
+        digests = json.loads(storage.read_bytes(url))
+    except ValueError:
+        raise DataError(f"{_DIGESTS_NAME} is damaged") from None
+    if (
+        not isinstance(digests, dict)
+        or not digests.keys() >= set(_NEEDED)
+        or not any(name.endswith(".safetensors") for name in digests)
+        or not all(map(_FILE.fullmatch, digests))
+    ):
+        raise DataError(f"{_DIGESTS_NAME} is damaged")
+    return digests
+
+
+def _state(file: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling a hostile or broken file raises anything
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{_STATE_NAME} cannot be read: {what}") from None
+    if not isinstance(state, dict):
+        raise DataError(f"{_STATE_NAME} holds no training state")
+    return state
 
 
 def prune(run: str, keep_last: int) -> None:
-    """Remove all but the newest checkpoints; ``best`` and ``last`` are never removed."""
+    """Remove all but the newest checkpoints; ``best`` and ``last`` are never removed.
+
+    Only those count that are whole, so that nothing good goes because of newer ones that are
+    broken. For that, local ones are read (1.8 GB/s); on an object store, where objects are whole or
+    not there, their names are looked at.
+
+    Raises
+    ------
+    CocosegError
+        If one cannot be removed.
+    """
+    parent = storage.join(run, CHECKPOINTS)
     spared = {pointed_step(run, "best"), pointed_step(run, "last")}
-    for step in list_steps(run)[:-keep_last]:
-        if step not in spared:
-            storage.remove(storage.join(run, CHECKPOINTS, checkpoint_name(step)))
+    kept = 0
+    for step in reversed(_folders(run)):
+        folder = storage.join(parent, checkpoint_name(step))
+        if kept < keep_last:
+            kept += _is_whole(folder)
+        elif step not in spared:
+            with _told(run, folder):
+                _remove(folder, parent)
+
+
+def _is_whole(folder: str) -> bool:
+    try:
+        digests = _digests(folder)
+        if storage.is_remote(folder):
+            return digests.keys() <= storage.list_files(folder).keys()
+        return all(
+            storage.sha256(storage.join(folder, name)) == digest for name, digest in digests.items()
+        )
+    except StoreError:
+        raise
+    except (OSError, CocosegError):
+        return False
+
+
+def _remove(folder: str, parent: str) -> None:
+    """Remove a checkpoint; a kill amidst leaves no half of it under its name."""
+    if storage.is_remote(folder):
+        storage.remove(folder)
+        return
+    with storage.scratch_folder(parent) as scratch:
+        os.replace(storage.join(folder), scratch / "removed")
+
+
+@contextlib.contextmanager
+def _told(run: str, url: str) -> Iterator[None]:
+    """Say in plain words why something of a run could not be written."""
+    try:
+        yield
+    except CocosegError:
+        raise
+    except Exception as error:  # each object store's driver has its own kinds
+        disk = _disk_error(error)
+        if not (disk or isinstance(error, SafetensorError) or storage.is_remote(run)):
+            raise
+        kept = "there is no checkpoint yet"
+        with contextlib.suppress(OSError, CocosegError):
+            if steps := list_steps(run):
+                kept = f"the newest checkpoint, {checkpoint_name(steps[-1])}, is kept"
+        mend = "make room" if disk is not None and disk.errno in _FULL else "mend that"
+        raise CocosegError(
+            f"{url}: cannot be written: {_reason(disk or error)}; {kept}: {mend}, then run the "
+            "same command again to go on"
+        ) from error
+
+
+def _disk_error(error: BaseException | None) -> OSError | None:
+    """Return what the disk said; torch raises its own error on top of it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)

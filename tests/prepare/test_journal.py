@@ -72,19 +72,17 @@ def test_a_prepare_that_waited_for_the_lock_of_one_that_ended_finds_the_output_c
     whole, tmp_path, monkeypatch
 ):
     """The other one ended between the first look and the lock."""
-    from cocoseg.prepare import journal
-
     output = tmp_path / "shards"
     config = whole.config(output, "inline")
-    take_lock, waited = journal._take_lock, []
+    exclusive, waited = storage.exclusive, []
 
-    def after_another(*arguments):
+    def after_another(path):
         if not waited:
             waited.append(True)
             assert faults.start(config, tmp_path / "log").wait().code == 0
-        return take_lock(*arguments)
+        return exclusive(path)
 
-    monkeypatch.setattr(journal, "_take_lock", after_another)
+    monkeypatch.setattr(storage, "exclusive", after_another)
     prepare(config)
     assert waited
     whole.check(output)
