@@ -1,17 +1,25 @@
 """What a run writes for people: ``metrics.jsonl`` and TensorBoard, by rank 0 alone."""
 
+import contextlib
 import json
+import math
 import shutil
+import struct
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from tensorboard.compat.proto.event_pb2 import Event
 from torch.utils.tensorboard import SummaryWriter
 
 from .. import storage
+from ..errors import CocosegError
 
-_METRICS_NAME = "metrics.jsonl"
-_TENSORBOARD = "tensorboard"
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
 
 
 class Journal:
@@ -25,50 +33,149 @@ class Journal:
     run
         Folder or URL of the run.
     step
-        Optimizer steps that are done; later lines are dropped.
+        Optimizer steps that are done; what was written of later ones is dropped.
+
+    Raises
+    ------
+    CocosegError
+        Here and in every method, if the disk is full or the files cannot be written.
     """
 
     def __init__(self, run: str, step: int) -> None:
         self.run = run
         self._staging = tempfile.mkdtemp(prefix="cocoseg-run-") if storage.is_remote(run) else None
         self._local = Path(self._staging or run.removeprefix("file://"))
-        url = storage.join(run, _METRICS_NAME)
-        lines = storage.read_bytes(url).decode().splitlines() if storage.exists(url) else []
-        kept = [line for line in lines if _step_of(line) <= step]
-        storage.publish_bytes(url, "".join(f"{line}\n" for line in kept).encode())
-        if self._staging:
-            (self._local / _METRICS_NAME).write_text("".join(f"{line}\n" for line in kept))
-        self._file = open(self._local / _METRICS_NAME, "a", encoding="utf-8")  # noqa: SIM115
-        self._board = SummaryWriter(str(self._local / _TENSORBOARD), purge_step=step + 1)
+        with self._writing():
+            kept = _forget_lines(run, step)
+            _forget_events(run, step)
+            if self._staging:
+                (self._local / METRICS).write_bytes(kept)
+            self._file = open(self._local / METRICS, "a", encoding="utf-8")  # noqa: SIM115
+            # A TensorBoard that has the dropped events in memory forgets them by the purge step.
+            self._board = SummaryWriter(str(self._local / TENSORBOARD), purge_step=step + 1)
 
     def write(self, step: int, **values: Any) -> None:
-        """Record values after `step` optimizer steps; numbers also go to TensorBoard."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
+        """Record values after `step` optimizer steps.
+
+        Parameters
+        ----------
+        values
+            Numbers, texts, None, and lists and mappings of them. What is no finite number becomes
+            null in ``metrics.jsonl``. Numbers also go to TensorBoard, those of a mapping as
+            ``name/key``.
+        """
+        with self._writing():
+            line = json.dumps({"step": step, **_finite(values)}, allow_nan=False)
+            self._file.write(line + "\n")
+            self._file.flush()
+            for name, value in _scalars(values):
                 self._board.add_scalar(name, value, step)
 
+    def picture(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
+        """Show an image, uint8 RGB of shape (H, W, 3), in TensorBoard under a name."""
+        with self._writing():
+            self._board.add_image(name, image, step, dataformats="HWC")
+
     def publish(self) -> None:
-        """Bring everything written so far to where the run lives."""
-        self._board.flush()
-        if self._staging:
-            for file in self._local.rglob("*"):
-                if file.is_file():
+        """Bring everything written so far safely to where the run lives."""
+        with self._writing():
+            self._board.flush()
+            for file in [self._local / METRICS, *(self._local / TENSORBOARD).glob("*")]:
+                if self._staging:
                     name = file.relative_to(self._local).as_posix()
                     storage.publish_bytes(storage.join(self.run, name), file.read_bytes())
+                else:
+                    storage.sync_file(file)
 
     def close(self) -> None:
         """Finish the files."""
-        self._board.close()
-        self._file.close()
-        self.publish()
+        with self._writing():
+            self._board.close()
+            self._file.close()
         if self._staging:
+            self.publish()
             shutil.rmtree(self._staging)
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CocosegError(
+                f"{self.run}: {METRICS} and {TENSORBOARD} cannot be written: "
+                f"{error.strerror or error}; mend that and run the same command again to go on"
+            ) from error
 
-def _step_of(line: str) -> float:
+
+def _forget_lines(run: str, step: int) -> bytes:
+    """Drop later lines of ``metrics.jsonl``, and the half line of a killed run; return the rest."""
+    url = storage.join(run, METRICS)
+    content = storage.read_bytes(url) if storage.exists(url) else b""
+    lines = [line for line in content.split(b"\n") if _step_of(line) <= step]
+    kept = b"".join(line + b"\n" for line in lines)
+    if kept != content or not content:
+        storage.publish_bytes(url, kept)
+    return kept
+
+
+def _step_of(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return float("inf")  # the half line of a killed run
+        return math.inf
+
+
+def _forget_events(run: str, step: int) -> None:
+    """Drop later values from TensorBoard's files, and the half record of a killed run.
+
+    A purge step alone does not do: TensorBoard's fast loader, its default, does not look at it.
+    """
+    folder = storage.join(run, TENSORBOARD)
+    for name in storage.list_files(folder):
+        url = storage.join(folder, name)
+        content = storage.read_bytes(url)
+        kept = b"".join(record for record in _records(content) if not _is_later(record, step))
+        if kept != content:
+            storage.publish_bytes(url, kept)
+
+
+_HEAD, _TAIL = 12, 4  # uint64 length and its CRC before the event, the event's CRC behind it
+
+
+def _records(content: bytes) -> Iterator[bytes]:
+    """Yield the whole records of an event file.
+
+    Source: TensorFlow, "TFRecord and tf.train.Example", the format's four fields.
+    """
+    start = 0
+    while start + _HEAD <= len(content):
+        (length,) = struct.unpack_from("<Q", content, start)
+        end = start + _HEAD + length + _TAIL
+        if end > len(content):
+            return
+        yield content[start:end]
+        start = end
+
+
+def _is_later(record: bytes, step: int) -> bool:
+    event = Event.FromString(record[_HEAD:-_TAIL])
+    return bool(event.HasField("summary") and event.step > step)
+
+
+def _finite(value: Any) -> Any:
+    """Return a value as JSON has it: what is no finite number becomes None."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    if isinstance(value, float):  # np.float64 among them
+        return float(value) if math.isfinite(value) else None
+    return value
+
+
+def _scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)):
+            yield f"{prefix}{name}", value
