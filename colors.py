@@ -41,7 +41,8 @@ def mask_to_color(mask: NDArray[np.integer], ignore_index: int | None = None) ->
     mask
         Train ids, shape (H, W), uint8 or uint16.
     ignore_index
-        Value shown in `VOID_COLOR`; by default the largest value of the mask's dtype.
+        Value shown in `VOID_COLOR`; by default the largest value of the mask's dtype. One that
+        the dtype cannot hold is in no pixel: predictions of 255 and 256 classes are uint8.
 
     Returns
     -------
@@ -57,7 +58,9 @@ def mask_to_color(mask: NDArray[np.integer], ignore_index: int | None = None) ->
         raise ValueError(f"a mask is uint8 or uint16 (H, W), not {mask.dtype} {mask.shape}")
     largest = int(np.iinfo(mask.dtype).max)
     colormap = voc_colormap(largest + 1).copy()
-    colormap[largest if ignore_index is None else ignore_index] = VOID_COLOR
+    void = largest if ignore_index is None else ignore_index
+    if void <= largest:
+        colormap[void] = VOID_COLOR
     return np.take(colormap, mask, axis=0)
 
 
