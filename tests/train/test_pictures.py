@@ -1,0 +1,75 @@
+"""Which validation pictures a run shows, and what is in them."""
+
+import numpy as np
+import pytest
+from cocoseg.taxonomy import SemanticClass, Taxonomy
+from cocoseg.train.pictures import chosen, triptych
+from hypothesis import given
+from hypothesis import strategies as st
+
+TAXONOMY = Taxonomy(tuple(SemanticClass(name) for name in ("background", "cat", "dog")))
+
+
+@given(st.integers(0, 10_000), st.integers(0, 50))
+def test_the_chosen_are_different_in_order_and_evenly_spread(samples: int, count: int) -> None:
+    numbers = chosen(samples, count)
+    assert len(numbers) == min(samples, count)
+    assert list(numbers) == sorted(set(numbers))
+    assert all(0 <= number < samples for number in numbers)
+    gaps = np.diff(numbers)
+    assert gaps.size == 0 or gaps.max() - gaps.min() <= 1
+
+
+def test_few_of_many_lie_in_the_middle_of_equal_parts() -> None:
+    assert chosen(100, 4) == (12, 37, 62, 87)
+    assert chosen(3, 8) == (0, 1, 2)
+    assert chosen(0, 4) == chosen(5, 0) == ()
+
+
+def panels(sheet: np.ndarray, width: int, height: int) -> list[np.ndarray]:
+    return [sheet[16 : 16 + height, 6 + i * (width + 6) :][:, :width] for i in range(3)]
+
+
+def test_image_truth_and_prediction_stand_side_by_side_and_ignored_pixels_are_void() -> None:
+    image = np.full((20, 30, 3), 100, np.uint8)
+    truth, prediction = np.zeros((20, 30), np.uint8), np.zeros((20, 30), np.uint8)
+    truth[:, :10], truth[:, 20:] = 1, 255
+    prediction[:10] = 2
+    seen, true, predicted = panels(triptych(image, truth, prediction, TAXONOMY), 30, 20)
+    assert (seen == 100).all()
+
+    def over(color: tuple[int, int, int]) -> list[int]:
+        return [round(0.55 * c + 0.45 * 100) for c in color]
+
+    assert (true[:, :10] == over((128, 0, 0))).all()  # VOC's colour of class 1
+    assert (true[:, 10:20] == 100).all()
+    assert (true[:, 20:] == over((224, 224, 192))).all()
+    assert (predicted[:10] == over((0, 128, 0))).all()
+    assert (predicted[10:] == 100).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(2000, 900), (3, 4000), (512, 512), (10, 10)])
+def test_pictures_are_no_larger_than_needed(height: int, width: int) -> None:
+    truth = np.zeros((height, width), np.uint8)
+    truth[: height // 2 + 1] = 1
+    image = np.repeat(truth[..., None] * np.uint8(90), 3, axis=2)
+    sheet = triptych(image, truth, truth, TAXONOMY)
+    factor = min(1, 512 / max(height, width))
+    w, h = max(1, round(width * factor)), max(1, round(height * factor))
+    assert sheet.shape[1] == 3 * w + 24
+    assert sheet.dtype == np.uint8
+    seen, true, _ = panels(sheet, w, h)
+    assert ((seen[..., 0] > 45) == (true[..., 0] > 60)).mean() > 0.95  # still over each other
+
+
+def test_masks_of_sixteen_bits_with_a_prediction_of_eight() -> None:
+    names = tuple(SemanticClass(f"class {i}") for i in range(256))
+    taxonomy = Taxonomy(names)
+    assert taxonomy.ignore_index == 65535
+    truth = np.array([[0, 255], [65535, 1]], np.uint16)
+    sheet = triptych(
+        np.zeros((2, 2, 3), np.uint8), truth, np.array([[0, 255], [3, 1]], np.uint8), taxonomy
+    )
+    _, true, predicted = panels(sheet, 2, 2)
+    assert (true[0, 1] == predicted[0, 1]).all()  # class 255 is a class in both
+    assert predicted[0, 1].any()
