@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import storage
 from ..errors import CocosegError, ConfigError
+from ..figures import bytes_text, time_text
 from .config import PrepareConfig
 from .orientation import Orientation
 from .plan import BuildPlan, PlannedImage, image_task, sample_rules
@@ -77,15 +78,15 @@ class Forecast:
         content = self.to_dict()
         names = content["classes"]
         shown = ", ".join(names[:12]) + (f", … {len(names) - 12} more" if len(names) > 12 else "")
-        free = "" if self.free is None else f", {_bytes(self.free)} free"
+        free = "" if self.free is None else f", {bytes_text(self.free)} free"
         workers = self.config.workers or available_cores()
         lines = [
             ("images", f"{content['images']}"),
             ("annotations", f"{content['annotations']}"),
             ("without annotations", f"{content['images_without_annotations']} images"),
             ("classes", f"{len(names)}: {shown}"),
-            ("shards", f"{content['shards']}, about {_bytes(self.bytes)}{free}"),
-            ("time", f"about {_time(self.seconds)} with {workers} workers"),
+            ("shards", f"{content['shards']}, about {bytes_text(self.bytes)}{free}"),
+            ("time", f"about {time_text(self.seconds)} with {workers} workers"),
         ]
         lines += [("split", f"{n} images: {name}") for name, n in content.get("splits", {}).items()]
         lines += [
@@ -97,14 +98,6 @@ class Forecast:
         lines.append(("problems", f"{found or 'none'} ({self.tried} images were tried)"))
         lines += [("", problem) for problem in content["first_problems"]]
         return "\n".join(f"{name:<20} {text}" for name, text in lines)
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def forecast(plan: BuildPlan, config: PrepareConfig) -> Forecast:
@@ -161,8 +154,8 @@ def refuse_full_disk(plan: BuildPlan, config: PrepareConfig, present: int) -> No
     need = size / len(weighed) * len(images) - present
     if 0.9 * need > free:  # the mean of a sample: do not refuse what may just fit
         raise CocosegError(
-            f"--output {output}: the shards will take about {_bytes(round(need))}, "
-            f"{_bytes(free)} are free; make room, or take fewer images (--limit, --max-side)"
+            f"--output {output}: the shards will take about {bytes_text(round(need))}, "
+            f"{bytes_text(free)} are free; make room, or take fewer images (--limit, --max-side)"
         )
 
 
