@@ -38,6 +38,7 @@ CHECKPOINTS = "checkpoints"
 _STATE_NAME = "training_state.pt"
 _DIGESTS_NAME = "digests.json"
 _LOCK_NAME = ".lock"
+_REPLACED = ".replaced"  # how the name of a checkpoint ends whose successor is being renamed
 _FOLDER, _FILE = re.compile(r"step-(\d{8,})"), re.compile(r"[\w.-]+")
 _NEEDED = (_STATE_NAME, "config.json", PREPROCESS_NAME, TAXONOMY_NAME)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -65,41 +66,58 @@ def checkpoint_name(step: int) -> str:
 
 
 @contextlib.contextmanager
-def run_lock(run: str) -> Iterator[None]:
-    """Keep a second training out of a local run, and remove what a killed one left half-written.
+def run_lock(run: str, group: Group) -> Iterator[None]:
+    """Keep a second training out of a local run, and tidy up after one that was killed.
 
-    Rank 0 holds it, for all. Object stores have no locks; on a file system without them, what was
-    left half-written stays.
+    Rank 0 holds the lock; all processes call it together. Object stores have none; on a file system
+    without locks, nothing is tidied up either.
 
     Raises
     ------
     ConfigError
-        If another training is at work there.
+        On every rank, if another training is at work there.
     CocosegError
-        If the folder cannot be written to.
+        On every rank, if the folder cannot be written to.
     """
-    if storage.is_remote(run):
-        yield
-        return
     path = storage.join(run, _LOCK_NAME)
     with contextlib.ExitStack() as held:
-        try:
-            alone = held.enter_context(storage.exclusive(path))
-            if alone:
-                storage.remove_scratch(run)
-                storage.remove_scratch(storage.join(run, CHECKPOINTS))
-        except BlockingIOError:
-            raise ConfigError(
-                f"--output {run}: a training is at work in it; wait for it, or choose another "
-                "folder"
-            ) from None
-        except OSError as error:
-            raise CocosegError(f"--output {run}: {_reason(error)}") from None
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+        failures: list[CocosegError] = []
+        if group.leads and not storage.is_remote(run):
+            try:
+                if held.enter_context(storage.exclusive(path)):
+                    _tidy_up(run)
+                held.callback(_unlink, path)
+            except BlockingIOError:
+                failures.append(
+                    ConfigError(
+                        f"--output {run}: a training is at work in it; wait for it, or choose "
+                        "another folder"
+                    )
+                )
+            except OSError as error:
+                failures.append(CocosegError(f"--output {run}: {_reason(error)}"))
+            except CocosegError as error:
+                failures.append(error)
+        group.stop_for(failures)
+        yield
+
+
+def _tidy_up(run: str) -> None:
+    """Remove what is half-written, and finish a replacement that was cut short."""
+    parent = storage.join(run, CHECKPOINTS)
+    for name in storage.list_folders(parent):
+        target, ending, rest = name.partition(_REPLACED)
+        if ending and not rest and not storage.exists(storage.join(parent, target)):
+            os.replace(storage.join(parent, name), storage.join(parent, target))
+        elif ending and not rest:
+            _remove(storage.join(parent, name), parent)
+    storage.remove_scratch(run)
+    storage.remove_scratch(parent)
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
 
 
 def save_checkpoint(
@@ -137,22 +155,31 @@ def save_checkpoint(
             torch.save({**state, "step": step}, file)
         digests = {file.name: storage.sha256(str(file)) for file in sorted(folder.iterdir())}
         (folder / _DIGESTS_NAME).write_text(json.dumps(digests, indent=1) + "\n")
-        _publish(folder, target, scratch / "replaced")
+        _publish(folder, target)
     point(run, "last", step)
 
 
-def _publish(folder: Path, target: str, replaced: Path) -> None:
-    """Give a checkpoint its name; one that bears it already is broken, or of the same step."""
+def _publish(folder: Path, target: str) -> None:
+    """Give a checkpoint its name, which one of the same step may bear that is broken, or not.
+
+    On a local disk, that one is there until the other is. On an object store it goes first.
+    """
     if storage.is_remote(target):
         storage.remove(target)
-    elif os.path.lexists(storage.join(target)):
-        os.replace(storage.join(target), replaced)
+        storage.publish_folder(folder, target, last=_DIGESTS_NAME)
+        return
+    target = storage.join(target)
+    replaced = target + _REPLACED
+    if os.path.lexists(target):
+        os.replace(target, replaced)
     try:
         storage.publish_folder(folder, target, last=_DIGESTS_NAME)
     except BaseException:
-        if os.path.lexists(replaced) and not storage.exists(target):
-            os.replace(replaced, storage.join(target))
+        if os.path.lexists(replaced) and not os.path.lexists(target):
+            os.replace(replaced, target)
         raise
+    if os.path.lexists(replaced):
+        _remove(replaced, os.path.dirname(target))
 
 
 def point(run: str, name: str, step: int) -> None:
