@@ -255,10 +255,10 @@ def train(
         from .processes import warm_up
 
         warm_up("cocoseg.train.batches", "cocoseg.model.score")  # while this process imports torch
-    from .train.loop import plan_run, run
+    from .train.loop import forecast, run
 
     if dry_run:
-        plan = plan_run(value.train, value.model).to_dict()
+        plan = forecast(value.train, value.model)
         return _print(plan, as_json, _lines(plan))
     result = run(value.train, value.model, value.augment, progress=_progress())
     if result is not None:  # rank 0 alone reports
@@ -342,14 +342,19 @@ def config_group() -> None:
 def config_show(
     config_file: str | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool
 ) -> None:
-    """Print every setting with its origin: default, FILE:LINE or --set."""
+    """Print every setting with its origin (default, FILE:LINE or --set).
+
+    Those that a training run keeps from its first step on are marked; all others may change when
+    it goes on.
+    """
     del dry_run  # showing changes nothing anyway
-    from .config import show
+    from .config import fixed_keys, show
 
     settings = _settings("config show", config_file, overrides, {})
     content = {
         "settings": settings.value.model_dump(mode="json"),
         "origins": dict(settings.origins),
+        "fixed_once_begun": fixed_keys(type(settings.value)),
     }
     _print(content, as_json, show(settings))
 
@@ -406,7 +411,8 @@ def main() -> NoReturn:
         code = ExitCode(error.exit_code) if error.exit_code in set(ExitCode) else ExitCode.FAILURE
     except CocosegError as error:
         code = error.exit_code
-        if code != ExitCode.USAGE or os.environ.get("RANK", "0") == "0":  # said once is enough
+        once = error.shared or code == ExitCode.USAGE
+        if not once or os.environ.get("RANK", "0") == "0":
             _log(f"{'' if code == ExitCode.INTERRUPTED else 'error: '}{error}")
     except (KeyboardInterrupt, click.Abort):
         _log("interrupted; run the same command again to go on")

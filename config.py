@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -30,6 +30,9 @@ class Section(BaseModel):
         validate_default=True,
         allow_inf_nan=False,
     )
+
+    fixed_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys whose values a run keeps from its first step on; the others may change on a resume."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -166,18 +169,28 @@ def to_yaml(sections: Mapping[str, Section]) -> str:
 
 
 def show(resolved: Resolved[Any]) -> str:
-    """Write a resolved tree as YAML with the origin of each value as a comment."""
+    """Write a resolved tree as YAML; a comment tells each value's origin, and what is fixed."""
     lines: list[str] = []
+    fixed = set(fixed_keys(type(resolved.value)))
     for section, content in resolved.value.model_dump(mode="json").items():
         lines.append(f"{section}:")
         for name, value in content.items():
             text = yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix(
                 "\n...\n"
             )
-            lines.append(
-                f"  {f'{name}: {text.strip()}':<58}  # {resolved.origins[f'{section}.{name}']}"
-            )
+            key = f"{section}.{name}"
+            note = f"{resolved.origins[key]}{', fixed once a run has begun' * (key in fixed)}"
+            lines.append(f"  {f'{name}: {text.strip()}':<58}  # {note}")
     return "\n".join(lines)
+
+
+def fixed_keys(tree: type[BaseModel]) -> list[str]:
+    """Return the keys, ``section.key``, that may not change when a run goes on."""
+    return [
+        f"{name}.{key}"
+        for name, field in tree.model_fields.items()
+        for key in getattr(field.annotation, "fixed_keys", ())
+    ]
 
 
 def _leaves(tree: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:

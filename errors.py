@@ -21,6 +21,8 @@ class CocosegError(Exception):
     """
 
     exit_code = ExitCode.FAILURE
+    shared = False
+    """Whether every process of a run raised it: then one tells."""
 
 
 class ConfigError(CocosegError):

@@ -10,8 +10,10 @@ import threading
 from collections.abc import Iterator
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
+from types import FrameType
 from typing import Any
 
+_GRACE = 30.0  # seconds from SIGTERM to the end of a loader: as long as torchrun waits for ranks
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -24,15 +26,16 @@ def start_context() -> BaseContext:
 def warm_up(*modules: str) -> None:
     """Start the fork server ahead of time; it imports `modules` once for all workers.
 
-    Only the first call of a process has an effect. The server starts with Ctrl-C blocked, and so do
-    the workers: the parent handles that, and they would die of it amidst imports with a traceback.
-    Its libraries start no threads: each worker has one, and a fork is safe.
+    Only the first call of a process has an effect. The server starts with SIGINT and SIGTERM
+    blocked, and so do the workers: those go to whole process groups, the parent handles them, and
+    needs its workers until then. Its libraries start no threads: each worker has one, and a fork is
+    safe.
     """
     if start_context().get_start_method() != "forkserver":
         return
     forkserver.set_forkserver_preload(list(modules))
     resource_tracker.ensure_running()  # the fork server needs it, and starting it unblocks Ctrl-C
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         with _one_thread():
             forkserver.ensure_running()
@@ -86,14 +89,37 @@ def end_with_parent() -> None:
     threading.Thread(target=_watch_parent, daemon=True, name="end-with-parent").start()
 
 
+def end_with_launcher() -> None:
+    """Let this process, started by torchrun, be killed when torchrun is: Linux only.
+
+    Else its orphans would go on training, and write beside those of the next start. Source:
+    prctl(2), PR_SET_PDEATHSIG.
+    """
+    launcher, set_pdeathsig = os.getppid(), 1
+    if "TORCHELASTIC_RUN_ID" not in os.environ or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != launcher:  # gone already
+        os._exit(1)
+
+
 def _start_loader(number: int) -> None:
     """Prepare a loader's worker; PyTorch has given itself one thread already."""
     del number
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGTERM, _leave_later)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     end_with_parent()
     keep_freed_memory()
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(1)
+
+
+def _leave_later(number: int, frame: FrameType | None) -> None:
+    """Serve the parent on: the signal went to it too, and it finishes its step first."""
+    timer = threading.Timer(_GRACE, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
 
 
 def _watch_parent() -> None:

@@ -1,6 +1,6 @@
 """Settings of the network, shared by training and inference."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import PositiveInt, field_validator
 
@@ -11,6 +11,8 @@ SIZES = ("tiny", "b0", "b1", "b2", "b3", "b4", "b5")
 
 class ModelConfig(Section):
     """Which network, and at which size it sees an image."""
+
+    fixed_keys: ClassVar[tuple[str, ...]] = ("name", "num_classes", "input_size", "keep_ratio")
 
     name: Annotated[str, PathMarker(only_existing=True)] = (
         "nvidia/segformer-b5-finetuned-ade-640-640"

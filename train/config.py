@@ -1,6 +1,6 @@
 """Settings of ``cocoseg train``."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -33,6 +33,12 @@ class AugmentConfig(Section):
 
 class TrainConfig(ReadConfig):
     """From shards to a run: checkpoints, metrics and logs."""
+
+    fixed_keys: ClassVar[tuple[str, ...]] = (
+        *("seed", "streams", "block_shards", "rare_class_sampling"),
+        *("loss_type", "class_weights", "label_smoothing", "ohem"),
+        *("optimizer", "no_weight_decay", "freeze_backbone", "freeze_batch_norm", "monitor"),
+    )
 
     shards: tuple[PathField, ...] = ()
     """Folders of training shards."""

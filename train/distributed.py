@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -15,50 +16,46 @@ from ..model.device import pick_device
 
 Value = TypeVar("Value")
 
+_PATIENCE = timedelta(hours=2)  # one process may validate, or save, much longer than another
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A process among those of the run."""
+    """A process among those of the run.
+
+    What the processes tell each other (counts, decisions, scores) travels by gloo between CPUs:
+    exact for integers, and no GPU has to be waited for.
+    """
 
     rank: int
     world_size: int
     device: torch.device
+    control: "dist.ProcessGroup | None" = None
+    """None in a single process."""
 
     @property
     def leads(self) -> bool:
         """Whether this process writes files and talks."""
         return self.rank == 0
 
-    def sum(self, tensor: Tensor) -> Tensor:
-        """Add a tensor over all processes, in place, and return it."""
+    def sum(self, values: Tensor) -> Tensor:
+        """Add a CPU tensor over all processes, in place, and return it."""
         if self.world_size > 1:
-            dist.all_reduce(tensor)
-        return tensor
-
-    def wait(self) -> None:
-        """Wait for all processes."""
-        if self.world_size > 1:
-            dist.barrier()
-
-    def share(self, value: int) -> int:
-        """Return rank 0's value on every process."""
-        if self.world_size == 1:
-            return value
-        tensor = torch.tensor([value], dtype=torch.int64, device=self.device)
-        dist.broadcast(tensor, src=0)
-        return int(tensor.item())
+            dist.all_reduce(values, group=self.control)
+        return values
 
     def gather(self, value: Value) -> list[Value]:
         """Return the values of all processes, by rank, on every process."""
         if self.world_size == 1:
             return [value]
         values: list[Value] = [value] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.control)
         return values
 
     def stop_for(self, failures: Sequence[CocosegError]) -> None:
         """Raise on every process what failed on any; all processes call it together."""
         for failure in (one for part in self.gather(list(failures)) for one in part):
+            failure.shared = True
             raise failure
 
     def share_buffers(self, network: nn.Module) -> None:
@@ -72,7 +69,8 @@ class Group:
 def process_group(device_name: str) -> Iterator[Group]:
     """Join the processes that torchrun started; alone without it.
 
-    NCCL connects GPUs, gloo CPUs. Source of the variables: PyTorch, "torchrun (Elastic Launch)".
+    Gradients travel by NCCL between GPUs, by gloo between CPUs. Source of the variables: PyTorch,
+    "torchrun (Elastic Launch)".
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -82,8 +80,8 @@ def process_group(device_name: str) -> Iterator[Group]:
     if world_size == 1:
         yield Group(0, 1, device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
-        yield Group(rank, world_size, device)
+        yield Group(rank, world_size, device, dist.new_group(backend="gloo", timeout=_PATIENCE))
     finally:
         dist.destroy_process_group()

@@ -1,111 +1,54 @@
 """One training run, from shards to checkpoints.
 
-plan → network, optimizer → (resume) → steps: micro-batches, loss, update → validation → checkpoint
+newest checkpoint → plan → network, optimizer → steps → validation → checkpoint
 """
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
-import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from .. import storage
 from ..config import to_yaml
-from ..errors import CocosegError, ConfigError
+from ..errors import CocosegError, ConfigError, Interrupted
 from ..metrics import Scores
+from ..model import switches
 from ..model.config import ModelConfig
-from ..model.preprocess import Preprocess, upsample
-from ..model.score import predict_plain, score
+from ..model.preprocess import Preprocess
+from ..model.score import predict_plain
 from ..model.weights import load_network, start_network
-from ..processes import keep_freed_memory
-from ..shards.manifest import ShardEntry
-from ..shards.plan import ORDER, BatchLayout, Plan, evaluation_batches, steps_for
-from ..shards.reader import ShardSet
+from ..processes import end_with_launcher, keep_freed_memory
 from .bad_samples import BadSamples
 from .batches import MicroBatch, TrainingSamples, micro_batches
-from .checkpoint import Checkpoint, load_newest, point, prune, save_checkpoint
+from .checkpoint import Checkpoint, agree_on_newest, point, prune, run_lock, save_checkpoint
 from .config import AugmentConfig, TrainConfig
 from .distributed import Group, process_group
+from .ema import MovingAverage
+from .interrupt import Interrupts
 from .journal import Journal
-from .losses import LOSSES, step_counts
-from .schedule import learning_rate_factor, parameter_groups
+from .optimizer import build_optimizer, restore_optimizer, set_learning_rate
+from .pace import Pace
+from .pictures import chosen, triptych
+from .run_plan import RunPlan, plan_run
+from .schedule import learning_rate_factor
+from .step import StepResult, TrainingStep
+from .step_loss_tmp import StepLoss
+from .summary import table
+from .validation import validate
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class RunPlan:
-    """Everything that is decided before the first step."""
-
-    shards: ShardSet
-    val_shards: ShardSet | None
-    plan: Plan
-    layout: BatchLayout
-    total_steps: int
-    end: int | None
-    """Samples of the whole run; the last step's slots behind them are fillers. None: no fillers."""
-    val_every: int
-    checkpoint_every: int
-
-    def identity(self, model: ModelConfig) -> dict[str, Any]:
-        """Return what a resumed run must share with the one it goes on from."""
-        return {
-            "classes": list(self.shards.taxonomy.names),
-            "shards": [
-                shard.sha256 for manifest in self.shards.manifests for shard in manifest.shards
-            ],
-            "order": ORDER,
-            "seed": self.plan.seed,
-            "streams": self.plan.streams,
-            "block_shards": self.plan.block_shards,
-            "global_batch": self.layout.global_batch,
-            "model.name": model.name,
-            "model.input_size": model.input_size,
-        }
-
-    @property
-    def fillers(self) -> int:
-        """Slots of weight 0 in the last step."""
-        slots = self.total_steps * self.layout.global_batch
-        return 0 if self.end is None else slots - self.end
-
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes that a cache of remote shards should hold: each is then fetched once an epoch."""
-        if self.shards.config.remote != "cache":
-            return 0
-        training = _remote_shards(self.shards)
-        densest = max((shard.bytes / max(1, shard.samples) for shard in training), default=0)
-        alive = min(sum(shard.bytes for shard in training), int(self.plan.samples_alive * densest))
-        return alive + sum(shard.bytes for shard in _remote_shards(self.val_shards))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what ``--dry-run`` prints."""
-        cached = self.cache_bytes
-        return {
-            "training_samples": len(self.shards),
-            "validation_samples": len(self.val_shards) if self.val_shards else 0,
-            "classes": self.shards.taxonomy.num_classes,
-            "global_batch": self.layout.global_batch,
-            "processes": self.layout.world_size,
-            "accumulation_steps": self.layout.accumulation_steps,
-            "steps": self.total_steps,
-            "fillers": self.fillers,
-            "epochs": round(self.total_steps * self.layout.global_batch / len(self.shards), 3),
-            "val_every": self.val_every,
-            "checkpoint_every": self.checkpoint_every,
-            **({"cache_bytes_needed": cached} if cached else {}),
-        }
+_KEYS_TOLD = 8  # samples that a skipped step's warning names
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,96 +58,35 @@ class RunResult:
     save_dir: str
     step: int
     best_step: int | None
-    best_miou: float | None
+    best_score: float | None
+    monitor: str
     bad_samples: int = 0
     """Left out; see ``train.max_bad``."""
+    skipped_steps: int = 0
+    """Whose loss was no finite number; see ``train.max_skipped``."""
+    early: bool = False
+    """Whether ``train.patience`` ended it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary that the command prints."""
         return {
             "run": self.save_dir,
             "steps": self.step,
+            "ended_early": self.early,
             "best_step": self.best_step,
-            "best_val_mIoU": self.best_miou,
+            f"best_{self.monitor}": self.best_score,
             "bad_samples": self.bad_samples,
+            "skipped_steps": self.skipped_steps,
             "checkpoint": storage.join(self.save_dir, "last" if self.best_step is None else "best"),
         }
-
-
-def plan_run(train: TrainConfig, model: ModelConfig) -> RunPlan:
-    """Read the manifests and decide steps and batches for the processes that torchrun started.
-
-    Raises
-    ------
-    ConfigError
-        If something is missing or does not fit together.
-    DataError
-        If shards have no manifest.
-    """
-    if train.save_dir is None:
-        raise ConfigError("--output: give a folder for the run (train.save_dir)")
-    if not train.shards:
-        raise ConfigError("--shards: give at least one folder of training shards")
-    shards = ShardSet(train.shards, config=train)
-    val_shards = ShardSet(train.val_shards, config=train) if train.val_shards else None
-    names = shards.taxonomy.names
-    if val_shards is not None and val_shards.taxonomy.names != names:
-        raise ConfigError("--shards and --val-shards were prepared with different classes")
-    if model.num_classes not in (None, len(names)):
-        raise ConfigError(f"model.num_classes is {model.num_classes}, the shards have {len(names)}")
-    if len(shards) == 0:
-        raise ConfigError("--shards: there is no sample in them")
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    layout = BatchLayout(train.batch_size, world_size, train.accumulation_steps)
-    total = train.max_steps or steps_for(train.epochs, len(shards), layout.global_batch)
-    end = None if train.max_steps else max(1, math.ceil(train.epochs * len(shards)))
-    val_every = train.val_every or steps_for(1, len(shards), layout.global_batch)
-    plan = RunPlan(
-        shards=shards,
-        val_shards=val_shards,
-        plan=Plan(shards.shard_sizes, train.seed, train.streams, train.block_shards),
-        layout=layout,
-        total_steps=total,
-        end=end,
-        val_every=val_every,
-        checkpoint_every=train.checkpoint_every or val_every,
-    )
-    _check_cache(plan, train)
-    return plan
-
-
-def _check_cache(plan: RunPlan, train: TrainConfig) -> None:
-    """Refuse a cache that cannot hold a shard, and warn of one that will hold too few."""
-    remote = (*_remote_shards(plan.shards), *_remote_shards(plan.val_shards))
-    largest = max((shard.bytes for shard in remote), default=0)
-    if train.remote == "cache" and largest > train.cache_bytes:
-        raise ConfigError(
-            f"train.cache_bytes is {train.cache_bytes:,}, and there is a shard of {largest:,} "
-            "bytes: raise it, or read ranges (train.remote: range)"
-        )
-    if plan.cache_bytes > train.cache_bytes and os.environ.get("RANK", "0") == "0":
-        log.warning(
-            "train.cache_bytes is %s, the order of samples wants %s at a time: shards will be "
-            "fetched more than once an epoch",
-            f"{train.cache_bytes:,}",
-            f"{plan.cache_bytes:,}",
-        )
-
-
-def _remote_shards(shards: ShardSet | None) -> list[ShardEntry]:
-    folders = zip(shards.folders, shards.manifests, strict=True) if shards else ()
-    return [
-        shard
-        for folder, manifest in folders
-        if storage.is_remote(folder)
-        for shard in manifest.shards
-    ]
 
 
 def run(
     train: TrainConfig, model: ModelConfig, augment: AugmentConfig, progress: bool = False
 ) -> RunResult | None:
     """Train, or go on training, until the last step; the same call finds a finished run finished.
+
+    Ctrl-C and SIGTERM save what was reached first.
 
     Parameters
     ----------
@@ -219,20 +101,74 @@ def run(
     Raises
     ------
     ConfigError, DataError
-        See `plan_run`; also if the run to resume was made with other data or another model.
+        See `plan_run`; also if another training is at work in the folder, or no checkpoint of the
+        run to go on with is whole.
+    Interrupted
+        After Ctrl-C or SIGTERM, on every process.
     """
-    plan = plan_run(train, model)
-    with process_group(train.device) as group:
+    if train.save_dir is None:
+        raise ConfigError("--output: give a folder for the run (train.save_dir)")
+    end_with_launcher()
+    with (
+        Interrupts() as interrupts,
+        process_group(train.device) as group,
+        run_lock(train.save_dir, group),
+        agree_on_newest(train.save_dir, group) as checkpoint,
+    ):
+        if checkpoint is not None and train.resume == "never":
+            raise ConfigError(
+                f"--output {train.save_dir}: holds a run already, and --resume never would "
+                "overwrite it"
+            )
+        begun = None if checkpoint is None else checkpoint.state["identity"]
+        plan = plan_run(train, model, begun)
         if group.device.type == "cpu":
             keep_freed_memory()
         # Depth-wise convolutions, at every start: costs DDP a copy of 18 kB, means nothing else.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
-        trainer = _Trainer.start(train, model, augment, plan, group)
+        trainer = _Trainer.start(train, model, augment, plan, group, interrupts, checkpoint)
         try:
             trainer.train(progress and group.leads)
         finally:
             trainer.close()
         return trainer.result() if group.leads else None
+
+
+def forecast(train: TrainConfig, model: ModelConfig) -> dict[str, Any]:
+    """Return what ``--dry-run`` prints: the plan, and where a run that is there would go on.
+
+    Raises
+    ------
+    ConfigError, DataError
+        As `run`, as far as it can be known beforehand.
+    """
+    if train.save_dir is None:
+        raise ConfigError("--output: give a folder for the run (train.save_dir)")
+    alone = Group(0, 1, torch.device("cpu"))
+    with agree_on_newest(train.save_dir, alone) as checkpoint:
+        state = None if checkpoint is None else checkpoint.state
+    plan = plan_run(train, model, state and state["identity"])
+    return {"from_step": 0 if state is None else state["progress"]["step"], **plan.to_dict()}
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Where a run stands; a checkpoint holds all of it."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    validated: int = 0
+    """The step after which validation was done last."""
+    best_score: float | None = None
+    best_step: int | None = None
+    stale: int = 0
+    """Validations since the best."""
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    overflows: int = 0
+    loss_sum: float = 0.0
+    """Of the steps since the last line of the journal, skipped ones left out."""
+    loss_steps: int = 0
 
 
 @dataclass(slots=True)
@@ -242,24 +178,17 @@ class _Trainer:
     config: TrainConfig
     plan: RunPlan
     group: Group
+    interrupts: Interrupts
     samples: TrainingSamples
-    preprocess: Preprocess
-    network: nn.Module
-    """transformers' own module, which is saved and evaluated."""
-    wrapped: nn.Module
-    """The same under DDP, or itself."""
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    amp: torch.autocast
-    identity: dict[str, Any]
+    learn: TrainingStep
+    average: MovingAverage | None
     bad: BadSamples
-    journal: Journal | None
+    now: _Progress
+    saved: int
+    """The step of the newest checkpoint."""
+    pace: Pace = field(default_factory=Pace)
+    journal: Journal | None = None
     """None on all ranks but the first."""
-    step: int = 0
-    """Optimizer steps done."""
-    best_miou: float | None = None
-    best_step: int | None = None
-    _loss: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
     @classmethod
     def start(
@@ -269,297 +198,436 @@ class _Trainer:
         augment: AugmentConfig,
         plan: RunPlan,
         group: Group,
+        interrupts: Interrupts,
+        checkpoint: Checkpoint | None,
     ) -> "_Trainer":
-        run_folder = str(config.save_dir)
-        checkpoint = _checkpoint_to_resume(config, run_folder)
-        identity = plan.identity(model)
-        if checkpoint is None:
-            network, preprocess = start_network(model, plan.shards.taxonomy, config.seed)
-        else:
-            _refuse_other_run(run_folder, checkpoint.state["identity"], identity)
-            loaded = load_network(checkpoint.local, model)
-            network, preprocess = loaded.network, loaded.preprocess
-        on_gpu = group.device.type == "cuda"
-        if on_gpu and group.world_size > 1 and config.sync_batchnorm:
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        network.to(group.device).train()
-        wrapped: nn.Module = network
-        if group.world_size > 1:
-            devices = [group.device] if on_gpu else None
-            wrapped = DistributedDataParallel(network, device_ids=devices)
-        dtype = _amp_dtype(config, on_gpu)
+        network, preprocess = _network(config, model, plan, group, checkpoint)
+        average = MovingAverage(network, config.ema_decay) if config.ema_decay else None
+        if checkpoint is not None and "raw_weights" in checkpoint.state:
+            # The folder holds the average, in which `average` now starts.
+            network.load_state_dict(checkpoint.state["raw_weights"])
+        taxonomy = plan.shards.taxonomy
+        loss = StepLoss.of(config, taxonomy, plan.class_weights)
+        dtype = _amp_dtype(config, group.device)
+        learn = TrainingStep(
+            network=network,
+            wrapped=_wrapped(network, config, group),
+            preprocess=preprocess,
+            loss=loss,
+            optimizer=build_optimizer(network, switches.backbone_of(network), config),
+            scaler=torch.amp.GradScaler(group.device.type, enabled=dtype == torch.float16),
+            amp=torch.autocast(group.device.type, dtype, enabled=dtype != torch.float32),
+            group=group,
+            seed=config.seed,
+            clip_grad_norm=config.clip_grad_norm,
+            channels_last=config.channels_last,
+        )
         trainer = cls(
             config=config,
             plan=plan,
             group=group,
-            samples=TrainingSamples(plan.shards, plan.plan, augment, model.input_size, plan.end),
-            preprocess=preprocess,
-            network=network,
-            wrapped=wrapped,
-            optimizer=torch.optim.AdamW(parameter_groups(network, config), lr=config.learning_rate),
-            scaler=torch.amp.GradScaler(group.device.type, enabled=dtype == torch.float16),
-            amp=torch.autocast(group.device.type, dtype, enabled=dtype != torch.float32),
-            identity=identity,
-            bad=BadSamples(run_folder, config.max_bad, group),
-            journal=None,
+            interrupts=interrupts,
+            samples=TrainingSamples(
+                plan.shards,
+                plan.plan,
+                augment,
+                model.input_size,
+                plan.end,
+                loss.denominators.of,
+                plan.repeats,
+            ),
+            learn=learn,
+            average=average,
+            bad=BadSamples(str(config.save_dir), config.max_bad, group),
+            now=_Progress(),
+            saved=0,
         )
         if checkpoint is not None:
             trainer.restore(checkpoint)
         if group.leads:
-            sections = {"model": model, "augment": augment, "train": config}
-            storage.make_folder(run_folder)
-            storage.publish_bytes(
-                storage.join(run_folder, "config.yaml"), to_yaml(sections).encode()
-            )
-            trainer.journal = Journal(run_folder, trainer.step)
-            trainer.bad.publish()
-            trainer.introduce(model)
+            trainer.open(model, augment)
         return trainer
 
-    def introduce(self, model: ModelConfig) -> None:
-        millions = sum(p.numel() for p in self.network.parameters()) / 1e6
-        told = self.plan.to_dict()
-        log.info(
-            "%s, %.1f M parameters, on %s; %d training and %d validation samples, %d classes",
-            model.name,
-            millions,
-            self.group.device,
-            told["training_samples"],
-            told["validation_samples"],
-            told["classes"],
-        )
-        start = f"from step {self.step}" if self.step else "from the beginning"
-        log.info(
-            "global batch %d on %d processes, %d steps, %s",
-            told["global_batch"],
-            told["processes"],
-            self.plan.total_steps,
-            start,
-        )
+    def open(self, model: ModelConfig, augment: AugmentConfig) -> None:
+        """Begin what rank 0 writes and says."""
+        run_folder = str(self.config.save_dir)
+        sections = {"model": model, "augment": augment, "train": self.config}
+        storage.make_folder(run_folder)
+        storage.publish_bytes(storage.join(run_folder, "config.yaml"), to_yaml(sections).encode())
+        self.journal = Journal(run_folder, self.now.step)
+        self.bad.publish()
+        log.info("%s", table(_facts(self.config, model, self.plan, self.group, self.learn)))
+        if self.now.step:
+            log.info("goes on from step %d", self.now.step)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
-        self.step = state["step"]
-        self.best_miou, self.best_step = state["best_miou"], state["best_step"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        self.now = _Progress(**state["progress"])
+        self.saved = self.now.step
+        restore_optimizer(self.learn.optimizer, state["optimizer"])
+        self.learn.scaler.load_state_dict(state["scaler"])
         self.bad.load_state_dict(state["bad_samples"])
-        if self.group.leads and state["total_steps"] != self.plan.total_steps:
+        if not self.group.leads:
+            return
+        for key, (there, here) in _changed(state["config"], self.config).items():
+            log.info("train.%s was %r, is %r from now on", key, there, here)
+        if state["total_steps"] != self.plan.total_steps:
             log.warning(
                 "planned for %d steps, now for %d: the learning rate follows the new plan",
                 state["total_steps"],
                 self.plan.total_steps,
             )
-        if self.group.leads and self.best_step is not None:
+        if self.now.best_step is not None:
             # Killed between the checkpoint and the link: the state knows better.
-            point(str(self.config.save_dir), "best", self.best_step)
+            point(str(self.config.save_dir), "best", self.now.best_step)
+
+    @property
+    def scored(self) -> nn.Module:
+        """The network that is validated and saved: the average where there is one."""
+        return self.learn.network if self.average is None else self.average.network
+
+    @property
+    def patience_ended(self) -> bool:
+        return 0 < self.config.patience <= self.now.stale
 
     def train(self, progress: bool) -> None:
         steps = micro_batches(
             self.samples,
             self.plan.layout,
             self.group.rank,
-            self.step,
+            self.now.step,
             self.plan.total_steps,
             self.config.workers,
             pin_memory=self.group.device.type == "cuda",
         )
-        self._loss = self._loss.to(self.group.device)
-        clock, logged = time.perf_counter(), self.step
+        self.interrupts.postponed = True
+        if self.plan.validates_after(self.now.step) and self.now.validated < self.now.step:
+            self.validate()  # the run was ended meanwhile
+            self.save()
+        if self.patience_ended:
+            return
+        self.train_mode()
         bar = tqdm(
-            total=self.plan.total_steps, initial=self.step, unit="step", disable=not progress
+            total=self.plan.total_steps, initial=self.now.step, unit="step", disable=not progress
         )
-        with bar:
-            for batches in steps:
-                self._loss += self.update(batches)
-                self.step += 1
+        with bar, contextlib.closing(steps):
+            for batches, pixels, images in self.pace.waited(self.agreed(steps)):
+                result = self.step(batches, pixels, images)
                 bar.update()
-                last = self.step == self.plan.total_steps
-                if self.step % self.config.log_every == 0 or last:
-                    now = time.perf_counter()
-                    self.log_loss(self.step - logged, now - clock)
-                    clock, logged = now, self.step
-                    bar.set_postfix(loss=f"{self.last_loss:.3f}", mIoU=self.best_miou)
-                validates = self.step % self.plan.val_every == 0 or last
+                last = self.now.step == self.plan.total_steps
+                if self.now.step % self.config.log_every == 0 or last:
+                    bar.set_postfix(self.log_window(result))
+                validates = self.plan.validates_after(self.now.step)
                 if validates:
                     self.validate()
-                if validates or self.step % self.plan.checkpoint_every == 0:
+                if validates or last or self.now.step % self.plan.checkpoint_every == 0:
                     self.save()
-                    clock, logged = time.perf_counter(), self.step
+                    self.pace.restart()
+                if self.patience_ended:
+                    break
+        if self.patience_ended and self.group.leads:
+            log.info(
+                "no better %s in %d validations: ends after step %d",
+                self.config.monitor,
+                self.now.stale,
+                self.now.step,
+            )
 
-    last_loss: float = math.nan
-
-    def update(self, batches: Sequence[MicroBatch]) -> Tensor:
-        """Take one optimizer step; return this rank's part of the loss, float64 scalar."""
-        config, device, world = self.config, self.group.device, self.group.world_size
-        ignore_index = self.plan.shards.taxonomy.ignore_index
-        factor = learning_rate_factor(
-            self.step, self.plan.total_steps, config.warmup_steps, config.power
+    def train_mode(self) -> None:
+        switches.train_mode(
+            self.learn.network,
+            freeze_backbone=self.config.freeze_backbone,
+            freeze_batch_norm=self.config.freeze_batch_norm,
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
-        # Dropout is a function of (seed, step, rank): there is no random state to save.
-        words = np.random.SeedSequence((config.seed, self.step, self.group.rank)).generate_state(1)
-        torch.manual_seed(int(words[0]))
 
-        moved = [
-            (
-                batch.images.to(device, non_blocking=True),
-                batch.masks.to(device, non_blocking=True).long(),
+    def agreed(
+        self, steps: Iterable[Sequence[MicroBatch]]
+    ) -> Iterator[tuple[Sequence[MicroBatch], float, float]]:
+        """Hear what all processes hold for each step; yield it with the divisors of its loss.
+
+        Who waits here waits for another process's loader.
+
+        Raises
+        ------
+        CocosegError
+            On every process: what failed on any, or `Interrupted` once the steps done are saved.
+        """
+        for batches in steps:
+            bad = [one for batch in batches for one in batch.bad]
+            failures = [batch.failure for batch in batches if batch.failure is not None]
+            divisors = [sum(batch.denominators[i] for batch in batches) for i in range(2)]
+            told = [*divisors, len(bad), len(failures), self.interrupts.came]
+            summed = self.group.sum(torch.tensor(told, dtype=torch.float64)).tolist()
+            pixels, images, any_bad, any_failure, interrupted = summed
+            if any_failure:
+                self.group.stop_for(failures)
+            if any_bad:
+                self.bad.note(self.now.step, bad)
+            if interrupted:
+                self.end_interrupted()
+            yield batches, pixels, images
+
+    def step(self, batches: Sequence[MicroBatch], pixels: float, images: float) -> StepResult:
+        """Take one optimizer step and note what came of it."""
+        now = self.now
+        factor = learning_rate_factor(
+            now.step, self.plan.total_steps, self.config.warmup_steps, self.config.power
+        )
+        set_learning_rate(self.learn.optimizer, factor)
+        result = self.learn(now.step, batches, pixels, images)
+        now.step += 1
+        now.overflows += result.overflowed
+        now.skipped += result.skipped
+        now.skipped_in_a_row = now.skipped_in_a_row + 1 if result.skipped else 0
+        if result.skipped:
+            self.note_skipped(result)
+        else:
+            now.loss_sum += result.loss
+            now.loss_steps += 1
+        if self.average is not None and not (result.skipped or result.overflowed):
+            self.average.update(self.learn.network, now.step - 1)
+        return result
+
+    def note_skipped(self, result: StepResult) -> None:
+        keys = [key for part in self.group.gather(result.suspects) for key in part]
+        told = ", ".join(keys[:_KEYS_TOLD]) + (" …" if len(keys) > _KEYS_TOLD else "")
+        what = (
+            f"the loss is {result.loss}"
+            if not math.isfinite(result.loss)
+            else f"the gradient's norm is {result.grad_norm}"
+        )
+        if self.group.leads:
+            log.warning("step %d: %s: skipped; samples %s", self.now.step, what, told)
+        if self.now.skipped_in_a_row > self.config.max_skipped:
+            error = CocosegError(
+                f"step {self.now.step}: {what}, as in the {self.config.max_skipped} steps before; "
+                f"the checkpoint of step {self.saved} is kept. Try a smaller train.learning_rate, "
+                "train.clip_grad_norm=1, or train.use_amp=false; docs/how-to.md, 'NaN'"
             )
-            for batch in batches
-        ]
-        counts = torch.stack([step_counts(masks, ignore_index) for _, masks in moved]).sum(dim=0)
-        bad = [one for batch in batches for one in batch.bad]
-        failures = [batch.failure for batch in batches if batch.failure is not None]
-        wrong = counts.new_tensor([len(bad) + len(failures)])
-        pixels, images, wrong = self.group.sum(torch.cat((counts, wrong)))
-        if wrong:
-            self.group.stop_for(failures)
-            self.bad.note(self.step, bad)
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        for i, (photos, masks) in enumerate(moved):
-            last = i == len(moved) - 1
-            with contextlib.nullcontext() if last else self.no_sync():
-                with self.amp:
-                    logits = self.wrapped(pixel_values=self.preprocess.normalise(photos)).logits
-                sums = LOSSES[config.loss_type](
-                    upsample(logits, *masks.shape[1:]), masks, ignore_index
-                )
-                part = sums.mean(pixels, images)
-                # DDP averages gradients over the ranks, whose parts are to be added.
-                self.scaler.scale(part * world).backward()
-            total += part.detach()
-        if config.clip_grad_norm:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.network.parameters(), config.clip_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        return total
+            self.group.stop_for([error] if self.group.leads else [])
 
-    def no_sync(self) -> contextlib.AbstractContextManager[None]:
-        if isinstance(self.wrapped, DistributedDataParallel):
-            return self.wrapped.no_sync()
-        return contextlib.nullcontext()
-
-    def log_loss(self, steps: int, seconds: float) -> None:
-        self.last_loss = float(self.group.sum(self._loss).item()) / steps
-        self._loss.zero_()
-        if not math.isfinite(self.last_loss):
-            raise CocosegError(
-                f"the loss is {self.last_loss} at step {self.step}: the newest checkpoint is kept; "
-                "try a smaller train.learning_rate, or train.use_amp=false"
-            )
+    def log_window(self, result: StepResult) -> dict[str, Any]:
+        """Write a line of the journal; return what the bar shows."""
+        now, window = self.now, self.pace.window(self.plan.layout.global_batch)
+        loss = now.loss_sum / now.loss_steps if now.loss_steps else math.nan
+        now.loss_sum, now.loss_steps = 0.0, 0
+        starved = self.pace.starved(window, self.config.workers, len(os.sched_getaffinity(0)))
         if self.journal is not None:
+            if starved:
+                log.warning("%s", starved)
+            rates = {group["part"]: group["lr"] for group in self.learn.optimizer.param_groups}
             self.journal.write(
-                self.step,
-                loss=self.last_loss,
-                learning_rate=max(group["lr"] for group in self.optimizer.param_groups),
-                epoch=self.step * self.plan.layout.global_batch / len(self.plan.shards),
-                images_per_second=steps * self.plan.layout.global_batch / seconds,
+                now.step,
+                loss=loss,
+                learning_rate=rates,
+                epoch=now.step * self.plan.layout.global_batch / self.plan.plan.samples,
+                images_per_second=window.images_per_second,
+                data_wait=window.data_wait,
+                grad_norm=result.grad_norm,
+                skipped_steps=now.skipped,
+                **({"scaler_overflows": now.overflows} if self.learn.scaler.is_enabled() else {}),
             )
+        return {
+            "loss": f"{loss:.3f}",
+            "mIoU": "-" if now.best_score is None else f"{now.best_score:.3f}",
+            "img/s": f"{window.images_per_second:.1f}",
+            "wait": f"{window.data_wait:.0%}",
+        }
 
     def validate(self) -> None:
-        """Score the validation shards as ``eval --no-tta`` does, each sample once."""
+        """Score the validation shards, and tell whether this is the best."""
         shards = self.plan.val_shards
-        if shards is None:
-            return
-        batches = evaluation_batches(
-            len(shards), self.config.val_batch_size, self.group.world_size, self.group.rank
-        )
-        self.group.share_buffers(self.network)
-        self.network.eval()
-        matrix = None
-        failures: list[CocosegError] = []
+        assert shards is not None
         try:
-            matrix = score(
-                lambda images: predict_plain(self.network, self.preprocess, images),
+            scores = validate(
+                self.scored,
+                self.learn.preprocess,
                 shards,
-                batches,
-                self.config.workers,
+                self.group,
+                batch_size=self.config.val_batch_size,
+                workers=self.config.workers,
+                check=self.stop_if_interrupted,
             )
-        except CocosegError as error:
-            failures.append(error)
-        self.group.stop_for(failures)
-        assert matrix is not None
-        self.network.train()
-        summed = self.group.sum(torch.from_numpy(matrix).to(self.group.device))
-        scores = Scores.from_confusion(summed.cpu().numpy())
-        if not math.isnan(scores.miou) and scores.miou > (self.best_miou or -1.0):
-            self.best_miou, self.best_step = scores.miou, self.step
+        except Interrupted:
+            self.end_interrupted()
+        self.train_mode()
+        now = self.now
+        now.validated = now.step
+        score = scores.miou if self.config.monitor == "val_mIoU" else scores.miou_foreground
+        if not math.isnan(score) and (now.best_score is None or score > now.best_score):
+            now.best_score, now.best_step, now.stale = score, now.step, 0
+        else:
+            now.stale += 1
         if self.journal is not None:
-            told = scores.to_dict(shards.taxonomy.names)
-            self.journal.write(
-                self.step,
-                val_mIoU=told["mIoU"],
-                val_mIoU_foreground=told["mIoU_foreground"],
-                val_pixel_accuracy=told["pixel_accuracy"],
-                val_mean_accuracy=told["mean_accuracy"],
-            )
-            log.info(
-                "step %d: val mIoU %.4f, best %.4f", self.step, scores.miou, self.best_miou or 0
-            )
+            self.write_scores(self.journal, scores)
+
+    def write_scores(self, journal: Journal, scores: Scores) -> None:
+        shards = self.plan.val_shards
+        assert shards is not None
+        now, names = self.now, shards.taxonomy.names
+        told = scores.to_dict(names)
+        absent = [entry["name"] for entry in told["classes"] if entry["IoU"] is None]
+        journal.write(
+            now.step,
+            val_mIoU=told["mIoU"],
+            val_mIoU_foreground=told["mIoU_foreground"],
+            val_pixel_accuracy=told["pixel_accuracy"],
+            val_mean_accuracy=told["mean_accuracy"],
+            val_absent_classes=absent,
+        )
+        log.info(
+            "step %d: val mIoU %.4f (without background %.4f), best %s %.4f; %s",
+            now.step,
+            scores.miou,
+            scores.miou_foreground,
+            self.config.monitor,
+            now.best_score or math.nan,
+            f"{len(absent)} classes neither there nor predicted" if absent else "all classes",
+        )
+        for number in chosen(len(shards), self.config.pictures):
+            sample = shards.read(number)
+            (mask,) = predict_plain(self.scored, self.learn.preprocess, [sample.image])
+            picture = triptych(sample.image, sample.mask, mask, shards.taxonomy)
+            journal.picture(now.step, f"validation/{sample.key}", picture)
+
+    def stop_if_interrupted(self) -> None:
+        if self.interrupts.came:
+            raise Interrupted("interrupted")
+
+    def end_interrupted(self) -> None:
+        """Save the steps done; raise `Interrupted`; all processes call it together."""
+        if self.now.step > self.saved:
+            self.save()
+        reached = f"after step {self.now.step}, which is saved" if self.now.step else "at its start"
+        error = Interrupted(f"interrupted {reached}: run the same command again to go on")
+        self.group.stop_for([error] if self.group.leads else [])
 
     def save(self) -> None:
+        """Write a checkpoint, by rank 0; what fails there ends every process."""
+        failures: list[CocosegError] = []
         if self.group.leads:
-            run_folder = str(self.config.save_dir)
-            state = {
-                "step": self.step,
-                "best_miou": self.best_miou,
-                "best_step": self.best_step,
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "bad_samples": self.bad.state_dict(),
-                "total_steps": self.plan.total_steps,
-                "identity": self.identity,
-            }
-            taxonomy = self.plan.shards.taxonomy
-            save_checkpoint(run_folder, self.step, self.network, self.preprocess, taxonomy, state)
-            if self.best_step == self.step:
-                point(run_folder, "best", self.step)
-            prune(run_folder, self.config.keep_last)
-            assert self.journal is not None
-            self.journal.publish()
-        self.group.wait()
+            try:
+                self.write_checkpoint()
+            except CocosegError as error:
+                failures.append(error)
+        self.group.stop_for(failures)
+        self.saved = self.now.step
+
+    def write_checkpoint(self) -> None:
+        assert self.journal is not None
+        run_folder, step = str(self.config.save_dir), self.now.step
+        state: dict[str, Any] = {
+            "progress": dataclasses.asdict(self.now),
+            "optimizer": self.learn.optimizer.state_dict(),
+            "scaler": self.learn.scaler.state_dict(),
+            "bad_samples": self.bad.state_dict(),
+            "total_steps": self.plan.total_steps,
+            "identity": self.plan.identity,
+            "config": self.config.model_dump(mode="json"),
+        }
+        if self.average is not None:
+            state["raw_weights"] = self.learn.network.state_dict()
+        taxonomy = self.plan.shards.taxonomy
+        save_checkpoint(run_folder, step, self.scored, self.learn.preprocess, taxonomy, state)
+        if self.now.best_step == step:
+            point(run_folder, "best", step)
+        prune(run_folder, self.config.keep_last)
+        self.journal.publish()
 
     def close(self) -> None:
         if self.journal is not None:
             self.journal.close()
 
     def result(self) -> RunResult:
+        now = self.now
         return RunResult(
-            str(self.config.save_dir), self.step, self.best_step, self.best_miou, len(self.bad)
+            str(self.config.save_dir),
+            now.step,
+            now.best_step,
+            now.best_score,
+            self.config.monitor,
+            len(self.bad),
+            now.skipped,
+            self.patience_ended,
         )
 
 
-def _checkpoint_to_resume(config: TrainConfig, run_folder: str) -> Checkpoint | None:
-    checkpoint = load_newest(run_folder)
-    if checkpoint is not None and config.resume == "never":
-        raise ConfigError(
-            f"--output {run_folder}: holds a run already, and --resume never would overwrite it"
-        )
-    return checkpoint
+def _network(
+    config: TrainConfig,
+    model: ModelConfig,
+    plan: RunPlan,
+    group: Group,
+    checkpoint: Checkpoint | None,
+) -> tuple[nn.Module, Preprocess]:
+    """Return the network to train, on its device, with what is not trained left out."""
+    if checkpoint is None:
+        network, preprocess = start_network(model, plan.shards.taxonomy, config.seed)
+    else:
+        loaded = load_network(checkpoint.local, model)
+        network, preprocess = loaded.network, loaded.preprocess
+    if config.freeze_backbone:
+        switches.freeze_backbone(network)
+    switches.freeze_unused(network, model.input_size)
+    if config.activation_checkpointing:
+        switches.checkpoint_activations(network)
+    if config.channels_last:
+        switches.to_channels_last(network)
+    if group.device.type == "cuda" and group.world_size > 1 and config.sync_batchnorm:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    return network.to(group.device), preprocess
 
 
-def _refuse_other_run(run_folder: str, there: dict[str, Any], here: dict[str, Any]) -> None:
-    changed = []
-    for key in here:
-        old, new = there.get(key), here[key]
-        if old != new:
-            told = f"{old!r} there, {new!r} now" if key not in ("shards", "classes") else "differ"
-            changed.append(f"  {key}: {told}")
-    if changed:
-        raise ConfigError(
-            f"--output {run_folder}: holds a run of other data or settings, which cannot go on:\n"
-            + "\n".join(changed)
-            + "\nUse the settings it was started with, or another --output."
-        )
+def _wrapped(network: nn.Module, config: TrainConfig, group: Group) -> nn.Module:
+    wrapped = network
+    if group.world_size > 1:
+        devices = [group.device] if group.device.type == "cuda" else None
+        wrapped = DistributedDataParallel(network, device_ids=devices)
+    return switches.compiled(wrapped) if config.compile else wrapped
 
 
-def _amp_dtype(config: TrainConfig, on_gpu: bool) -> torch.dtype:
-    if not (config.use_amp and on_gpu):
+def _amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    if not config.use_amp:
         return torch.float32
     if config.amp_dtype == "auto":
+        if device.type != "cuda":
+            return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return torch.bfloat16 if config.amp_dtype == "bfloat16" else torch.float16
+
+
+def _changed(there: Mapping[str, Any], here: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that differ from those of the checkpoint, places left out."""
+    now = here.model_dump(mode="json")
+    places = {"shards", "val_shards", "save_dir", "cache_dir"}
+    return {
+        key: (there.get(key), now[key])
+        for key in now
+        if key not in places and there.get(key) != now[key]
+    }
+
+
+def _facts(
+    config: TrainConfig, model: ModelConfig, plan: RunPlan, group: Group, learn: TrainingStep
+) -> dict[str, str]:
+    """Return what the table at the start tells."""
+    layout = plan.layout
+    parameters = list(learn.network.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    total = sum(p.numel() for p in parameters)
+    validation = len(plan.val_shards) if plan.val_shards else 0
+    frozen = "" if trained == total else f", {trained / 1e6:.1f} M of them trained"
+    return {
+        "data": f"{len(plan.shards):,} training and {validation:,} validation samples",
+        "classes": str(plan.shards.taxonomy.num_classes),
+        "model": f"{model.name}, {total / 1e6:.1f} M parameters{frozen}, {model.input_size}²",
+        "global batch": f"{layout.global_batch} = {layout.batch_size} images x {layout.world_size} "
+        f"processes x {layout.accumulation_steps} micro-batches",
+        "steps": f"{plan.total_steps:,} ({plan.epochs:.3g} epochs)",
+        "device": f"{group.device}, {_precision(learn)}",
+        "run": str(config.save_dir),
+    }
+
+
+def _precision(learn: TrainingStep) -> str:
+    dtype = learn.amp.fast_dtype if learn.amp._enabled else torch.float32
+    return str(dtype).removeprefix("torch.")

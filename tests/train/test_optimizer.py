@@ -1,0 +1,90 @@
+"""Which parameters learn at which rate, with which decay, and what a resumed run keeps."""
+
+from typing import Any
+
+import pytest
+import torch
+from cocoseg.model.config import ModelConfig
+from cocoseg.model.switches import backbone_of
+from cocoseg.model.weights import start_network
+from cocoseg.taxonomy import coco_taxonomy
+from cocoseg.train.config import TrainConfig
+from cocoseg.train.optimizer import (
+    build_optimizer,
+    parameter_groups,
+    restore_optimizer,
+    set_learning_rate,
+)
+from torch import nn
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    return start_network(ModelConfig(name="segformer-tiny"), coco_taxonomy(), seed=0)[0]
+
+
+def test_every_parameter_is_in_one_group_with_its_rate_and_decay(network: nn.Module) -> None:
+    config = TrainConfig(learning_rate=1e-3, backbone_lr_ratio=0.1, weight_decay=0.05)
+    groups = parameter_groups(network, backbone_of(network), config)
+    placed = {id(p): group for group in groups for p in group["params"]}
+    named = dict(network.named_parameters())
+    assert len(placed) == len(named) == sum(len(group["params"]) for group in groups)
+    for name, parameter in named.items():
+        group = placed[id(parameter)]
+        in_backbone = name.startswith("segformer.")
+        assert group["part"] == ("backbone" if in_backbone else "head")
+        assert group["peak_lr"] == pytest.approx(1e-4 if in_backbone else 1e-3)
+        assert group["weight_decay"] == (0.05 if parameter.ndim > 1 else 0.0), name
+
+
+def test_patterns_name_further_parameters_without_decay(network: nn.Module) -> None:
+    config = TrainConfig(weight_decay=0.05, no_weight_decay=("*.classifier.*", "*dwconv*"))
+    groups = parameter_groups(network, backbone_of(network), config)
+    spared = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
+    for name, parameter in network.named_parameters():
+        named = ".classifier." in name or "dwconv" in name
+        assert (id(parameter) in spared) == (named or parameter.ndim == 1), name
+
+
+def test_a_network_without_a_backbone_is_all_head() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1, bias=False))
+    groups = parameter_groups(network, None, TrainConfig())
+    assert {group["part"] for group in groups} == {"head"}
+    assert sum(len(group["params"]) for group in groups) == 3
+
+
+def test_what_is_frozen_is_in_no_group() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
+    network[0].requires_grad_(False)
+    groups = parameter_groups(network, None, TrainConfig())
+    assert sum(len(group["params"]) for group in groups) == 2
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_resumed_optimizer_keeps_its_state_and_takes_the_settings_of_now(name: Any) -> None:
+    def built(**settings: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(3)
+        network = nn.Linear(3, 2)
+        return network, build_optimizer(network, None, TrainConfig(optimizer=name, **settings))
+
+    def step(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        set_learning_rate(optimizer, 0.5)
+        network(torch.ones(1, 3)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    network, optimizer = built(learning_rate=1e-2, weight_decay=0.1)
+    step(network, optimizer)
+    other, resumed = built(learning_rate=1e-3, weight_decay=0.3, momentum=0.5)
+    other.load_state_dict(network.state_dict())
+    restore_optimizer(resumed, optimizer.state_dict())
+    for key, value in optimizer.state_dict()["state"].items():
+        for part, stored in value.items():
+            assert torch.equal(
+                torch.as_tensor(resumed.state_dict()["state"][key][part]), torch.as_tensor(stored)
+            )
+    set_learning_rate(resumed, 1.0)
+    assert {group["lr"] for group in resumed.param_groups} == {1e-3}
+    assert max(group["weight_decay"] for group in resumed.param_groups) == 0.3
+    if name == "sgd":
+        assert {group["momentum"] for group in resumed.param_groups} == {0.5}

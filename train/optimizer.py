@@ -1,0 +1,68 @@
+"""Optimizers, and which parameters learn at which rate and with which decay."""
+
+import fnmatch
+from typing import Any
+
+import torch
+from torch import nn
+
+from .config import TrainConfig
+
+
+def build_optimizer(
+    network: nn.Module, backbone: nn.Module | None, config: TrainConfig
+) -> torch.optim.Optimizer:
+    """Return the optimizer of a run, over `parameter_groups`."""
+    groups = parameter_groups(network, backbone, config)
+    if config.optimizer == "sgd":
+        nesterov = config.momentum > 0
+        return torch.optim.SGD(
+            groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov
+        )
+    return torch.optim.AdamW(groups, lr=config.learning_rate)
+
+
+def parameter_groups(
+    network: nn.Module, backbone: nn.Module | None, config: TrainConfig
+) -> list[dict[str, Any]]:
+    """Split what is trained: backbone and head by learning rate; norms and biases without decay.
+
+    Each group holds its peak rate under ``peak_lr`` and, under ``part``, whether it is of the
+    backbone or the head. Parameters of one dimension are norms and biases.
+    """
+    in_backbone = {id(parameter) for parameter in backbone.parameters()} if backbone else set()
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            spared = any(fnmatch.fnmatch(name, pattern) for pattern in config.no_weight_decay)
+            decays = parameter.ndim > 1 and not spared
+            groups.setdefault((id(parameter) not in in_backbone, decays), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "part": "head" if head else "backbone",
+            "weight_decay": config.weight_decay if decays else 0.0,
+            "peak_lr": config.learning_rate * (1.0 if head else config.backbone_lr_ratio),
+        }
+        for (head, decays), parameters in groups.items()
+    ]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's rate to `factor` of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a `state_dict`, but keep the rates and decays that `build_optimizer` set.
+
+    PyTorch would bring back those of the run's start, whatever the settings say now.
+    """
+    settings = [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+    optimizer.load_state_dict(state)
+    for group, setting in zip(optimizer.param_groups, settings, strict=True):
+        group.update(setting)

@@ -1,0 +1,246 @@
+"""What a run is going to do, decided before its first step: data, order, batches, steps."""
+
+import difflib
+import logging
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .. import storage
+from ..errors import ConfigError
+from ..model.config import ModelConfig
+from ..shards.manifest import ShardEntry
+from ..shards.plan import ORDER, BatchLayout, Plan, steps_for
+from ..shards.reader import ShardSet
+from ..shards.repeats import Repeats
+from .class_weights import class_weights
+from .config import TrainConfig
+
+log = logging.getLogger(__name__)
+
+_TOLD = 5  # classes or shards that a refusal names
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """Everything that is decided before the first step."""
+
+    shards: ShardSet
+    val_shards: ShardSet | None
+    repeats: Repeats
+    """How often an epoch shows each sample."""
+    plan: Plan
+    """The order of what is shown: sample numbers of `repeats`."""
+    layout: BatchLayout
+    total_steps: int
+    end: int | None
+    """Samples of the whole run; the last step's slots behind them are fillers. None: no fillers."""
+    val_every: int
+    checkpoint_every: int
+    class_weights: tuple[float, ...] | None
+    """By train id; None where all count the same."""
+    identity: dict[str, Any]
+    """What a run must share with the one that it goes on from."""
+
+    @property
+    def fillers(self) -> int:
+        """Slots of weight 0 in the last step."""
+        slots = self.total_steps * self.layout.global_batch
+        return 0 if self.end is None else slots - self.end
+
+    @property
+    def epochs(self) -> float:
+        """Passes through the training shards."""
+        return self.total_steps * self.layout.global_batch / self.plan.samples
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that a cache of remote shards should hold: each is then fetched once an epoch."""
+        if self.shards.config.remote != "cache":
+            return 0
+        training = _remote_shards(self.shards)
+        densest = max((shard.bytes / max(1, shard.samples) for shard in training), default=0)
+        alive = min(sum(shard.bytes for shard in training), int(self.plan.samples_alive * densest))
+        return alive + sum(shard.bytes for shard in _remote_shards(self.val_shards))
+
+    def validates_after(self, step: int) -> bool:
+        """Tell whether validation follows `step` optimizer steps."""
+        return self.val_shards is not None and (
+            step == self.total_steps or (step > 0 and step % self.val_every == 0)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``--dry-run`` prints."""
+        cached = self.cache_bytes
+        shown = self.plan.samples
+        return {
+            "training_samples": len(self.shards),
+            **({"shown_an_epoch": shown} if shown != len(self.shards) else {}),
+            "validation_samples": len(self.val_shards) if self.val_shards else 0,
+            "classes": self.shards.taxonomy.num_classes,
+            "global_batch": self.layout.global_batch,
+            "processes": self.layout.world_size,
+            "accumulation_steps": self.layout.accumulation_steps,
+            "steps": self.total_steps,
+            "fillers": self.fillers,
+            "epochs": round(self.epochs, 3),
+            "val_every": self.val_every,
+            "checkpoint_every": self.checkpoint_every,
+            **({"cache_bytes_needed": cached} if cached else {}),
+        }
+
+
+def plan_run(
+    train: TrainConfig, model: ModelConfig, begun: Mapping[str, Any] | None = None
+) -> RunPlan:
+    """Read the manifests and decide steps and batches for the processes that torchrun started.
+
+    Parameters
+    ----------
+    begun
+        `RunPlan.identity` of the run to go on with: its global batch is kept.
+
+    Raises
+    ------
+    ConfigError
+        If something is missing or does not fit together, or `begun` was of other data or settings.
+    DataError
+        If shards have no manifest.
+    """
+    if train.save_dir is None:
+        raise ConfigError("--output: give a folder for the run (train.save_dir)")
+    if not train.shards:
+        raise ConfigError("--shards: give at least one folder of training shards")
+    shards = ShardSet(train.shards, config=train)
+    val_shards = ShardSet(train.val_shards, config=train) if train.val_shards else None
+    names = shards.taxonomy.names
+    if val_shards is not None and val_shards.taxonomy.names != names:
+        raise ConfigError("--shards and --val-shards were prepared with different classes")
+    if model.num_classes not in (None, len(names)):
+        raise ConfigError(f"model.num_classes is {model.num_classes}, the shards have {len(names)}")
+    if len(shards) == 0:
+        raise ConfigError("--shards: there is no sample in them")
+    layout = _layout(train, begun)
+    weights = class_weights(train.class_weights, shards.manifests, len(names))
+    identity = {
+        "classes": list(names),
+        "shards": [shard.sha256 for manifest in shards.manifests for shard in manifest.shards],
+        "order": ORDER,
+        "global_batch": layout.global_batch,
+        **{f"train.{key}": getattr(train, key) for key in train.fixed_keys},
+        **{f"model.{key}": getattr(model, key) for key in model.fixed_keys},
+        "train.class_weights": weights and list(weights),  # what 'auto' came to
+        "model.num_classes": len(names),
+    }
+    if begun is not None:
+        _refuse_other_run(str(train.save_dir), begun, identity)
+    repeats = Repeats.of(shards, train.rare_class_sampling, train.seed)
+    shown = len(repeats)
+    val_every = train.val_every or steps_for(1, shown, layout.global_batch)
+    plan = RunPlan(
+        shards=shards,
+        val_shards=val_shards,
+        repeats=repeats,
+        plan=Plan(repeats.shard_sizes, train.seed, train.streams, train.block_shards),
+        layout=layout,
+        total_steps=train.max_steps or steps_for(train.epochs, shown, layout.global_batch),
+        end=None if train.max_steps else max(1, math.ceil(train.epochs * shown)),
+        val_every=val_every,
+        checkpoint_every=train.checkpoint_every or val_every,
+        class_weights=weights,
+        identity=identity,
+    )
+    _check_cache(plan, train)
+    return plan
+
+
+def _layout(train: TrainConfig, begun: Mapping[str, Any] | None) -> BatchLayout:
+    """Deal the global batch to the processes at hand; that of a run once begun stays."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    asked = BatchLayout(train.batch_size, world_size, train.accumulation_steps)
+    if begun is None or asked.global_batch == begun["global_batch"]:
+        return asked
+    kept, together = int(begun["global_batch"]), train.batch_size * world_size
+    if kept % together:
+        fitting = [
+            size for size in range(1, kept // world_size + 1) if kept % (size * world_size) == 0
+        ]
+        way_out = (
+            f"a train.batch_size that fits is {', '.join(map(str, fitting))}"
+            if fitting
+            else f"no train.batch_size fits {world_size} processes"
+        )
+        raise ConfigError(
+            f"the run was begun with a global batch of {kept}, which {world_size} processes of "
+            f"batch_size {train.batch_size} cannot make up: {way_out}"
+        )
+    layout = BatchLayout(train.batch_size, world_size, kept // together)
+    if os.environ.get("RANK", "0") == "0":
+        log.info(
+            "accumulation_steps %d instead of %d, so that the global batch stays %d",
+            layout.accumulation_steps,
+            train.accumulation_steps,
+            kept,
+        )
+    return layout
+
+
+def _refuse_other_run(run: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    changed = [
+        f"  {key}: {_difference(key, there.get(key), here[key])}"
+        for key in here
+        if there.get(key) != here[key]
+    ]
+    if changed:
+        raise ConfigError(
+            f"--output {run}: holds a run of other data or settings, which cannot go on:\n"
+            + "\n".join(changed)
+            + "\nUse the settings it was started with, or another --output."
+        )
+
+
+def _difference(key: str, there: Any, here: Any) -> str:
+    if key not in ("classes", "shards"):
+        return f"{there!r} there, {here!r} now"
+    if key == "shards":
+        gone, new = set(there) - set(here), set(here) - set(there)
+        if not gone and not new:
+            return "the same, in another order"
+        return f"{len(gone)} of {len(there)} there are gone or changed, {len(new)} now are new"
+    lines = [
+        line
+        for line in difflib.ndiff(there, here)
+        if line[:1] in "+-"  # names alone: no hints, no common lines
+    ]
+    more = f" … ({len(lines)} differ)" if len(lines) > _TOLD else ""
+    return ", ".join(lines[:_TOLD]) + more
+
+
+def _check_cache(plan: RunPlan, train: TrainConfig) -> None:
+    """Refuse a cache that cannot hold a shard, and warn of one that will hold too few."""
+    remote = (*_remote_shards(plan.shards), *_remote_shards(plan.val_shards))
+    largest = max((shard.bytes for shard in remote), default=0)
+    if train.remote == "cache" and largest > train.cache_bytes:
+        raise ConfigError(
+            f"train.cache_bytes is {train.cache_bytes:,}, and there is a shard of {largest:,} "
+            "bytes: raise it, or read ranges (train.remote: range)"
+        )
+    if plan.cache_bytes > train.cache_bytes and os.environ.get("RANK", "0") == "0":
+        log.warning(
+            "train.cache_bytes is %s, the order of samples wants %s at a time: shards will be "
+            "fetched more than once an epoch",
+            f"{train.cache_bytes:,}",
+            f"{plan.cache_bytes:,}",
+        )
+
+
+def _remote_shards(shards: ShardSet | None) -> list[ShardEntry]:
+    folders = zip(shards.folders, shards.manifests, strict=True) if shards else ()
+    return [
+        shard
+        for folder, manifest in folders
+        if storage.is_remote(folder)
+        for shard in manifest.shards
+    ]
