@@ -15,7 +15,7 @@ from ..processes import loader_options
 from ..shards.plan import BatchLayout, Plan
 from ..shards.reader import BadSample, Sample, ShardSet
 from ..shards.repeats import Repeats
-from .augment import TrainingTransform
+from .augment import TrainingTransform, check_extra
 from .config import AugmentConfig
 
 Denominators = Callable[[NDArray[np.integer]], tuple[float, float]]
@@ -58,6 +58,11 @@ class TrainingSamples(Dataset[MicroBatch]):
         not asked for, and 0.
     repeats
         What the plan orders: showings of samples, each augmented in its own way. None: samples.
+
+    Raises
+    ------
+    ConfigError
+        If `augment` names an augmentation that is none.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class TrainingSamples(Dataset[MicroBatch]):
         denominators: Denominators | None = None,
         repeats: Repeats | None = None,
     ) -> None:
+        check_extra(augment)  # here, and not in a loader's process
         self.shards = shards
         self.plan = plan
         self.augment = augment
@@ -127,7 +133,9 @@ class TrainingSamples(Dataset[MicroBatch]):
             size = (self.input_size, self.input_size)
             return np.zeros((*size, 3), np.uint8), np.zeros(size, self._mask_type)
         if self._transform is None:  # built in the process that uses it
-            self._transform = TrainingTransform(self.augment, self.input_size)
+            self._transform = TrainingTransform(
+                self.augment, self.input_size, self.shards.taxonomy.ignore_index
+            )
         seed = np.random.SeedSequence((self.plan.seed, epoch, showing)).generate_state(1)[0]
         image, mask = self._transform(sample.image, sample.mask, int(seed))
         return image, mask.astype(self._mask_type, copy=False)

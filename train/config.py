@@ -1,8 +1,15 @@
 """Settings of ``cocoseg train``."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
 
 from ..config import PathField, Section
 from ..shards.config import ReadConfig
@@ -11,12 +18,21 @@ from ..shards.config import ReadConfig
 class AugmentConfig(Section):
     """Training transforms, in this order; validation only resizes."""
 
+    enabled: bool = True
+    """False turns all of them off: images are resized to input_size², as for validation."""
     scale_range: tuple[PositiveFloat, PositiveFloat] = (0.25, 1.0)
-    """Area of the random crop as a fraction of the image."""
+    """Area of the random crop as a fraction of the image, which it never leaves."""
     ratio_range: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)
     """Width to height of the random crop."""
+    scale_jitter: tuple[PositiveFloat, PositiveFloat] | None = None
+    """Instead of the crop by `scale_range` and `ratio_range`: the image is resized so that its
+    shorter side is input_size times a random factor of this range, and input_size² is cut out;
+    where it is smaller, it is padded and the padding ignored. (0.5, 2.0) in SegFormer's recipe."""
     flip: float = Field(0.5, ge=0, le=1)
     """Probability of a horizontal flip."""
+    rotation: float = Field(0.0, ge=0, le=180)
+    """Largest angle of a random rotation, either way [degrees]; corners that come from outside the
+    crop are ignored. 0 is off."""
     color_jitter: float = Field(0.8, ge=0, le=1)
     """Probability of a colour jitter."""
     brightness: float = Field(0.3, ge=0, le=1)
@@ -29,6 +45,22 @@ class AugmentConfig(Section):
     """Largest turn of the colour circle; 0.5 is half of it."""
     blur: float = Field(0.1, ge=0, le=1)
     """Probability of a Gaussian blur."""
+    extra: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
+    """Further transforms by name, each with its probability; see docs/training.md."""
+
+    @field_validator("scale_range", "ratio_range", "scale_jitter")
+    @classmethod
+    def _ascending(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[0] > value[1]:
+            raise ValueError("the first number is the smaller one")
+        return value
+
+    @field_validator("scale_range")
+    @classmethod
+    def _inside(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[1] > 1:
+            raise ValueError("a crop has at most the area of the image, 1.0; see scale_jitter")
+        return value
 
 
 class TrainConfig(ReadConfig):

@@ -70,7 +70,7 @@ def _shards(pictures: Pictures, root: Path) -> int:
             samples_per_shard=_SHARD,
         )
     )
-    transform = TrainingTransform(AugmentConfig(), SIZE)
+    transform = TrainingTransform(AugmentConfig(), SIZE, 255)
     albumentations.save(transform._compose, root / "augment.json")
     return data.count
 

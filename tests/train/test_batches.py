@@ -205,7 +205,7 @@ def test_image_and_mask_are_transformed_as_one() -> None:
     image = np.repeat((mask * 25)[..., None], 3, axis=2)
     plain = AugmentConfig(color_jitter=0, blur=0)
     for seed in range(20):
-        cropped, labels = TrainingTransform(plain, 48)(image, mask, seed)
+        cropped, labels = TrainingTransform(plain, 48, 255)(image, mask, seed)
         differs = np.abs(cropped[..., 0].astype(int) - labels.astype(int) * 25) > 13
         inner = labels[1:-1, 1:-1]
         edge = np.zeros_like(labels, bool)

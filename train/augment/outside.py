@@ -1,0 +1,6 @@
+"""What lies outside an image."""
+
+from ...model.preprocess import IMAGENET_MEAN
+
+COLOR = tuple(round(255 * mean) for mean in IMAGENET_MEAN)
+"""RGB that normalisation makes 0; the mask has the ignore index there."""
