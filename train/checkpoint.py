@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +151,8 @@ def save_checkpoint(
         folder = scratch / checkpoint_name(step)
         folder.mkdir()
         save_network(folder, network, preprocess, taxonomy)
+        for file in folder.glob("*.safetensors"):  # safetensors lets nobody else read them
+            shutil.copymode(folder / TAXONOMY_NAME, file)
         # Through Python: by itself, torch says "unexpected pos 704 vs 598" of a full disk.
         with open(folder / _STATE_NAME, "wb") as file:
             torch.save({**state, "step": step}, file)
@@ -171,6 +174,7 @@ def _publish(folder: Path, target: str) -> None:
     target = storage.join(target)
     replaced = target + _REPLACED
     if os.path.lexists(target):
+        storage.remove(replaced)
         os.replace(target, replaced)
     try:
         storage.publish_folder(folder, target, last=_DIGESTS_NAME)
@@ -345,7 +349,7 @@ def _digests(folder: str) -> dict[str, object]:
         raise DataError(f"{_DIGESTS_NAME} is missing")
     try:
         digests = json.loads(storage.read_bytes(url))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DataError(f"{_DIGESTS_NAME} is damaged") from None
     if (
         not isinstance(digests, dict)
