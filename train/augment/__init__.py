@@ -7,6 +7,7 @@ enter it in `AUGMENTATIONS`, and test it.
 
 import difflib
 import os
+import zlib
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or it asks PyPI at import
 
@@ -64,12 +65,14 @@ class TrainingTransform:
     def __init__(self, config: AugmentConfig, input_size: int, ignore_index: int) -> None:
         cv2.setNumThreads(1)  # loader processes share the cores already
         self.input_size = input_size
-        built = (
-            build(config, input_size, ignore_index)
+        built = {
+            name: build(config, input_size, ignore_index)
             for name, build in AUGMENTATIONS.items()
             if config.enabled and (name in AugmentConfig.model_fields or config.extra.get(name))
-        )
-        self._compose = albumentations.Compose([one for one in built if one is not None])
+        }
+        used = {name: transform for name, transform in built.items() if transform is not None}
+        self._compose = albumentations.Compose(list(used.values()))
+        self._words = [zlib.crc32(name.encode()) for name in used]
 
     def __call__(
         self, image: NDArray[np.uint8], mask: NDArray[np.integer], seed: int
@@ -92,7 +95,11 @@ class TrainingTransform:
         """
         if not self._compose.transforms:
             return self._resized(image, mask)
-        self._compose.set_random_seed(seed)
+        # Compose would give all of them the same seed, and so the same numbers: what is blurred
+        # (a tenth) would always be flipped (a half), and what is flipped change its colours.
+        for word, transform in zip(self._words, self._compose.transforms, strict=True):
+            (own,) = np.random.SeedSequence((seed, word)).generate_state(1)
+            transform.set_random_seed(int(own))
         result = self._compose(image=image, mask=mask)
         return result["image"], result["mask"]
 
