@@ -1,18 +1,28 @@
 """Checkpoints: published whole, verified on reading, and readable by transformers alone."""
 
+import contextlib
+import errno
+import json
+import os
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import torch
 from cocoseg import storage
-from cocoseg.errors import DataError
+from cocoseg.errors import CocosegError, ConfigError, DataError, StoreError
 from cocoseg.model.weights import load_network
 from cocoseg.taxonomy import coco_taxonomy
 from cocoseg.train import checkpoint
+from cocoseg.train.distributed import Group
 from cocoseg.train.loop import RunResult
 from transformers import AutoModelForSemanticSegmentation, pipeline
+
+ALONE = Group(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -54,23 +64,44 @@ def test_transformers_alone_reads_a_checkpoint(finished: Path, golden) -> None:
     assert {entry["label"] for entry in found} <= set(coco_taxonomy().names)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "training_state.pt", "config.json"])
-@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
-    finished: Path, name: str, damage: str
-) -> None:
-    path = finished / "checkpoints" / "step-00000006" / name
-    content = bytearray(path.read_bytes())
-    if damage == "remove":
-        path.unlink()
-    elif damage == "truncate":
-        path.write_bytes(content[: len(content) // 2])
-    else:
-        content[len(content) // 3] ^= 1
-        path.write_bytes(content)
-    found = checkpoint.load_newest(str(finished))
-    assert found is not None
-    assert found.state["step"] == 3
+def write(run: Path, step: int) -> Path:
+    """Write by hand what a checkpoint is, as small as can be."""
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    folder.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json", "taxonomy.json"):
+        (folder / name).write_text(f"{name} {step}")
+    torch.save({"step": step}, folder / "training_state.pt")
+    digests = {path.name: sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    (folder / "digests.json").write_text(json.dumps(digests))
+    return folder
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    """A run with checkpoints of the steps 1 to 6; `best` is 1, `last` is 6."""
+    for step in range(1, 7):
+        write(tmp_path, step)
+    checkpoint.point(str(tmp_path), "best", 1)
+    checkpoint.point(str(tmp_path), "last", 6)
+    return tmp_path
+
+
+def newest(run: Path) -> int | None:
+    with checkpoint.agree_on_newest(str(run), ALONE) as found:
+        return None if found is None else found.step
+
+
+# ---- which one a run goes on from
+
+
+def test_where_there_is_no_checkpoint_there_is_none(tmp_path: Path) -> None:
+    for run in (tmp_path / "absent", tmp_path):
+        assert newest(run) is None
+        assert checkpoint.list_steps(str(run)) == []
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-of-mine").mkdir()
+    (tmp_path / "checkpoints" / "step-00000005").write_text("a file")
+    assert newest(tmp_path) is None
 
 
 def test_where_every_checkpoint_is_damaged_nothing_is_started_over(
@@ -78,41 +109,269 @@ def test_where_every_checkpoint_is_damaged_nothing_is_started_over(
 ) -> None:
     for path in (finished / "checkpoints").glob("*/model.safetensors"):
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="no checkpoint of the run is whole"):
+    with pytest.raises(DataError, match="no checkpoint of the run is whole") as raised:
         train_small(finished)
+    for step in (3, 6):
+        assert f"step-0000000{step}: model.safetensors differs from its digest" in str(raised.value)
 
 
-def test_pruning_spares_best_and_last(tmp_path: Path) -> None:
-    run = str(tmp_path)
-    for step in range(1, 7):
-        folder = tmp_path / "checkpoints" / checkpoint.checkpoint_name(step)
-        folder.mkdir(parents=True)
-        (folder / "digests.json").write_text("{}")
-    checkpoint.point(run, "best", 1)
-    checkpoint.point(run, "last", 6)
-    checkpoint.prune(run, keep_last=2)
-    assert checkpoint.list_steps(run) == [1, 5, 6]
-    assert checkpoint.pointed_step(run, "best") == 1
+def test_a_local_folder_without_its_digests_is_a_damaged_checkpoint(written: Path) -> None:
+    """Renaming brings and takes a local checkpoint whole: only damage leaves such a one."""
+    for path in written.glob("checkpoints/*/digests.json"):
+        path.unlink()
+    assert checkpoint.list_steps(str(written)) == []
+    with pytest.raises(DataError, match=r"digests\.json is missing"):
+        newest(written)
 
 
-def test_a_folder_without_its_digests_is_no_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints" / "step-00000004").mkdir(parents=True)
-    assert checkpoint.list_steps(str(tmp_path)) == []
-    assert checkpoint.load_newest(str(tmp_path)) is None
+def test_the_newest_counts_whatever_last_says(written: Path) -> None:
+    """Killed between the checkpoint's name and the link."""
+    checkpoint.point(str(written), "last", 5)
+    assert newest(written) == 6
+    (written / "last").unlink()
+    assert newest(written) == 6
+
+
+class Board(Group):
+    """A process group of threads."""
+
+    def __init__(self, rank: int, board: list, barrier: threading.Barrier) -> None:
+        super().__init__(rank, len(board), torch.device("cpu"))
+        object.__setattr__(self, "board", board)
+        object.__setattr__(self, "barrier", barrier)
+
+    def gather(self, value: object) -> list:
+        self.board[self.rank] = value
+        self.barrier.wait(10)
+        values = list(self.board)
+        self.barrier.wait(10)
+        return values
+
+
+def all_of(world_size: int, work: Callable[[Group], object]) -> list[object]:
+    """Let every rank work; return what came of it, errors too."""
+    board, barrier = [None] * world_size, threading.Barrier(world_size)
+
+    def one(rank: int) -> object:
+        try:
+            return work(Board(rank, board, barrier))
+        except CocosegError as error:
+            return error
+
+    with ThreadPoolExecutor(world_size) as pool:
+        return list(pool.map(one, range(world_size)))
+
+
+def agree_where(
+    monkeypatch: pytest.MonkeyPatch, run: Path, breaks: Callable[[int, int], None]
+) -> list[object]:
+    """Let three ranks agree, for some of whom some steps cannot be read."""
+    read = checkpoint.open_checkpoint
+    here = threading.local()
+
+    @contextlib.contextmanager
+    def own(folder: str) -> Iterator[checkpoint.Checkpoint]:
+        breaks(here.rank, int(folder[-8:]))
+        with read(folder) as found:
+            yield found
+
+    def work(group: Group) -> object:
+        here.rank = group.rank
+        with checkpoint.agree_on_newest(str(run), group) as found:
+            return found and (found.step, found.state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "open_checkpoint", own)
+        return all_of(3, work)
+
+
+def test_all_ranks_go_on_from_the_newest_that_every_one_can_read(
+    written: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    unreadable = {(1, 6), (0, 5), (2, 5), (2, 4)}
+
+    def breaks(rank: int, step: int) -> None:
+        if (rank, step) in unreadable:
+            raise DataError(f"step {step} is torn")
+
+    assert agree_where(monkeypatch, written, breaks) == [(3, {"step": 3})] * 3
+    assert caplog.messages == [
+        "checkpoint passed over: step 6 is torn (rank 1)",
+        "checkpoint passed over: step 5 is torn",
+        "checkpoint passed over: step 4 is torn (rank 2)",
+    ]
+    assert agree_where(monkeypatch, written / "absent", breaks) == [None] * 3
+
+
+@pytest.mark.parametrize("torn", [0, 2])
+def test_all_ranks_fail_with_the_same_words(
+    written: Path, monkeypatch: pytest.MonkeyPatch, torn: int
+) -> None:
+    def breaks(rank: int, step: int) -> None:
+        if rank == torn:
+            raise DataError(f"step {step} is torn")
+
+    errors = agree_where(monkeypatch, written, breaks)
+    assert {type(error) for error in errors} == {DataError}
+    assert len(set(map(str, errors))) == 1
+    assert str(errors[0]).count("is torn") == 6
+
+
+def test_a_store_that_does_not_answer_one_rank_costs_no_progress(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Going back to an older one would lose work for a fault that passes."""
+
+    def breaks(rank: int, step: int) -> None:
+        if rank == 1:
+            raise StoreError("the store does not answer")
+
+    errors = agree_where(monkeypatch, written, breaks)
+    assert [(type(error), str(error)) for error in errors] == [
+        (StoreError, "the store does not answer")
+    ] * 3
+
+
+# ---- what is kept
+
+
+def test_pruning_spares_best_and_last(written: Path) -> None:
+    checkpoint.prune(str(written), keep_last=2)
+    assert checkpoint.list_steps(str(written)) == [1, 5, 6]
+    checkpoint.point(str(written), "last", 5)
+    checkpoint.prune(str(written), keep_last=1)
+    assert checkpoint.list_steps(str(written)) == [1, 5, 6]
+
+
+@pytest.mark.parametrize("store", ["local", "remote"])
+def test_a_broken_checkpoint_is_none_of_those_that_pruning_keeps(written: Path, store: str) -> None:
+    run = str(written)
+    for step in (6, 4):
+        (written / "checkpoints" / f"step-0000000{step}" / "model.safetensors").unlink()
+    if store == "remote":
+        run = "memory://pruning/run"
+        storage.remove(run)
+        for path in written.glob("checkpoints/*/*"):
+            name = path.relative_to(written).as_posix()
+            storage.publish_bytes(f"{run}/{name}", path.read_bytes())
+        storage.publish_bytes(f"{run}/best", b"checkpoints/step-00000001")
+    checkpoint.prune(run, keep_last=3)  # 5, 3 and 2
+    assert checkpoint.list_steps(run) == [1, 2, 3, 4, 5, 6]
+    checkpoint.prune(run, keep_last=2)  # 5 and 3
+    assert checkpoint.list_steps(run) == [1, 3, 4, 5, 6]
+    storage.remove(run)
+
+
+def test_a_kill_amidst_pruning_leaves_no_half_checkpoint(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def half(path: str, **_: object) -> None:
+        next(Path(path).rglob("digests.json")).unlink()
+        raise Killed
+
+    monkeypatch.setattr(shutil, "rmtree", half)
+    with pytest.raises(Killed):
+        checkpoint.prune(str(written), keep_last=2)
+    monkeypatch.undo()
+    names = {path.name for path in (written / "checkpoints").glob("step-*")}
+    assert names == {f"step-0000000{step}" for step in (1, 2, 3, 5, 6)}
+    with checkpoint.run_lock(str(written), ALONE):
+        assert {path.name for path in (written / "checkpoints").iterdir()} == names
+
+
+# ---- one training at a time
+
+
+def test_a_second_training_is_refused_on_every_rank(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    before = None
+    with checkpoint.run_lock(str(run), ALONE):
+        before = sorted(run.iterdir())
+
+        def lock(group: Group) -> None:
+            with checkpoint.run_lock(str(run), group):
+                raise AssertionError
+
+        errors = all_of(3, lock)
+        assert {type(error) for error in errors} == {ConfigError}
+        assert {str(error) for error in errors} == {
+            f"--output {run}: a training is at work in it; wait for it, or choose another folder"
+        }
+        assert sorted(run.iterdir()) == before
+    with checkpoint.run_lock(str(run), ALONE):
+        pass
+    assert list(run.iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_trained_on_all_the_same(
+    written: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    scratch = written / "checkpoints" / ".tmp-1-x"
+    scratch.mkdir()
+    with checkpoint.run_lock(str(written), ALONE), checkpoint.run_lock(str(written), ALONE):
+        assert newest(written) == 6
+        assert scratch.exists()  # of another training, perhaps
+    assert not (written / ".lock").exists()
+
+
+def test_a_run_where_nothing_can_be_written_is_refused_in_plain_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+
+    def lock(run: Path) -> Callable[[Group], None]:
+        def work(group: Group) -> None:
+            with checkpoint.run_lock(str(run), group):
+                raise AssertionError
+
+        return work
+
+    assert {str(error) for error in all_of(2, lock(tmp_path / "file"))} == {
+        f"{tmp_path / 'file'}: is not a folder"
+    }
+
+    def makedirs(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "makedirs", makedirs)
+    assert {str(error) for error in all_of(2, lock(tmp_path / "run"))} == {
+        f"--output {tmp_path / 'run'}: Read-only file system"
+    }
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(
     finished: Path, train_small: Callable[..., RunResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(local: Path, url: str, last: str) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(storage, "publish_folder", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(CocosegError) as raised:
         train_small(finished, max_steps=9)
+    assert raised.value.exit_code == 1
+    assert str(raised.value) == (
+        f"{finished}/checkpoints/step-00000009: cannot be written: No space left on device; the "
+        "newest checkpoint, step-00000006, is kept: make room, then run the same command again to "
+        "go on"
+    )
     assert checkpoint.pointed_step(str(finished), "last") == 6
     assert checkpoint.list_steps(str(finished)) == [3, 6]
     assert not list((finished / "checkpoints").glob(".tmp-*"))
+    monkeypatch.undo()
+    assert train_small(finished, max_steps=9).step == 9
+
+
+def test_weights_may_be_read_by_whom_the_other_files_may(finished: Path) -> None:
+    """safetensors' own files are their owner's alone."""
+    for folder in (finished / "checkpoints").iterdir():
+        assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
 
 
 def test_a_run_on_an_object_store_has_pointers_and_resumes(
