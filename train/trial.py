@@ -1,0 +1,216 @@
+"""Checks of ``cocoseg doctor`` on the network: it loads, learns, and is scored."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import ConfigError
+from ..figures import bytes_text
+from ..metrics import confusion_matrix
+from ..model import switches
+from ..model.config import ModelConfig
+from ..model.device import pick_device
+from ..model.preprocess import Preprocess
+from ..model.score import predict_plain
+from ..model.weights import LoadedNetwork, load_network, start_network
+from ..shards.reader import good
+from .batches import MicroBatch
+from .config import TrainConfig
+from .distributed import Group
+from .finding import Finding, ok, problem, warning
+from .inspection import Inspection
+from .losses.step import StepLoss
+from .optimizer import build_optimizer, set_learning_rate
+from .step import TrainingStep
+
+_STEPS = 8  # on one batch
+_FALLEN = 0.95  # of the first loss, at most, after them
+_CPU_SIDE, _CPU_BATCH = 128, 2  # pixels, images: a trial step takes seconds, whatever the network
+_PREDICTED = 4  # samples
+_TINY = "segformer-tiny"
+
+
+@dataclass(slots=True)
+class Trial:
+    """Network, a few steps, scores, one after the other, on what the inspection opened."""
+
+    train: TrainConfig
+    model: ModelConfig
+    inspected: Inspection
+    checkpoint: str | None = None
+    network: nn.Module | None = None
+    preprocess: Preprocess | None = None
+    loaded: LoadedNetwork | None = None
+
+    def start(self) -> Iterator[Finding]:
+        """Make the network that training would start from, and load the checkpoint."""
+        if self.checkpoint is not None:
+            self.loaded = load_network(self.checkpoint, self.model)
+            names = self.loaded.taxonomy.names
+            yield ok(f"{self.checkpoint}: {_size(self.loaded.network)}, {len(names)} classes")
+            if self.inspected.shards is not None and names != self.inspected.shards.taxonomy.names:
+                self.loaded = None
+                yield problem(
+                    "the checkpoint's classes are not those of the shards",
+                    "its masks and scores would mean nothing on these shards",
+                )
+        if self.inspected.shards is None:
+            return
+        taxonomy, name = self.inspected.shards.taxonomy, self.model.name
+        try:
+            self.network, self.preprocess = start_network(self.model, taxonomy, self.train.seed)
+        except ConfigError as error:
+            yield warning(
+                f"{str(error).splitlines()[0]}; {_TINY} stands in for it",
+                "see 'hub' above; or a local folder as model.name",
+            )
+            name = _TINY
+            tiny = self.model.model_copy(update={"name": name})
+            self.network, self.preprocess = start_network(tiny, taxonomy, self.train.seed)
+        yield ok(f"{name}: {_size(self.network)}, {taxonomy.num_classes} classes")
+
+    def learn(self) -> Iterator[Finding]:
+        """Take steps on one batch: the loss must fall."""
+        if self.network is None or self.preprocess is None:
+            return
+        if (
+            self.inspected.batch is None
+            or self.inspected.loss is None
+            or self.inspected.batch.denominators[0] == 0
+        ):
+            yield problem("no sample was read of which something could be learnt", "see above")
+            return
+        device = pick_device(self.train.device)
+        batch = (
+            self.inspected.batch
+            if device.type == "cuda"
+            else _small(self.inspected.batch, self.inspected.loss)
+        )
+        step = self._step(device)
+        pixels, images = batch.denominators
+        losses, norms, seconds = [], [], []
+        for number in range(_STEPS):
+            began = time.perf_counter()
+            result = step(number, [batch], pixels, images)
+            seconds.append(time.perf_counter() - began)
+            losses.append(result.loss)
+            norms.append(result.grad_norm)
+        size = f"{batch.images.shape[0]} × {batch.images.shape[1]}²"
+        text = f"loss {losses[0]:.4f} → {losses[-1]:.4f} in {_STEPS} steps on {size} ({device})"
+        if not all(map(math.isfinite, losses)):
+            yield problem(
+                f"{text}: no finite number", "a smaller train.learning_rate, train.use_amp=false"
+            )
+        elif not all(map(math.isfinite, norms)):
+            yield problem(f"{text}: the gradient is no finite number", "train.use_amp=false")
+        elif norms[0] == 0:
+            yield problem(f"{text}: the gradient is zero", "is everything frozen?")
+        elif losses[-1] > _FALLEN * losses[0]:
+            yield warning(
+                f"{text}: it does not fall", "try another train.learning_rate (10 × more, or less)"
+            )
+        else:
+            yield ok(f"{text}, gradient norm {norms[0]:.3g}")
+        usual = float(np.median(seconds))
+        taken = len(batch.keys) / usual
+        yield ok(f"a step takes {1000 * usual:.0f} ms without its loader: {taken:.1f} images/s")
+        if device.type == "cuda":  # elsewhere the batch was a small one
+            yield ok(f"{bytes_text(torch.cuda.max_memory_allocated(device))} of memory at the peak")
+            delivered = self.inspected.rate
+            if delivered is not None and delivered < taken:
+                yield warning(
+                    f"the loader delivers {delivered:.1f} images/s, and starves the network",
+                    "more train.workers; docs/how-to.md, 'Slow loader'",
+                )
+
+    def _step(self, device: torch.device) -> TrainingStep:
+        assert (
+            self.network is not None
+            and self.preprocess is not None
+            and self.inspected.loss is not None
+        )
+        network, config = self.network.to(device), self.train
+        if config.freeze_backbone:
+            switches.freeze_backbone(network)
+        switches.train_mode(
+            network,
+            freeze_backbone=config.freeze_backbone,
+            freeze_batch_norm=config.freeze_batch_norm,
+        )
+        optimizer = build_optimizer(network, switches.backbone_of(network), config)
+        set_learning_rate(optimizer, 1.0)
+        half = config.use_amp and device.type == "cuda"
+        dtype = torch.bfloat16 if half and torch.cuda.is_bf16_supported() else torch.float16
+        return TrainingStep(
+            network=network,
+            wrapped=network,
+            preprocess=self.preprocess,
+            loss=self.inspected.loss,
+            optimizer=optimizer,
+            scaler=torch.amp.GradScaler(
+                device.type, enabled=half and dtype == torch.float16, init_scale=2.0**10
+            ),
+            amp=torch.autocast(device.type, dtype if half else torch.bfloat16, enabled=half),
+            group=Group(0, 1, device),
+            seed=config.seed,
+            clip_grad_norm=config.clip_grad_norm,
+            channels_last=config.channels_last,
+        )
+
+    def score(self) -> Iterator[Finding]:
+        """Predict masks, and compare what the confusion matrix counts with the index."""
+        network, preprocess = self.network, self.preprocess
+        if self.loaded is not None:
+            network, preprocess = self.loaded.network, self.loaded.preprocess
+        if self.inspected.shards is None or network is None or preprocess is None:
+            return
+        taxonomy = self.inspected.shards.taxonomy
+        count = min(_PREDICTED, len(self.inspected.shards))
+        samples = [good(sample) for sample in self.inspected.shards.read_many(range(count))]
+        network.to(pick_device(self.train.device)).eval()
+        masks = predict_plain(network, preprocess, [sample.image for sample in samples])
+        matrix = np.zeros((taxonomy.num_classes, taxonomy.num_classes), np.int64)
+        for sample, mask in zip(samples, masks, strict=True):
+            matrix += confusion_matrix(
+                sample.mask, mask, taxonomy.num_classes, taxonomy.ignore_index
+            )
+        expected = np.zeros(taxonomy.num_classes, np.int64)
+        for number in range(count):
+            for train_id, pixels in self.inspected.shards.row(number).class_pixels:
+                if train_id != taxonomy.ignore_index:
+                    expected[train_id] += pixels
+        if not np.array_equal(matrix.sum(axis=1), expected):
+            yield problem(
+                f"the confusion matrix counts {matrix.sum()} pixels, the index {expected.sum()}",
+                "cocoseg verify DIR; if that finds nothing, this is a bug of cocoseg",
+            )
+        else:
+            yield ok(f"{count} samples, {matrix.sum():,} pixels, as many as the index counts")
+
+
+def _small(batch: MicroBatch, loss: StepLoss) -> MicroBatch:
+    """Cut a batch for the CPU: few images, each its middle, and its most valid ones first."""
+    side = min(_CPU_SIDE, batch.images.shape[1])
+    begin = (batch.images.shape[1] - side) // 2
+    images = batch.images[:, begin : begin + side, begin : begin + side]
+    masks = batch.masks[:, begin : begin + side, begin : begin + side]
+    parts = [loss.denominators.of(mask.numpy()) for mask in masks]
+    chosen = sorted(range(len(parts)), key=lambda i: -parts[i][0])[:_CPU_BATCH]
+    if parts[chosen[0]][0] == 0:  # valid pixels at the edges alone
+        return batch
+    return MicroBatch(
+        images[chosen],
+        masks[chosen],
+        tuple(batch.keys[i] for i in chosen),
+        tuple(batch.weights[i] for i in chosen),
+        (sum(parts[i][0] for i in chosen), sum(parts[i][1] for i in chosen)),
+    )
+
+
+def _size(network: nn.Module) -> str:
+    return f"{sum(p.numel() for p in network.parameters()) / 1e6:.1f} M parameters"
