@@ -153,6 +153,16 @@ def test_a_scale_jitter_of_one_takes_the_whole_shorter_side() -> None:
     assert np.array_equal(labels, mask)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2, 5)])
+def test_of_an_image_that_would_vanish_a_pixel_stays(shape: tuple[int, int]) -> None:
+    image, mask = np.full((*shape, 3), 255, np.uint8), np.full(shape, 3, np.uint8)
+    transform = TrainingTransform(AugmentConfig(scale_jitter=(0.01, 0.02), **STILL), 16, 255)
+    for seed in range(50):
+        found, labels = transform(image, mask, seed)
+        assert 1 <= (labels == 3).sum() <= 16
+        assert np.array_equal((found == 255).all(axis=-1), labels == 3)
+
+
 def test_rotation_turns_to_both_sides_as_far_as_it_says_and_about_the_centre() -> None:
     image, mask = places(101, 101)
     transform = TrainingTransform(AugmentConfig(rotation=30, **WHOLE), 101, 65535)

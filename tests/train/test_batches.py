@@ -11,7 +11,6 @@ import torch
 from cocoseg.shards.plan import BatchLayout, Plan
 from cocoseg.shards.reader import ShardSet
 from cocoseg.shards.repeats import Repeats
-from cocoseg.train.augment import TrainingTransform
 from cocoseg.train.batches import MicroBatch, TrainingSamples, micro_batches
 from cocoseg.train.config import AugmentConfig
 
@@ -197,25 +196,6 @@ def test_where_every_sample_is_bad_slots_are_blank(
     assert batch.weights == (0, 0)
     assert [bad.problem for bad in batch.bad] == ["the shard is missing"] * 2
     assert (batch.masks == 255).all()
-
-
-def test_image_and_mask_are_transformed_as_one() -> None:
-    rng = np.random.default_rng(0)
-    mask = np.kron(rng.integers(0, 9, (6, 8)), np.ones((10, 10), int)).astype(np.uint8)
-    image = np.repeat((mask * 25)[..., None], 3, axis=2)
-    plain = AugmentConfig(color_jitter=0, blur=0)
-    for seed in range(20):
-        cropped, labels = TrainingTransform(plain, 48, 255)(image, mask, seed)
-        differs = np.abs(cropped[..., 0].astype(int) - labels.astype(int) * 25) > 13
-        inner = labels[1:-1, 1:-1]
-        edge = np.zeros_like(labels, bool)
-        edge[1:-1, 1:-1] = (
-            (inner != labels[:-2, 1:-1])
-            | (inner != labels[2:, 1:-1])
-            | (inner != labels[1:-1, :-2])
-            | (inner != labels[1:-1, 2:])
-        )
-        assert not (differs & ~edge)[2:-2, 2:-2].any()
 
 
 def test_masks_of_sixteen_bits_survive_collating(coco_set: Any, tmp_path: Path) -> None:
