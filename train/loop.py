@@ -450,7 +450,6 @@ class _Trainer:
             )
         except Interrupted:
             self.end_interrupted()
-        self.train_mode()
         now = self.now
         now.validated = now.step
         score = scores.miou if self.config.monitor == "val_mIoU" else scores.miou_foreground
@@ -459,7 +458,8 @@ class _Trainer:
         else:
             now.stale += 1
         if self.journal is not None:
-            self.write_scores(self.journal, scores)
+            self.write_scores(self.journal, scores)  # its pictures want the eval mode, too
+        self.train_mode()
 
     def write_scores(self, journal: Journal, scores: Scores) -> None:
         shards = self.plan.val_shards

@@ -50,7 +50,11 @@ def torchrun(golden) -> Callable[..., subprocess.Popen[str]]:
     """Start the command line under torchrun, in a process group of its own."""
 
     def start(
-        folder: Path, processes: int, shards: Path | None = None, **settings: object
+        folder: Path,
+        processes: int,
+        shards: Path | None = None,
+        model: str = "segformer-tiny",
+        **settings: object,
     ) -> subprocess.Popen[str]:
         merged = {**SMALL, **settings}
         overrides = [f"--set=train.{key}={value}" for key, value in merged.items()]
@@ -61,7 +65,7 @@ def torchrun(golden) -> Callable[..., subprocess.Popen[str]]:
                 *("--shards", str(shards or golden.shards("train"))),
                 *("--val-shards", str(golden.shards("val"))),
                 *("--output", str(folder), "--json"),
-                *("--set=model.name=segformer-tiny", "--set=model.input_size=32"),
+                *(f"--set=model.name={model}", "--set=model.input_size=32"),
                 *overrides,
             ],
             stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a run with its loader processes, without a traceback, and it can go on."""
+"""Ctrl-C and SIGTERM save a run and end it with its loaders, without a traceback."""
 
 import os
 import signal
@@ -25,8 +25,13 @@ def members(group: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks processes up in /proc")
-@pytest.mark.parametrize("whom", ["group", "command"])
-def test_ctrl_c_is_clean(spawn_cocoseg: Any, golden: Any, tmp_path: Path, whom: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "whom"),
+    [(signal.SIGINT, "group"), (signal.SIGINT, "command"), (signal.SIGTERM, "group")],
+)
+def test_the_end_is_clean(
+    spawn_cocoseg: Any, golden: Any, tmp_path: Path, number: int, whom: str
+) -> None:
     run = tmp_path / "run"
     command = (
         *("train", "--shards", golden.shards("train"), "--val-shards", golden.shards("val")),
@@ -38,10 +43,11 @@ def test_ctrl_c_is_clean(spawn_cocoseg: Any, golden: Any, tmp_path: Path, whom: 
     while not list_steps(str(run)) and process.poll() is None:
         time.sleep(0.02)
     assert len(members(process.pid)) >= 4, process.poll()  # command, fork server, two loaders
-    (os.killpg if whom == "group" else os.kill)(process.pid, signal.SIGINT)
+    (os.killpg if whom == "group" else os.kill)(process.pid, number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert "interrupted; run the same command again to go on" in err
+    reached = list_steps(str(run))[-1]
+    assert f"interrupted after step {reached}, which is saved: run the same command again" in err
     assert "Traceback" not in err
     assert out == ""
     deadline = time.monotonic() + 10
