@@ -325,14 +325,7 @@ def open_checkpoint(folder: str) -> Iterator[Checkpoint]:
     with contextlib.ExitStack() as fetched:
         try:
             local = fetched.enter_context(storage.fetched_folder(folder))
-            for name, digest in _digests(str(local)).items():
-                if not (local / name).is_file():
-                    raise DataError(f"{name} is missing")
-                if storage.sha256(str(local / name)) != digest:
-                    raise DataError(f"{name} differs from its digest")
-            state = _state(local / _STATE_NAME)
-            if state.get("step") != _step_of(storage.join(folder).rpartition("/")[2]):
-                raise DataError(f"{_STATE_NAME} is of step {state.get('step')}")
+            state = _verified_state(local, folder)
         except StoreError:
             raise
         except CocosegError as error:
@@ -340,6 +333,25 @@ def open_checkpoint(folder: str) -> Iterator[Checkpoint]:
         except OSError as error:
             raise DataError(f"{folder}: {_reason(error)}") from None
         yield Checkpoint(folder, str(local), state)
+
+
+def _verified_state(local: Path, folder: str, *, lazy: bool = False) -> dict[str, Any]:
+    """Return the training state of a whole checkpoint; `lazy` leaves tensors on the disk."""
+    for name, digest in _digests(str(local)).items():
+        if not (local / name).is_file():
+            raise DataError(f"{name} is missing")
+        if storage.sha256(str(local / name)) != digest:
+            raise DataError(f"{name} differs from its digest")
+    try:
+        state = torch.load(local / _STATE_NAME, map_location="cpu", weights_only=True, mmap=lazy)
+    except Exception as error:  # unpickling a hostile or broken file raises anything
+        what = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{_STATE_NAME} cannot be read: {what}") from None
+    if not isinstance(state, dict):
+        raise DataError(f"{_STATE_NAME} holds no training state")
+    if state.get("step") != _step_of(folder.rstrip("/").rpartition("/")[2]):
+        raise DataError(f"{_STATE_NAME} is of step {state.get('step')}")
+    return state
 
 
 def _digests(folder: str) -> dict[str, object]:
@@ -359,17 +371,6 @@ def _digests(folder: str) -> dict[str, object]:
     ):
         raise DataError(f"{_DIGESTS_NAME} is damaged")
     return digests
-
-
-def _state(file: Path) -> dict[str, Any]:
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling a hostile or broken file raises anything
-        what = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{_STATE_NAME} cannot be read: {what}") from None
-    if not isinstance(state, dict):
-        raise DataError(f"{_STATE_NAME} holds no training state")
-    return state
 
 
 def prune(run: str, keep_last: int) -> None:
@@ -398,16 +399,14 @@ def prune(run: str, keep_last: int) -> None:
 
 def _is_whole(folder: str) -> bool:
     try:
-        digests = _digests(folder)
         if storage.is_remote(folder):
-            return digests.keys() <= storage.list_files(folder).keys()
-        return all(
-            storage.sha256(storage.join(folder, name)) == digest for name, digest in digests.items()
-        )
+            return _digests(folder).keys() <= storage.list_files(folder).keys()
+        _verified_state(Path(storage.join(folder)), folder, lazy=True)
     except StoreError:
         raise
     except (OSError, CocosegError):
         return False
+    return True
 
 
 def _remove(folder: str, parent: str) -> None:
