@@ -92,17 +92,17 @@ def _warn(what: str) -> None:
 @functools.cache
 def _agree(replacements: tuple[Replacement, ...]) -> bool:
     """Run a tiny network both ways, in eval and in training mode, and compare."""
-    config = SegformerConfig(
-        hidden_sizes=[4, 4, 8, 8],
-        depths=[1, 1, 1, 2],
-        num_attention_heads=[1, 1, 2, 2],
-        decoder_hidden_size=8,
-        num_labels=3,
-        drop_path_rate=0.3,
-    )
     try:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
             torch.manual_seed(0)
+            config = SegformerConfig(
+                hidden_sizes=[4, 4, 8, 8],
+                depths=[1, 1, 1, 2],
+                num_attention_heads=[1, 1, 2, 2],
+                decoder_hidden_size=8,
+                num_labels=3,
+                drop_path_rate=0.3,
+            )
             network = SegformerForSemanticSegmentation(config).double()
             for tensor in network.state_dict().values():
                 if tensor.is_floating_point():
