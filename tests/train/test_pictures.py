@@ -62,6 +62,15 @@ def test_pictures_are_no_larger_than_needed(height: int, width: int) -> None:
     assert ((seen[..., 0] > 45) == (true[..., 0] > 60)).mean() > 0.95  # still over each other
 
 
+def test_between_two_classes_no_third_one_appears() -> None:
+    names = tuple(SemanticClass(name) for name in ("background", "a", "b", "c"))
+    truth = np.ones((900, 901), np.uint8)
+    truth[:, ::3] = 3  # whose mean is class 2
+    sheet = triptych(np.zeros((900, 901, 3), np.uint8), truth, truth, Taxonomy(names))
+    for panel in panels(sheet, 512, round(900 * 512 / 901))[1:]:
+        assert len(np.unique(panel.reshape(-1, 3), axis=0)) == 2
+
+
 def test_masks_of_sixteen_bits_with_a_prediction_of_eight() -> None:
     names = tuple(SemanticClass(f"class {i}") for i in range(256))
     taxonomy = Taxonomy(names)
