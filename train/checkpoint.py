@@ -151,12 +151,12 @@ def save_checkpoint(
         folder = scratch / checkpoint_name(step)
         folder.mkdir()
         save_network(folder, network, preprocess, taxonomy)
-        for file in folder.glob("*.safetensors"):  # safetensors lets nobody else read them
-            shutil.copymode(folder / TAXONOMY_NAME, file)
+        for weights in folder.glob("*.safetensors"):  # safetensors lets nobody else read them
+            shutil.copymode(folder / TAXONOMY_NAME, weights)
         # Through Python: by itself, torch says "unexpected pos 704 vs 598" of a full disk.
         with open(folder / _STATE_NAME, "wb") as file:
             torch.save({**state, "step": step}, file)
-        digests = {file.name: storage.sha256(str(file)) for file in sorted(folder.iterdir())}
+        digests = {path.name: storage.sha256(str(path)) for path in sorted(folder.iterdir())}
         (folder / _DIGESTS_NAME).write_text(json.dumps(digests, indent=1) + "\n")
         _publish(folder, target)
     point(run, "last", step)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import CocosegError
 from ..model.device import pick_device
+from .rendezvous import join
 
 Value = TypeVar("Value")
 
@@ -80,7 +81,14 @@ def process_group(device_name: str) -> Iterator[Group]:
     if world_size == 1:
         yield Group(0, 1, device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    store, rank, world_size = join(_PATIENCE)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=_PATIENCE,
+    )
     try:
         yield Group(rank, world_size, device, dist.new_group(backend="gloo", timeout=_PATIENCE))
     finally:
