@@ -5,8 +5,7 @@ from typing import Annotated, ClassVar
 from pydantic import PositiveInt, field_validator
 
 from ..config import PathMarker, Section
-
-SIZES = ("tiny", "b0", "b1", "b2", "b3", "b4", "b5")
+from . import registry
 
 
 class ModelConfig(Section):
@@ -29,9 +28,7 @@ class ModelConfig(Section):
 
     @field_validator("name")
     @classmethod
-    def _known_size(cls, name: str) -> str:
-        size = name.removeprefix("segformer-")
-        if "/" not in name and name.startswith("segformer-") and size not in SIZES:
-            known = ", ".join(f"segformer-{s}" for s in SIZES)
-            raise ValueError(f"random initialisation knows {known}")
+    def _known_name(cls, name: str) -> str:
+        if registry.is_random(name) and name not in registry.names():
+            raise ValueError(f"random initialisation knows {', '.join(registry.names())}")
         return name

@@ -27,6 +27,8 @@ class Preprocess:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     """Per channel RGB, of values 0…1."""
+    blue_first: bool = False
+    """The network takes BGR, as MobileViT does; `mean` and `std` then follow that order."""
 
     def target_size(self, width: int, height: int, scale: float = 1.0) -> tuple[int, int]:
         """Return (w, h) [pixels] that a photograph is resized to; never below 32."""
@@ -59,6 +61,8 @@ class Preprocess:
     def normalise(self, images_BhwC: Tensor) -> Tensor:
         """Turn uint8 RGB, shape (B, h, w, 3), into float32, shape (B, 3, h, w), on its device."""
         device = images_BhwC.device
+        if self.blue_first:
+            images_BhwC = images_BhwC.flip(3)
         mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
         std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)
         # Laid out anew first: channels that lie three apart cost each step more than this copy.
@@ -69,8 +73,15 @@ class Preprocess:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of ``preprocessor_config.json``, as transformers reads it."""
+        theirs: dict[str, Any] = {"image_processor_type": "SegformerImageProcessor"}
+        if self.blue_first:
+            theirs = {
+                "image_processor_type": "MobileViTImageProcessor",
+                "do_flip_channel_order": True,
+                "do_center_crop": False,
+            }
         return {
-            "image_processor_type": "SegformerImageProcessor",
+            **theirs,
             "do_resize": True,
             "size": {"height": self.input_size, "width": self.input_size},
             "keep_ratio": self.keep_ratio,  # ours alone: transformers always resizes to a square
@@ -92,9 +103,15 @@ class Preprocess:
         size = content.get("size", 512)
         if isinstance(size, Mapping):
             size = size.get("height", size.get("shortest_edge", 512))
+        kind = str(content.get("image_processor_type", content.get("feature_extractor_type", "")))
+        blue_first = bool(content.get("do_flip_channel_order", kind.startswith("MobileViT")))
         mean = tuple(content.get("image_mean") or IMAGENET_MEAN)
         std = tuple(content.get("image_std") or IMAGENET_STD)
-        return cls(int(size), bool(content.get("keep_ratio", False)), mean, std)
+        normalises = content.get("do_normalize")
+        # MobileViT's processor, the one that flips, does not normalise unless it is told to.
+        if not (not blue_first if normalises is None else normalises):
+            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        return cls(int(size), bool(content.get("keep_ratio", False)), mean, std, blue_first)
 
 
 def upsample(logits_BChw: Tensor, height: int, width: int) -> Tensor:

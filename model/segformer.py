@@ -8,10 +8,6 @@ from B2).
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import SegformerConfig
-
-from ..taxonomy import Taxonomy
-
 
 @dataclass(frozen=True, slots=True)
 class Size:
@@ -38,16 +34,16 @@ SIZES = {
 }
 
 
-def architecture(size: str, taxonomy: Taxonomy) -> Any:
+def architecture(size: str) -> Any:
     """Return transformers' configuration of a SegFormer.
 
     Parameters
     ----------
     size
         ``tiny`` (0.5 M parameters), ``b0`` … ``b5``.
-    taxonomy
-        Decides the labels and the ignore index.
     """
+    from transformers import SegformerConfig  # slow to import, and names alone need none of it
+
     shape = SIZES[size]
     return SegformerConfig(
         hidden_sizes=list(shape.hidden_sizes),
@@ -55,15 +51,4 @@ def architecture(size: str, taxonomy: Taxonomy) -> Any:
         num_attention_heads=list(shape.heads),
         decoder_hidden_size=shape.decoder,
         drop_path_rate=shape.drop_path,
-        **label_settings(taxonomy),
     )
-
-
-def label_settings(taxonomy: Taxonomy) -> dict[str, Any]:
-    """Return what a transformers configuration says of the classes."""
-    return {
-        "num_labels": taxonomy.num_classes,
-        "id2label": dict(enumerate(taxonomy.names)),
-        "label2id": {name: train_id for train_id, name in enumerate(taxonomy.names)},
-        "semantic_loss_ignore_index": taxonomy.ignore_index,
-    }

@@ -1,6 +1,7 @@
 """Networks from names, folders and files, and back into folders that transformers understands."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -17,19 +18,26 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoConfig, SegformerForSemanticSegmentation
+from transformers import (
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    AutoConfig,
+    AutoModelForSemanticSegmentation,
+)
 
 from .. import storage
 from ..errors import ConfigError, DataError
 from ..taxonomy import SemanticClass, Taxonomy, coco_taxonomy
+from .classes import classifier_keys, label_settings, renew_classifiers
 from .config import ModelConfig
+from .encoder import keep_channels_last
+from .head import fold_head
 from .preprocess import Preprocess
-from .segformer import architecture, label_settings
+from .registry import architecture, is_random, names
+from .sizes import check_input_size
 
 PREPROCESS_NAME = "preprocessor_config.json"
 TAXONOMY_NAME = "taxonomy.json"
 
-_CLASSIFIER = ("decode_head.classifier.weight", "decode_head.classifier.bias")
 _WRAPPERS = ("model", "model_state_dict", "state_dict")
 
 
@@ -38,7 +46,8 @@ class LoadedNetwork:
     """A network and all that must be known to use it."""
 
     network: nn.Module
-    """transformers' `SegformerForSemanticSegmentation`, in eval mode."""
+    """One of transformers' networks for semantic segmentation, in eval mode; SegFormers compute
+    the same faster."""
     preprocess: Preprocess
     taxonomy: Taxonomy
     origin: str
@@ -50,38 +59,36 @@ def start_network(
 ) -> tuple[nn.Module, Preprocess]:
     """Return the network that a training run starts from.
 
-    Pretrained weights are kept, all of them; the classifier alone is new where the classes differ.
-    An encoder without a decode head (``nvidia/mit-b0`` …) gets a new head.
+    Pretrained weights are kept, all of them; the classifiers alone are new where the classes
+    differ. A SegFormer's encoder without a decode head (``nvidia/mit-b0`` …) gets a new head.
 
     Raises
     ------
     ConfigError
-        If the name is unknown or the network is no SegFormer.
+        If the name is unknown, or the network does not segment or cannot take the input size.
     DataError
         If weights are damaged, missing, left over or of other shapes.
     """
     torch.manual_seed(seed)  # decides the new weights
     if is_random(config.name):
-        size = config.name.removeprefix("segformer-")
-        network = SegformerForSemanticSegmentation(architecture(size, taxonomy))
-        return network, Preprocess(config.input_size, config.keep_ratio)
-    source = _local(config.name)
-    settings = _settings(source, config.name)
-    same = _labels(settings) == taxonomy.names
-    settings.update(label_settings(taxonomy))
-    network = _network(source, config.name, settings, new_head=True)
-    if not same:  # the same number of other classes would slip in silently
-        # Explicitly: transformers' own _init_weights passes over what was loaded from a file.
-        classifier = network.decode_head.classifier
-        nn.init.normal_(classifier.weight, std=settings.initializer_range)
-        nn.init.zeros_(classifier.bias)
-    theirs = _preprocess_of(source)
-    return network, Preprocess(config.input_size, config.keep_ratio, theirs.mean, theirs.std)
-
-
-def is_random(name: str) -> bool:
-    """Tell whether a model name asks for random weights (``segformer-b0``) or pretrained ones."""
-    return name.startswith("segformer-")
+        settings = architecture(config.name)
+        settings.update(label_settings(taxonomy))
+        network = AutoModelForSemanticSegmentation.from_config(settings)
+        preprocess = Preprocess(config.input_size, config.keep_ratio)
+    else:
+        source = _local(config.name)
+        settings = _settings(source, config.name)
+        same = _labels(settings) == taxonomy.names
+        settings.update(label_settings(taxonomy))
+        classifiers = classifier_keys(settings)
+        network = _network(source, config.name, settings, replaceable=classifiers)
+        if not same:  # the same number of other classes would slip in silently
+            renew_classifiers(network, classifiers, settings)
+        preprocess = dataclasses.replace(
+            _preprocess_of(source), input_size=config.input_size, keep_ratio=config.keep_ratio
+        )
+    check_input_size(network, config.input_size, config.name)
+    return _faster(network), preprocess
 
 
 def save_network(
@@ -112,7 +119,8 @@ def load_network(checkpoint: str, config: ModelConfig) -> LoadedNetwork:
     Raises
     ------
     ConfigError
-        If there is nothing of that name, or a bare file comes without an architecture.
+        If there is nothing of that name, it does not segment or not at its input size, or a bare
+        file comes without an architecture.
     DataError
         If weights are damaged, missing, left over or of other shapes, or contradict what lies
         beside them.
@@ -122,8 +130,9 @@ def load_network(checkpoint: str, config: ModelConfig) -> LoadedNetwork:
     folder = _local(resolve_run(checkpoint))
     settings = _settings(folder, checkpoint)
     network = _network(folder, checkpoint, settings)
-    taxonomy = _taxonomy_of(folder, settings)
-    return LoadedNetwork(network.eval(), _preprocess_of(folder), taxonomy, folder)
+    taxonomy, preprocess = _taxonomy_of(folder, settings), _preprocess_of(folder)
+    check_input_size(network, preprocess.input_size, checkpoint)
+    return LoadedNetwork(_faster(network).eval(), preprocess, taxonomy, folder)
 
 
 def resolve_run(checkpoint: str) -> str:
@@ -170,39 +179,58 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
 
 def _load_file(path: str, config: ModelConfig) -> LoadedNetwork:
     weights = read_weights(path)
-    classes = config.num_classes or len(weights.get(_CLASSIFIER[0], ()))
-    taxonomy = coco_taxonomy()
-    if classes != taxonomy.num_classes:
-        names = ("background", *(f"class {i}" for i in range(1, classes)))
-        taxonomy = Taxonomy(tuple(SemanticClass(name) for name in names))
     if is_random(config.name):
-        settings = architecture(config.name.removeprefix("segformer-"), taxonomy)
+        settings = architecture(config.name)
     else:
         settings = _settings(_local(config.name), config.name)
-        settings.update(label_settings(taxonomy))
+    classes = config.num_classes or _classes_of(weights, settings)
+    taxonomy = coco_taxonomy()
+    if classes != taxonomy.num_classes:
+        classes_beside = (f"class {i}" for i in range(1, classes))
+        taxonomy = Taxonomy(tuple(SemanticClass(n) for n in ("background", *classes_beside)))
+    settings.update(label_settings(taxonomy))
     with tempfile.TemporaryDirectory() as folder:
         # By way of a folder: transformers converts the key names of its older versions on load.
         settings.save_pretrained(folder)
         plain = {name: value.contiguous().clone() for name, value in weights.items()}
         save_file(plain, Path(folder) / "model.safetensors", metadata={"format": "pt"})
         network = _network(folder, f"{path} as {config.name}", settings)
+    check_input_size(network, config.input_size, config.name)
     return LoadedNetwork(
-        network.eval(), Preprocess(config.input_size, config.keep_ratio), taxonomy, path
+        _faster(network).eval(), Preprocess(config.input_size, config.keep_ratio), taxonomy, path
     )
 
 
+def _faster(network: nn.Module) -> nn.Module:
+    """Let a SegFormer compute the same in less time; what is none, or is unknown, stays."""
+    fold_head(network)
+    keep_channels_last(network)
+    return network
+
+
+def _classes_of(weights: Mapping[str, torch.Tensor], settings: Any) -> int:
+    """Return how many classes bare weights score; 0 if they hold no classifier."""
+    return next((len(weights[k]) for k in sorted(classifier_keys(settings)) if k in weights), 0)
+
+
 def _settings(source: str, name: str) -> Any:
-    """Read transformers' configuration of a SegFormer, and refuse any other network."""
+    """Read transformers' configuration of a network, and refuse one that does not segment."""
     settings = _pretrained(AutoConfig, source, name)
-    if settings.model_type != "segformer":
-        raise ConfigError(f"{name}: is a {settings.model_type}, no SegFormer")
+    if type(settings) not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
+        known = sorted(kind.model_type for kind in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING)
+        raise ConfigError(
+            f"{name}: is a {settings.model_type}, of which transformers has no network for "
+            f"semantic segmentation; it has {', '.join(known)}"
+        )
     return settings
 
 
-def _network(source: str, name: str, settings: Any, *, new_head: bool = False) -> Any:
-    """Load a SegFormer whole; `new_head` allows what training replaces."""
+def _network(
+    source: str, name: str, settings: Any, *, replaceable: frozenset[str] = frozenset()
+) -> Any:
+    """Load a network whole; of the `replaceable` weights a training run replaces the shape."""
     network, report = _pretrained(
-        SegformerForSemanticSegmentation,
+        AutoModelForSemanticSegmentation,
         source,
         name,
         config=settings,
@@ -210,9 +238,12 @@ def _network(source: str, name: str, settings: Any, *, new_head: bool = False) -
         output_loading_info=True,
     )
     missing, unexpected = set(report["missing_keys"]), set(report["unexpected_keys"])
-    mismatched = {key for key, *_ in report["mismatched_keys"]}
-    if new_head:
-        mismatched -= set(_CLASSIFIER)
+    mismatched = {
+        key
+        for key, there, here in report["mismatched_keys"]
+        if key not in replaceable or tuple(there)[1:] != tuple(here)[1:]  # of the classes alone
+    }
+    if replaceable and settings.model_type == "segformer":
         head = {key for key, _ in network.named_parameters() if key.startswith("decode_head.")}
         if missing >= head:  # an encoder alone; half a head would be an accident
             missing = {key for key in missing if not key.startswith("decode_head.")}
@@ -267,8 +298,8 @@ def _pretrained(kind: Any, source: str, name: str, **options: Any) -> Any:
     except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
         raise ConfigError(
             f"{name}: cannot be loaded: {_brief(error)}\n"
-            "Give a local folder, a name of the Hugging Face hub (needs the network once), or "
-            "segformer-tiny, segformer-b0 … segformer-b5 for random weights."
+            "Give a local folder, a name of the Hugging Face hub (needs the network once), or, for "
+            f"random weights, {', '.join(names())}."
         ) from None
 
 

@@ -214,7 +214,7 @@ def hub(model: ModelConfig) -> Iterator[Finding]:
     """Tell whether the network's weights are at hand, or have to be fetched first."""
     from huggingface_hub import constants, try_to_load_from_cache
 
-    from ..model.weights import is_random
+    from ..model.registry import is_random
 
     name = model.name
     if is_random(name) or os.path.isdir(name):

@@ -12,9 +12,10 @@ import pytest
 import torch
 import transformers
 from cocoseg.errors import ConfigError, DataError
-from cocoseg.model.config import SIZES, ModelConfig
+from cocoseg.model.classes import label_settings
+from cocoseg.model.config import ModelConfig
 from cocoseg.model.preprocess import Preprocess
-from cocoseg.model.segformer import architecture
+from cocoseg.model.registry import architecture, names
 from cocoseg.model.weights import (
     load_network,
     read_weights,
@@ -216,7 +217,7 @@ def test_another_network_is_refused(tmp_path):
     )
     ViTForImageClassification(config).save_pretrained(tmp_path)
     for load in (lambda: start(tmp_path), lambda: load_network(str(tmp_path), ModelConfig())):
-        with pytest.raises(ConfigError, match="is a vit, no SegFormer"):
+        with pytest.raises(ConfigError, match="is a vit, of which transformers has no"):
             load()
 
 
@@ -261,16 +262,25 @@ def test_random_weights_follow_the_seed():
 )
 def test_sizes_have_the_published_number_of_parameters(size, millions):
     labels = taxonomy_of(*(f"thing {i}" for i in range(150)))
+    settings = architecture(f"segformer-{size}")
+    settings.update(label_settings(labels))
     with torch.device("meta"):
-        network = SegformerForSemanticSegmentation(architecture(size, labels))
+        network = SegformerForSemanticSegmentation(settings)
     counted = sum(p.numel() for p in network.parameters()) / 1e6
     assert counted == pytest.approx(millions, abs=0.16)
 
 
-def test_every_size_that_the_config_knows_can_be_built():
+def test_every_name_that_the_config_knows_can_be_built():
+    assert len(names()) == 7
     with torch.device("meta"):
-        for size in SIZES:
-            assert start(f"segformer-{size}").config.num_labels == 5
+        for name in names():
+            assert start(name).config.num_labels == 5
+
+
+def test_a_name_that_no_family_has_is_refused():
+    for name in ("segformer-b6", "segformer-", "segformer-tiny-b0"):
+        with pytest.raises(ValueError, match=r"knows segformer-tiny, segformer-b0, .*b5"):
+            ModelConfig(name=name)
 
 
 def test_tiny_is_small():

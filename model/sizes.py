@@ -1,0 +1,72 @@
+"""Which sizes of images a network can take."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ConfigError
+from .meta import meta_copy
+
+
+def check_input_size(network: nn.Module, input_size: int, name: str) -> None:
+    """Refuse a size that the network cannot take, and name one that it can.
+
+    Some are built for one size, others for multiples of their patches. Found by a forward without
+    memory or computation; a SegFormer takes any size.
+
+    Parameters
+    ----------
+    input_size
+        Side of the square inputs [pixels].
+    name
+        The network's, for the error.
+
+    Raises
+    ------
+    ConfigError
+        If the network fails at that size.
+    """
+    settings: Any = network.config
+    if settings.model_type == "segformer":
+        return
+    probe: Any = meta_copy(network).eval()
+    trouble = _trouble(probe, input_size)
+    if trouble is None:
+        return
+    sizes = sorted(
+        {size for size in _candidates(settings, input_size) if not _trouble(probe, size)}
+    )
+    if not sizes:  # nothing can be said without running it
+        return
+    wanted = " or ".join(str(size) for size in sizes)
+    raise ConfigError(
+        f"model.input_size {input_size}: {name} is a {settings.model_type}, which cannot take it "
+        f"({trouble}): use {wanted}"
+    )
+
+
+def _trouble(probe: Any, size: int) -> str | None:
+    """Return what a forward at that size fails of."""
+    try:
+        with torch.no_grad():
+            logits = probe(pixel_values=torch.empty(1, 3, size, size, device="meta")).logits
+        if logits.shape[:2] != (1, probe.config.num_labels):
+            return f"its logits have shape {tuple(logits.shape)}"
+    except Exception as error:  # whatever a network fails of
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return None
+
+
+def _candidates(settings: Any, size: int) -> Iterator[int]:
+    """Return sizes near to the wanted one that are likelier, first of all what it was built for."""
+    for part in (settings, getattr(settings, "backbone_config", None)):
+        built_for = getattr(part, "image_size", None)
+        if isinstance(built_for, (list, tuple)):
+            built_for = built_for[0]
+        if isinstance(built_for, int):
+            yield built_for
+    for step in (32, 14):
+        yield max(1, size // step) * step
+        yield -(-size // step) * step
