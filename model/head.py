@@ -9,6 +9,7 @@ and added.
 
 # B batch, D channels of the decoder, h w pixels of the largest map, C channels of a map
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -55,7 +56,7 @@ class FoldedDecodeHead(theirs.SegformerDecodeHead):  # type: ignore[misc]
 
         In float32 at least: what autocast rounds are the products, once.
         """
-        with torch.autocast(self.linear_fuse.weight.device.type, enabled=False):
+        with _no_autocast(self.linear_fuse.weight.device.type):
             fuse = self.linear_fuse.weight.flatten(1)
             dtype = torch.promote_types(fuse.dtype, torch.float32)
             fuse = fuse.to(dtype)
@@ -85,6 +86,13 @@ class FoldedDecodeHead(theirs.SegformerDecodeHead):  # type: ignore[misc]
         kept = torch.ones_like(fused_BDhw, memory_format=torch.contiguous_format)
         kept = F.dropout(kept, dropout.p).contiguous(memory_format=torch.channels_last)
         return fused_BDhw * kept
+
+
+def _no_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Switch autocast off, where there is one: the meta device has none."""
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _channels_last(map_: Tensor, batch: int) -> Tensor:

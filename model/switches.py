@@ -111,7 +111,11 @@ def checkpoint_activations(network: nn.Module) -> None:
             "train.activation_checkpointing: transformers has none for "
             f"{type(network).__name__}; switch it off"
         )
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # The older of the two names warns from transformers 5.20 or so on; before, it is the only one.
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    if enable is None:
+        enable = model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def to_channels_last(network: nn.Module) -> None:

@@ -9,6 +9,7 @@ import torch
 from cocoseg.model import replace
 from cocoseg.model.encoder import keep_channels_last
 from cocoseg.model.head import fold_head
+from cocoseg.model.switches import checkpoint_activations
 from torch import nn
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from transformers.models.segformer import modeling_segformer
@@ -207,7 +208,7 @@ def test_recomputed_activations_give_the_same():
     network = reference().train()
     ours = faster(network)
     for one in (network, ours):
-        one.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(one)
     calls = []
     layer = ours.segformer.stages[0].blocks[0].mlp.fc1
     layer.register_forward_hook(lambda *_: calls.append(1))
