@@ -258,7 +258,7 @@ def train(
     from .train.loop import forecast, run
 
     if dry_run:
-        plan = forecast(value.train, value.model)
+        plan = forecast(value.train, value.model, value.augment)
         return _print(plan, as_json, _lines(plan))
     result = run(value.train, value.model, value.augment, progress=_progress())
     if result is not None:  # rank 0 alone reports

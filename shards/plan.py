@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-ORDER = 2
-"""Version of the order: a run that was begun in another one cannot go on exactly."""
+ORDER = 3
+"""Version of the order and of what is drawn for each sample: a run that was begun in another one
+cannot go on exactly."""
 _KEPT_BLOCKS_A_STREAM = 2  # the current block and, where an epoch ends, the next one's
 
 

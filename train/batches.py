@@ -1,6 +1,6 @@
 """From the plan to micro-batches: what each rank reads, in which order, and how it is collated."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -158,7 +158,7 @@ def micro_batches(
     last_step: int,
     workers: int,
     pin_memory: bool,
-) -> Iterator[list[MicroBatch]]:
+) -> Generator[list[MicroBatch], None, None]:
     """Yield the micro-batches of each optimizer step, first_step ≤ step < last_step.
 
     The state of the loader is `first_step` alone.

@@ -13,6 +13,7 @@ from pydantic import (
 
 from ..config import PathField, Section
 from ..shards.config import ReadConfig
+from .losses import LOSSES
 
 
 class AugmentConfig(Section):
@@ -93,8 +94,8 @@ class TrainConfig(ReadConfig):
     """Micro-batches an optimizer step."""
     workers: NonNegativeInt = 2
     """Loader processes for each training process; 0 loads in the training process."""
-    loss_type: Literal["ce", "dice", "ce_dice", "focal"] = "ce_dice"
-    """Cross entropy, Dice, their sum, or focal loss (gamma 2)."""
+    loss_type: Annotated[str, Field(json_schema_extra={"enum": list(LOSSES)})] = "ce_dice"
+    """Cross entropy 'ce', 'dice', their sum 'ce_dice', or 'focal' loss (gamma 2)."""
     class_weights: Literal["none", "auto"] | tuple[NonNegativeFloat, ...] = "none"
     """Weights of the classes in cross entropy and focal loss, by train id; 'auto' derives them from
     the training shards' pixel counts."""
@@ -174,3 +175,10 @@ class TrainConfig(ReadConfig):
     """Validation pictures in TensorBoard: image, truth and prediction."""
     device: str = "auto"
     """'auto' (a GPU where there is one), 'cpu', 'cuda' …"""
+
+    @field_validator("loss_type")
+    @classmethod
+    def _known_loss(cls, name: str) -> str:
+        if name not in LOSSES:
+            raise ValueError(f"losses are {', '.join(LOSSES)}")
+        return name

@@ -1,6 +1,5 @@
 """An exponential moving average of the weights."""
 
-
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 

@@ -19,7 +19,7 @@ from .census import Census
 from .class_weights import class_weights
 from .config import AugmentConfig, TrainConfig
 from .finding import Finding, describe, ok, problem, warning
-from .step_loss_tmp import StepLoss
+from .losses.step import StepLoss
 
 _TOLD = 5  # classes, shards or samples that a finding names
 _LOADED = 64  # images that the loader's speed is taken from

@@ -28,6 +28,7 @@ from ..model.preprocess import Preprocess
 from ..model.score import predict_plain
 from ..model.weights import load_network, start_network
 from ..processes import end_with_launcher, keep_freed_memory
+from .augment import check_extra
 from .bad_samples import BadSamples
 from .batches import MicroBatch, TrainingSamples, micro_batches
 from .checkpoint import Checkpoint, agree_on_newest, point, prune, run_lock, save_checkpoint
@@ -36,13 +37,13 @@ from .distributed import Group, process_group
 from .ema import MovingAverage
 from .interrupt import Interrupts
 from .journal import Journal
+from .losses.step import StepLoss
 from .optimizer import build_optimizer, restore_optimizer, set_learning_rate
 from .pace import Pace
 from .pictures import chosen, triptych
 from .run_plan import RunPlan, plan_run
 from .schedule import learning_rate_factor
 from .step import StepResult, TrainingStep
-from .step_loss_tmp import StepLoss
 from .summary import table
 from .validation import validate
 
@@ -134,7 +135,7 @@ def run(
         return trainer.result() if group.leads else None
 
 
-def forecast(train: TrainConfig, model: ModelConfig) -> dict[str, Any]:
+def forecast(train: TrainConfig, model: ModelConfig, augment: AugmentConfig) -> dict[str, Any]:
     """Return what ``--dry-run`` prints: the plan, and where a run that is there would go on.
 
     Raises
@@ -148,6 +149,8 @@ def forecast(train: TrainConfig, model: ModelConfig) -> dict[str, Any]:
     with agree_on_newest(train.save_dir, alone) as checkpoint:
         state = None if checkpoint is None else checkpoint.state
     plan = plan_run(train, model, state and state["identity"])
+    check_extra(augment)
+    StepLoss.of(train, plan.shards.taxonomy, plan.class_weights)
     return {"from_step": 0 if state is None else state["progress"]["step"], **plan.to_dict()}
 
 

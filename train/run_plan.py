@@ -60,10 +60,11 @@ class RunPlan:
         """Bytes that a cache of remote shards should hold: each is then fetched once an epoch."""
         if self.shards.config.remote != "cache":
             return 0
-        training = _remote_shards(self.shards)
-        densest = max((shard.bytes / max(1, shard.samples) for shard in training), default=0)
-        alive = min(sum(shard.bytes for shard in training), int(self.plan.samples_alive * densest))
-        return alive + sum(shard.bytes for shard in _remote_shards(self.val_shards))
+        training = [shard.bytes * far for shard, far in _shards(self.shards)]
+        shown = zip(training, self.repeats.shard_sizes, strict=True)
+        densest = max((size / max(1, showings) for size, showings in shown), default=0)
+        alive = min(sum(training), int(self.plan.samples_alive * densest))
+        return alive + sum(shard.bytes * far for shard, far in _shards(self.val_shards))
 
     def validates_after(self, step: int) -> bool:
         """Tell whether validation follows `step` optimizer steps."""
@@ -220,8 +221,8 @@ def _difference(key: str, there: Any, here: Any) -> str:
 
 def _check_cache(plan: RunPlan, train: TrainConfig) -> None:
     """Refuse a cache that cannot hold a shard, and warn of one that will hold too few."""
-    remote = (*_remote_shards(plan.shards), *_remote_shards(plan.val_shards))
-    largest = max((shard.bytes for shard in remote), default=0)
+    every = (*_shards(plan.shards), *_shards(plan.val_shards))
+    largest = max((shard.bytes for shard, far in every if far), default=0)
     if train.remote == "cache" and largest > train.cache_bytes:
         raise ConfigError(
             f"train.cache_bytes is {train.cache_bytes:,}, and there is a shard of {largest:,} "
@@ -236,11 +237,11 @@ def _check_cache(plan: RunPlan, train: TrainConfig) -> None:
         )
 
 
-def _remote_shards(shards: ShardSet | None) -> list[ShardEntry]:
+def _shards(shards: ShardSet | None) -> list[tuple[ShardEntry, bool]]:
+    """Return all shards, in their order, and whether each is in an object store."""
     folders = zip(shards.folders, shards.manifests, strict=True) if shards else ()
     return [
-        shard
+        (shard, storage.is_remote(folder))
         for folder, manifest in folders
-        if storage.is_remote(folder)
         for shard in manifest.shards
     ]

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..model.preprocess import Preprocess
 from .batches import MicroBatch
 from .distributed import Group
-from .step_loss_tmp import StepLoss
+from .losses.step import StepLoss
 
 
 @dataclass(frozen=True, slots=True)

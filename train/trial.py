@@ -24,9 +24,9 @@ from .config import TrainConfig
 from .distributed import Group
 from .finding import Finding, ok, problem, warning
 from .inspection import Inspection
+from .losses.step import StepLoss
 from .optimizer import build_optimizer, set_learning_rate
 from .step import TrainingStep
-from .step_loss_tmp import StepLoss
 
 _STEPS = 8  # on one batch
 _FALLEN = 0.95  # of the first loss, at most, after them

@@ -79,7 +79,7 @@ def run_cell(group, stored, accumulation_steps, settings):
     batches = list(
         micro_batches(stored["images"], stored["masks"], loss, group, accumulation_steps)
     )
-    told = torch.tensor([[*batch.denominators] for batch in batches]).double().sum(dim=0)
+    told = torch.tensor([batch.denominators for batch in batches], dtype=torch.float64).sum(dim=0)
     pixels, images = group.sum(told).tolist()
     result = learn(0, batches, pixels, images)
     after = network.state_dict()

@@ -14,7 +14,7 @@ def images_to_input(images):
 
 
 def dice_of_batch(logits, masks):
-    """Mean over images of the mean over an image's classes of 1 − (2 Σ p g + 1) / (Σ p + Σ g + 1)."""
+    """Mean over images of 1 − (2 Σ p g + 1) / (Σ p + Σ g + 1), averaged over an image's classes."""
     values = []
     for scores, mask in zip(logits.softmax(dim=1), masks, strict=True):
         valid = mask != IGNORE
@@ -54,11 +54,11 @@ def big_batch(network: nn.Module, images, masks, settings):
         loss = F.cross_entropy(
             logits,
             masks,
-            weight=None if weights is None else torch.tensor(weights).double(),
+            weight=None if weights is None else torch.tensor(weights, dtype=torch.float64),
             ignore_index=IGNORE,
             label_smoothing=settings.get("label_smoothing", 0.0),
         )
         if settings["loss_type"] == "ce_dice":
             loss = loss + dice_of_batch(logits, masks)
     loss.backward()
-    return float(loss), {name: p.grad for name, p in network.named_parameters()}
+    return loss.item(), {name: p.grad for name, p in network.named_parameters()}
