@@ -22,8 +22,8 @@ _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
 _SHM = "/dev/shm"  # noqa: S108 - where the loader's batches pass through
 _PREFETCH = 2  # batches that PyTorch's loader keeps ready for each worker
-# A worker with its libraries; a training process with its own, and a small network on a CPU.
-_WORKER_BYTES, _PROCESS_BYTES = 300_000_000, 2_000_000_000
+# Measured: what libraries take in a worker, and in a training process with some batches.
+_WORKER_BYTES, _PROCESS_BYTES = 300_000_000, 600_000_000
 
 
 def gpu(config: TrainConfig) -> Iterator[Finding]:
@@ -135,20 +135,15 @@ def cores(config: TrainConfig) -> Iterator[Finding]:
 
 
 def memory(config: TrainConfig) -> Iterator[Finding]:
-    """Compare free memory with what a training process and its loader take."""
-    content = (_PROC / "meminfo").read_text()
-    kilobytes = dict(re.findall(r"^(\w+):\s+(\d+) kB", content, re.MULTILINE))
-    free, text = int(kilobytes["MemAvailable"]) * 1024, ""
-    limit = memory_limit()
-    if limit is not None and limit < free:
-        free, text = limit, " by the container's limit"
+    """Compare free memory with what processes take before they hold a network."""
+    free, limit = free_memory(), memory_limit()
     need = _PROCESS_BYTES + config.workers * _WORKER_BYTES
-    told = f"{bytes_text(free)} free{text}"
+    told = f"{bytes_text(free)} free{'' if limit is None else ' within the limit of the container'}"
     if free < need:
         yield warning(
             f"{told}; a training process with {config.workers} workers takes about "
-            f"{bytes_text(need)} on a CPU",
-            "fewer train.workers, a smaller model.input_size or train.batch_size",
+            f"{bytes_text(need)} beside its network",
+            "fewer train.workers",
         )
     else:
         yield ok(told)
@@ -254,6 +249,14 @@ def cpu_quota() -> float | None:
         if microseconds and of and int(microseconds) > 0:
             found.append(int(microseconds) / int(of))
     return min(found, default=None)
+
+
+def free_memory() -> int:
+    """Return the bytes that this process may still take."""
+    content = (_PROC / "meminfo").read_text()
+    kilobytes = dict(re.findall(r"^(\w+):\s+(\d+) kB", content, re.MULTILINE))
+    free, limit = int(kilobytes["MemAvailable"]) * 1024, memory_limit()
+    return free if limit is None else min(free, limit)
 
 
 def memory_limit() -> int | None:

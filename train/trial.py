@@ -15,6 +15,7 @@ from ..metrics import confusion_matrix
 from ..model import switches
 from ..model.config import ModelConfig
 from ..model.device import pick_device
+from ..model.memory import training_memory
 from ..model.preprocess import Preprocess
 from ..model.score import predict_plain
 from ..model.weights import LoadedNetwork, load_network, start_network
@@ -25,12 +26,14 @@ from .distributed import Group
 from .finding import Finding, ok, problem, warning
 from .inspection import Inspection
 from .losses.step import StepLoss
+from .machine import free_memory
 from .optimizer import build_optimizer, set_learning_rate
 from .step import TrainingStep
 
 _STEPS = 8  # on one batch
 _FALLEN = 0.95  # of the first loss, at most, after them
 _CPU_SIDE, _CPU_BATCH = 128, 2  # pixels, images: a trial step takes seconds, whatever the network
+_TRIAL_SECONDS = 60.0  # after which no further step begins
 _PREDICTED = 4  # samples
 _TINY = "segformer-tiny"
 
@@ -73,6 +76,38 @@ class Trial:
             tiny = self.model.model_copy(update={"name": name})
             self.network, self.preprocess = start_network(tiny, taxonomy, self.train.seed)
         yield ok(f"{name}: {_size(self.network)}, {taxonomy.num_classes} classes")
+        yield self._memory(self.network)
+
+    def _memory(self, network: nn.Module) -> Finding:
+        """Compare what a training step will take with what is free."""
+        config, device = self.train, pick_device(self.train.device)
+        if config.freeze_backbone:
+            switches.freeze_backbone(network)
+        if config.activation_checkpointing:
+            switches.checkpoint_activations(network)
+        switches.train_mode(
+            network,
+            freeze_backbone=config.freeze_backbone,
+            freeze_batch_norm=config.freeze_batch_norm,
+        )
+        need = training_memory(
+            network,
+            config.batch_size,
+            self.model.input_size,
+            optimizer_states=2 if config.optimizer == "adamw" else int(config.momentum > 0),
+            ema=config.ema_decay > 0,
+            amp=_half_precision(config, device),
+            device=device.type,
+        )
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+        text = (
+            f"{bytes_text(need.total)} for steps of {config.batch_size} × "
+            f"{self.model.input_size}², of them {bytes_text(need.activations)} activations; "
+            f"{bytes_text(free)} are free ({device})"
+        )
+        if need.total > free:
+            return problem(text, "docs/how-to.md, 'Out of memory'")
+        return ok(text)
 
     def learn(self) -> Iterator[Finding]:
         """Take steps on one batch: the loss must fall."""
@@ -93,15 +128,21 @@ class Trial:
         )
         step = self._step(device)
         pixels, images = batch.denominators
-        losses, norms, seconds = [], [], []
+        losses: list[float] = []
+        norms: list[float] = []
+        seconds: list[float] = []
         for number in range(_STEPS):
+            if number > 1 and sum(seconds) > _TRIAL_SECONDS:
+                break
             began = time.perf_counter()
             result = step(number, [batch], pixels, images)
             seconds.append(time.perf_counter() - began)
             losses.append(result.loss)
             norms.append(result.grad_norm)
         size = f"{batch.images.shape[0]} × {batch.images.shape[1]}²"
-        text = f"loss {losses[0]:.4f} → {losses[-1]:.4f} in {_STEPS} steps on {size} ({device})"
+        text = (
+            f"loss {losses[0]:.4f} → {losses[-1]:.4f} in {len(losses)} steps on {size} ({device})"
+        )
         if not all(map(math.isfinite, losses)):
             yield problem(
                 f"{text}: no finite number", "a smaller train.learning_rate, train.use_amp=false"
@@ -135,27 +176,17 @@ class Trial:
             and self.inspected.loss is not None
         )
         network, config = self.network.to(device), self.train
-        if config.freeze_backbone:
-            switches.freeze_backbone(network)
-        switches.train_mode(
-            network,
-            freeze_backbone=config.freeze_backbone,
-            freeze_batch_norm=config.freeze_batch_norm,
-        )
         optimizer = build_optimizer(network, switches.backbone_of(network), config)
         set_learning_rate(optimizer, 1.0)
-        half = config.use_amp and device.type == "cuda"
-        dtype = torch.bfloat16 if half and torch.cuda.is_bf16_supported() else torch.float16
+        dtype = _half_precision(config, device)
         return TrainingStep(
             network=network,
             wrapped=network,
             preprocess=self.preprocess,
             loss=self.inspected.loss,
             optimizer=optimizer,
-            scaler=torch.amp.GradScaler(
-                device.type, enabled=half and dtype == torch.float16, init_scale=2.0**10
-            ),
-            amp=torch.autocast(device.type, dtype if half else torch.bfloat16, enabled=half),
+            scaler=torch.amp.GradScaler(device.type, 2.0**10, enabled=dtype == torch.float16),
+            amp=torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None),
             group=Group(0, 1, device),
             seed=config.seed,
             clip_grad_norm=config.clip_grad_norm,
@@ -191,6 +222,17 @@ class Trial:
             )
         else:
             yield ok(f"{count} samples, {matrix.sum():,} pixels, as many as the index counts")
+
+
+def _half_precision(config: TrainConfig, device: torch.device) -> torch.dtype | None:
+    """Return the precision of autocast; None is none. As `TrainConfig.amp_dtype` says."""
+    if not config.use_amp:
+        return None
+    if config.amp_dtype == "auto":
+        if device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if config.amp_dtype == "bfloat16" else torch.float16
 
 
 def _small(batch: MicroBatch, loss: StepLoss) -> MicroBatch:

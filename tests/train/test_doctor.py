@@ -198,6 +198,18 @@ def test_a_learning_rate_of_nothing_is_told(examined: Examine) -> None:
     assert "it does not fall" in warned(examined(learning_rate=1e-12))
 
 
+def test_a_step_that_memory_cannot_hold_is_told_before_it_is_taken(
+    examined: Examine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cocoseg.train import trial
+
+    monkeypatch.setattr(trial, "free_memory", lambda: 1_000_000)
+    (found,) = worst(examined())
+    assert found.startswith("network: ")
+    assert "for steps of 2 × 32²" in found
+    assert "1.0 MB are free (cpu)" in found
+
+
 def test_scores_that_lose_pixels_are_a_problem(
     examined: Examine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -437,9 +449,10 @@ def test_limits_of_version_two_count_at_every_level(
     told = warned(of(lambda: machine.cores(TrainConfig(workers=4))))
     assert "64 present, 16 usable, and a limit of 1.5 by the container" in told
     assert "libraries start 16 threads for 1.5 cores" in told
-    assert "2.0 GB free by the container's limit" in warned(
-        of(lambda: machine.memory(TrainConfig(workers=4)))
+    assert "2.0 GB free within the limit of the container; a training process" in warned(
+        of(lambda: machine.memory(TrainConfig(workers=8)))
     )
+    assert warned(of(lambda: machine.memory(TrainConfig(workers=4)))) == ""
 
 
 def test_limits_of_version_one_count_too(control_groups: Path) -> None:
