@@ -1,8 +1,11 @@
 """The pages say what the code does: keys, links, and nothing that is not there."""
 
+import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -84,3 +87,46 @@ def test_what_a_run_records_is_what_the_table_says(
     recorded = {key for line in lines for key in line}
     assert documented - recorded == {"scaler_overflows"}
     assert recorded <= documented
+
+
+@pytest.fixture
+def how_to(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The code of docs/how-to.md: new modules in their places, and its tests among others'."""
+    text = (root / "docs" / "how-to.md").read_text()
+    found: dict[str, Any] = {}
+    for path, code in re.findall(r"```python\n# (\S+)\n(.*?)```", text, re.DOTALL):
+        if path.startswith("tests/"):
+            spec = importlib.util.spec_from_file_location(Path(path).stem, root / path)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            assert not (root / path).exists()
+            module = ModuleType(f"cocoseg.{path[:-3].replace('/', '.')}")
+            module.__package__ = module.__name__.rpartition(".")[0]
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+        before = set(vars(module))
+        exec(compile(code, path, "exec"), vars(module))
+        found[path] = module
+        found |= {name: vars(module)[name] for name in set(vars(module)) - before}
+    return found
+
+
+def test_the_loss_network_and_augmentation_of_the_how_tos_work(
+    root: Path, how_to: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cocoseg.model.registry import FAMILIES
+    from cocoseg.train.augment import AUGMENTATIONS
+    from cocoseg.train.losses import LOSSES, LossEntry
+
+    text = (root / "docs" / "how-to.md").read_text()
+    places = {"poly": LOSSES, "mobilenet": FAMILIES, "posterize": AUGMENTATIONS}
+    known = {**how_to, "mobilenet": how_to["model/mobilenet.py"], "LossEntry": LossEntry}
+    for name, entry in re.findall(r"```\n    \"(\w+)\": (.*),\n```", text):
+        monkeypatch.setitem(places.pop(name), name, eval(entry, known))
+    assert not places
+    tests = [name for name in how_to if name.startswith("test_")]
+    assert len(tests) == 3
+    for name in tests:
+        how_to[name]()
