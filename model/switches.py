@@ -47,7 +47,8 @@ def freeze_backbone(network: nn.Module) -> None:
 def freeze_unused(network: nn.Module, input_size: int) -> list[str]:
     """Exclude from training what the logits do not depend on, such as auxiliary heads.
 
-    DDP waits for a gradient of every parameter that asks for one.
+    DDP waits for a gradient of every parameter that asks for one. Found by a forward and backward
+    pass on the meta device; a SegFormer uses all of its parameters.
 
     Parameters
     ----------
@@ -59,6 +60,9 @@ def freeze_unused(network: nn.Module, input_size: int) -> list[str]:
     list of str
         Names of the parameters that no longer ask for a gradient.
     """
+    model: Any = network
+    if model.config.model_type == "segformer":
+        return []
     probe: Any = meta_copy(network).train()
     named = [(name, p) for name, p in probe.named_parameters() if p.requires_grad]
     # Two images: a batch norm over pooled pixels refuses a single one.
