@@ -256,6 +256,10 @@ def _network(
     ]
     if told:
         raise DataError(f"{name}: weights do not fit the network: {'; '.join(told)}")
+    # Out of the file's memory map: in memory of their own they are aligned as new weights are, and
+    # sums come out to the last bit as in the run that saved them.
+    for tensor in (*network.parameters(), *network.buffers()):
+        tensor.data = tensor.data.clone()
     return network
 
 

@@ -563,3 +563,14 @@ def test_the_training_state_of_a_checkpoint_is_no_file_of_weights(tmp_path):
     (tmp_path / "training_state.pt").write_bytes(buffer.getvalue())
     with pytest.raises(DataError, match="expected weights by name"):
         read_weights(str(tmp_path / "training_state.pt"))
+
+
+def test_loaded_weights_lie_in_memory_of_their_own(tmp_path):
+    """As new ones do: a sum over tokens of another alignment differs in its last bits."""
+    network, preprocess = start_network(
+        ModelConfig(name="segformer-tiny", input_size=32), coco_taxonomy(), 0
+    )
+    save_network(tmp_path, network, preprocess, coco_taxonomy())
+    loaded = load_network(str(tmp_path), ModelConfig()).network
+    for tensor in (*loaded.parameters(), *loaded.buffers()):
+        assert tensor.data_ptr() % 64 == 0
