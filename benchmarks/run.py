@@ -1,10 +1,10 @@
 """Ratios against the plain way, measured in one run (A B A B …, median): ``make bench``.
 
-    python benchmarks/run.py [prepare] [scale] [stream] [loss]
+    python benchmarks/run.py [prepare] [scale] [stream] [loss] [model]
 
 ``prepare``: speed and memory of `cocoseg prepare` on up to 4,000 images; ``scale``: on up to
-118,287; ``stream``: reading shards; ``loss``: training's. All of them, if none is named. What is
-measured is drawn by `cocoseg demo`, or real COCO where COCOSEG_DATA names a folder with
+118,287; ``stream``: reading shards; ``loss``: training's; ``model``: SegFormer against transformers'
+own. All of them, if none is named. What is measured is drawn by `cocoseg demo`, or real COCO where COCOSEG_DATA names a folder with
 ``coco/annotations`` and ``coco/train2017``. COCOSEG_PEERS may name a Python that has peers
 installed (see prepare/peers.py and stream/speed.py).
 """
@@ -14,13 +14,14 @@ import tempfile
 from pathlib import Path
 
 import loss
+import model
 from measure import machine, note, print_rows
 from prepare.data import Pictures
 from stream import speed as stream
 
 from prepare import scale, speed
 
-PARTS = ("prepare", "scale", "stream", "loss")
+PARTS = ("prepare", "scale", "stream", "loss", "model")
 
 
 def main(parts: list[str]) -> None:
@@ -41,6 +42,8 @@ def main(parts: list[str]) -> None:
             print_rows(f"stream, {pictures.name}", stream.rows(pictures, scratch))
     if "loss" in parts:
         print_rows("loss", loss.rows())
+    if "model" in parts:
+        print_rows("SegFormer, float32", model.rows())
 
 
 if __name__ == "__main__":

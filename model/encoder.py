@@ -1,7 +1,11 @@
-"""SegFormer's encoder with one memory layout: channels last, as its tokens are.
+"""SegFormer's encoder with one memory layout, channels last, as its tokens are, and in less of it.
 
 transformers' views of tokens as maps lose that layout for a single image, whose convolutions then
 copy there and back, and every stage copies its map for the next one.
+
+In training most of the memory goes into the wide middle of the blocks, four times as wide as their
+tokens and held three times over: before the depth-wise convolution, before and after the
+activation. Only the first is kept; the backward pass computes the others again, which are cheap.
 """
 
 # B batch, N = H W tokens, C channels, H W pixels of a map
@@ -10,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.models.segformer import modeling_segformer as theirs
 
-from .replace import Replacement, replace_layers
+from .replace import ANY, Replacement, replace_layers
 
 
 def _as_map(tokens_BNC: Tensor, height: int, width: int) -> Tensor:
@@ -52,6 +57,31 @@ class DepthWiseConv(theirs.SegformerDepthWiseConv):  # type: ignore[misc]
         """Return tokens (B, N, C)."""
         mixed_BCHW: Tensor = self.dwconv(_as_map(hidden_states, height, width))
         return _as_tokens(mixed_BCHW)
+
+
+class MixMLP(theirs.SegformerMixMLP):  # type: ignore[misc]
+    """The second half of a block: to four times the width and back, mixing neighbours between."""
+
+    def forward(self, hidden_states: Tensor, height: int, width: int) -> Tensor:
+        """Return tokens (B, N, C)."""
+        wide = self.fc1(hidden_states)
+        if not (self.training and torch.is_grad_enabled()):
+            return self._narrow(wide, height, width)
+        narrow: Tensor = checkpoint(
+            self._narrow,
+            wide,
+            height,
+            width,
+            use_reentrant=False,
+            preserve_rng_state=self.dropout.p > 0,
+        )
+        return narrow
+
+    def _narrow(self, wide: Tensor, height: int, width: int) -> Tensor:
+        # Recomputation ends with what the last matrix product needs: it does not run twice.
+        mixed = self.dropout(self.activation_fn(self.dwconv(wide, height, width)))
+        narrow: Tensor = self.dropout(self.fc2(mixed))
+        return narrow
 
 
 class DropPath(theirs.SegformerDropPath):  # type: ignore[misc]
@@ -94,6 +124,17 @@ _REPLACEMENTS = (
         {"sequence_reduction": (nn.Conv2d,), "layer_norm": (nn.LayerNorm,)},
     ),
     Replacement(theirs.SegformerDepthWiseConv, DepthWiseConv, {"dwconv": (nn.Conv2d,)}),
+    Replacement(
+        theirs.SegformerMixMLP,
+        MixMLP,
+        {
+            "fc1": (nn.Linear,),
+            "dwconv": (theirs.SegformerDepthWiseConv, DepthWiseConv),
+            "activation_fn": ANY,
+            "fc2": (nn.Linear,),
+            "dropout": (nn.Dropout,),
+        },
+    ),
     Replacement(theirs.SegformerDropPath, DropPath, {}),
     Replacement(
         theirs.SegformerStage,
@@ -107,6 +148,6 @@ _REPLACEMENTS = (
 )
 
 
-def keep_channels_last(network: nn.Module) -> bool:
-    """Let a SegFormer's encoder keep one memory layout; False, and a warning, if it is unknown."""
+def lighten_encoder(network: nn.Module) -> bool:
+    """Replace a SegFormer's encoder; False, and a warning, if it is not the one known."""
     return replace_layers(network, "SegFormer encoder", _REPLACEMENTS)

@@ -19,6 +19,10 @@ log = logging.getLogger(__name__)
 _TOLERANCE = 1e-9  # of float64 values near 1; rounding differs by 1e-15
 
 
+ANY: tuple[type[nn.Module], ...] = ()
+"""A child of whatever type, as it is called and no more."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)  # hashable: there is one of each
 class Replacement:
     """One layer's faster forward, and how the layer must be built for it."""
@@ -27,7 +31,7 @@ class Replacement:
     ours: type[nn.Module]
     """A subclass of `theirs` with another forward."""
     children: Mapping[str, tuple[type[nn.Module], ...]]
-    """The types that each child may have."""
+    """The types that each child may have, or `ANY`."""
     fits: Callable[[Any], bool] = lambda layer: True
     """Tells whether shapes are those that the forward counts on."""
 
@@ -38,7 +42,10 @@ class Replacement:
             type(layer) is self.theirs
             and "forward" not in vars(layer)
             and children.keys() == self.children.keys()
-            and all(type(child) in self.children[name] for name, child in children.items())
+            and all(
+                self.children[name] is ANY or type(child) in self.children[name]
+                for name, child in children.items()
+            )
             and self.fits(layer)
         )
 

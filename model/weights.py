@@ -29,7 +29,7 @@ from ..errors import ConfigError, DataError
 from ..taxonomy import SemanticClass, Taxonomy, coco_taxonomy
 from .classes import classifier_keys, label_settings, renew_classifiers
 from .config import ModelConfig
-from .encoder import keep_channels_last
+from .encoder import lighten_encoder
 from .head import fold_head
 from .preprocess import Preprocess
 from .registry import architecture, is_random, names
@@ -204,7 +204,7 @@ def _load_file(path: str, config: ModelConfig) -> LoadedNetwork:
 def _faster(network: nn.Module) -> nn.Module:
     """Let a SegFormer compute the same in less time; what is none, or is unknown, stays."""
     fold_head(network)
-    keep_channels_last(network)
+    lighten_encoder(network)
     return network
 
 

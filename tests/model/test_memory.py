@@ -51,7 +51,7 @@ def test_recomputed_and_frozen_layers_count_as_what_they_are(network):
     checkpoint_activations(network)
     recomputed = training_memory(network, 2, 96, optimizer_states=2, ema=False)
     assert recomputed.activations == held(network, 2, 96, None)
-    assert recomputed.activations < 0.7 * plain.activations
+    assert recomputed.activations < 0.8 * plain.activations
     freeze_backbone(network)
     train_mode(network, freeze_backbone=True)
     frozen = training_memory(network, 2, 96, optimizer_states=2, ema=False)
