@@ -1,0 +1,289 @@
+"""The command line of cocoseg, which is killed or signalled at named moments; product code has no
+hooks.
+
+    torchrun … fatal.py MARKS train --shards …
+
+MARKS/plan.json lists what is to happen, one after the other: [[point, rank, call, act], …]. The
+process of that rank that comes to the point for the call-th time since its start writes
+MARKS/INDEX.json, and acts: kills itself, or sends a signal to itself or to its launcher. A killed
+process is started again by somebody else, and minds the next one.
+
+    fatal.py --serve
+
+forks such runs out of one warm process: torchrun's own agent, whose workers start in milliseconds
+instead of seconds. It reads and answers lines of JSON.
+"""
+
+import ctypes
+import io
+import json
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+LOOP, CHECKPOINT = "cocoseg.train.loop", "cocoseg.train.checkpoint"
+
+
+class Point(NamedTuple):
+    """A moment: before or after a call of a function (with such arguments)."""
+
+    owner: str
+    """``module:class``"""
+    function: str
+    after: bool = False
+    where: str = ""
+    """What its arguments, one after the other, must match."""
+    ranks: tuple[int, ...] = (0, 1)
+    half: str = ""
+    """What is left half-written: ``state`` or ``line``."""
+    once: bool = False
+    """Whether a process comes by only once, at its start."""
+
+
+WRITER = (0,)  # writes files, alone
+FINAL = r"\.tmp-\S+ \S+/checkpoints/step-\d+$"
+DIGESTS = r"digests\.json "
+POINTS = {
+    # at the start
+    "tidy-up": Point(CHECKPOINT, "_tidy_up", ranks=WRITER, once=True),
+    "verifying": Point(CHECKPOINT, "_digests", once=True),
+    "verified": Point(CHECKPOINT, "_verified_state", after=True, once=True),
+    "build-network": Point(LOOP, "_network", once=True),
+    "network-built": Point(LOOP, "_network", after=True, once=True),
+    "open-journal": Point("cocoseg.train.journal", "_forget_lines", ranks=WRITER, once=True),
+    "journal-open": Point(LOOP, "Journal", after=True, ranks=WRITER, once=True),
+    # in a step
+    "step": Point(f"{LOOP}:_Trainer", "step"),
+    "forward": Point("cocoseg.train.step:TrainingStep", "_backward"),
+    "backward-done": Point("cocoseg.train.step:TrainingStep", "_backward", after=True),
+    "optimizer": Point("torch.amp:GradScaler", "step"),
+    "optimizer-done": Point("torch.amp:GradScaler", "step", after=True),
+    "step-done": Point(f"{LOOP}:_Trainer", "step", after=True),
+    "line": Point("cocoseg.train.journal:Journal", "write", ranks=WRITER),
+    "half-a-line": Point("cocoseg.train.journal:Journal", "write", ranks=WRITER, half="line"),
+    "line-written": Point("cocoseg.train.journal:Journal", "write", after=True, ranks=WRITER),
+    # in validation
+    "validation": Point(LOOP, "validate"),
+    "predicted": Point("cocoseg.train.validation", "predict_plain", after=True),
+    "validated": Point(LOOP, "validate", after=True),
+    "save": Point(f"{LOOP}:_Trainer", "save"),
+    # while saving
+    "scratch": Point("cocoseg.storage", "scratch_folder", where="checkpoints$", ranks=WRITER),
+    "weights": Point("transformers.modeling_utils", "safe_save_file", ranks=WRITER),
+    "weights-written": Point(CHECKPOINT, "save_network", after=True, ranks=WRITER),
+    "half-a-state": Point("torch", "save", ranks=WRITER, half="state"),
+    "state-written": Point("torch", "save", after=True, ranks=WRITER),
+    "digests": Point("pathlib:Path", "write_text", where=DIGESTS, ranks=WRITER),
+    "digests-written": Point("pathlib:Path", "write_text", after=True, where=DIGESTS, ranks=WRITER),
+    "sync": Point("cocoseg.storage", "sync_file", where="step-", ranks=WRITER),
+    "rename": Point("os", "replace", where=FINAL, ranks=WRITER),
+    "renamed": Point("os", "replace", after=True, where=FINAL, ranks=WRITER),
+    "last": Point(CHECKPOINT, "point", ranks=WRITER),
+    "last-half-moved": Point("pathlib:Path", "symlink_to", after=True, ranks=WRITER),
+    "last-moved": Point(CHECKPOINT, "point", after=True, ranks=WRITER),
+    "saved": Point(LOOP, "save_checkpoint", after=True, ranks=WRITER),
+    "best": Point(LOOP, "point", ranks=WRITER),
+    "best-moved": Point(LOOP, "point", after=True, ranks=WRITER),
+    "prune": Point(LOOP, "prune", ranks=WRITER),
+    "remove": Point(CHECKPOINT, "_remove", ranks=WRITER),
+    "half-removed": Point("os", "replace", after=True, where="/removed$", ranks=WRITER),
+    "pruned": Point(LOOP, "prune", after=True, ranks=WRITER),
+    "publish-journal": Point("cocoseg.train.journal:Journal", "publish", ranks=WRITER),
+    "save-done": Point(f"{LOOP}:_Trainer", "save", after=True),
+}
+
+
+class Plan:
+    """What is to happen, and what has."""
+
+    def __init__(self, marks: Path) -> None:
+        self.marks = marks
+        self.listed = json.loads((marks / "plan.json").read_text())
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.index = sum((marks / f"{i}.json").exists() for i in range(len(self.listed)))
+        self.calls = 0
+
+    def passes(self, name: str, arguments: tuple[Any, ...]) -> None:
+        """Note that this process is at a point; act if its time has come."""
+        if self.index == len(self.listed):
+            return
+        point, rank, call, act = self.listed[self.index]
+        if (point, rank) != (name, self.rank):
+            return
+        self.calls += 1
+        if self.calls < call:
+            return
+        mark = {"point": name, "rank": rank, "pid": os.getpid(), **where_it_stands(sys.argv)}
+        temporary = self.marks / ".mark"
+        temporary.write_text(json.dumps(mark))
+        temporary.rename(self.marks / f"{self.index}.json")
+        self.index, self.calls = self.index + 1, 0
+        if act == "kill":
+            HALVES.get(POINTS[name].half, lambda *_: None)(arguments)
+            os.kill(os.getpid(), signal.SIGKILL)
+        whom, number = act.split("-")
+        os.kill(os.getpid() if whom == "self" else os.getppid(), signal.Signals[number])
+
+
+def where_it_stands(arguments: list[str]) -> dict[str, Any]:
+    """Return what lies in the run, for the test: newest line of the journal, checkpoints, links."""
+    run = Path(arguments[arguments.index("--output") + 1])
+    lines = (run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").exists() else ""
+    steps = [int(step) for step in re.findall(r'"step": (\d+)', lines)]
+    names = sorted(path.name for path in run.glob("checkpoints/step-*"))
+    last = os.readlink(run / "last") if (run / "last").is_symlink() else None
+    return {"step": max(steps, default=0), "checkpoints": names, "last": last}
+
+
+def half_a_state(arguments: tuple[Any, ...]) -> None:
+    content, file = arguments
+    whole = io.BytesIO()
+    import torch
+
+    torch.serialization.save(content, whole)
+    file.write(whole.getvalue()[: len(whole.getvalue()) // 2])
+    file.flush()
+
+
+def half_a_line(arguments: tuple[Any, ...]) -> None:
+    journal, step = arguments[:2]
+    journal._file.write(f'{{"step": {step}, "lo')
+    journal._file.flush()
+
+
+HALVES: dict[str, Callable[[tuple[Any, ...]], None]] = {"state": half_a_state, "line": half_a_line}
+
+
+def watch(plan: Plan, name: str, point: Point) -> None:
+    """Let a function tell the plan that it is called."""
+    module, _, attribute = point.owner.partition(":")
+    owner = import_module(module)
+    for part in filter(None, attribute.split(".")):
+        owner = getattr(owner, part)
+    function = getattr(owner, point.function)
+
+    def wrapped(*args: Any, **more: Any) -> Any:
+        here = not point.where or bool(re.search(point.where, " ".join(map(str, args))))
+        if here and not point.after:
+            plan.passes(name, args)
+        result = function(*args, **more)
+        if here and point.after:
+            plan.passes(name, args)
+        return result
+
+    setattr(owner, point.function, wrapped)
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line; return its exit code."""
+    sys.argv = ["cocoseg", *arguments[1:]]
+    marks = Path(arguments[0])
+    plan = Plan(marks)
+    for name in dict.fromkeys(entry[0] for entry in plan.listed[plan.index :]):
+        watch(plan, name, POINTS[name])
+    from cocoseg import cli
+
+    try:
+        cli.main()
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    with open(marks / "exits", "a") as file:
+        file.write(f"{plan.rank} {code}\n")
+    return code
+
+
+def work(arguments: list[str]) -> None:
+    """What a worker of the agent does."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the agent's, as in a process of its own
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    code = run(arguments)
+    if code:
+        sys.exit(code)
+
+
+def launch(arguments: list[str], processes: int, restarts: int) -> None:
+    """Do what torchrun does, but fork the workers."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=str(os.getpid()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=restarts,
+        monitor_interval=0.02,
+        start_method="fork",
+    )
+    try:
+        elastic_launch(config, work)(arguments)
+    except ChildFailedError:
+        sys.exit(1)
+
+
+def serve() -> None:
+    """Fork a run for each request, and tell how it ended."""
+    import torch
+    from cocoseg.model.config import ModelConfig
+    from cocoseg.model.weights import start_network
+    from cocoseg.taxonomy import coco_taxonomy
+
+    torch.set_num_threads(1)
+    for name in ("cocoseg.settings", LOOP, "torch.distributed.launcher.api"):
+        import_module(name)
+    model = ModelConfig(name="segformer-tiny", input_size=32)
+    network, _ = start_network(model, coco_taxonomy(), 0)  # imports much, late
+    torch.optim.AdamW(network.parameters())
+    become_subreaper = 36
+    ctypes.CDLL(None).prctl(become_subreaper, 1)  # orphans stay below this process, to be found
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "poll" in request:
+            pid, status = os.waitpid(request["poll"], os.WNOHANG)
+            answer = {"code": os.waitstatus_to_exitcode(status) if pid else None}
+        else:
+            answer = {"pid": fork_run(**request)}
+        print(json.dumps(answer), flush=True)
+
+
+def fork_run(arguments: list[str], processes: int, restarts: int, err: str) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 99
+    try:
+        os.setsid()
+        output = os.open(err, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = 0
+        if processes == 1:
+            code = run(arguments)
+        else:
+            launch(arguments, processes, restarts)
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--serve":
+        serve()
+    else:
+        sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,420 @@
+"""Whoever is killed, whenever: started again, a run ends with the bits of one never interrupted."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fatal
+import pytest
+
+FATAL = Path(fatal.__file__)
+DEADLINE = 300.0  # for what takes seconds: only a hang gets there [s]
+SETTINGS = {
+    "max_steps": 24,
+    "val_every": 4,
+    "checkpoint_every": 2,
+    "keep_last": 2,
+    "log_every": 1,
+    "batch_size": 2,
+    "accumulation_steps": 1,
+    "val_batch_size": 2,  # of 4 images: each rank has one
+    "workers": 0,
+    "learning_rate": 1e-3,
+    "ema_decay": 0.9,
+    "pictures": 1,
+    "device": "cpu",
+}
+TIMES = ("images_per_second", "data_wait")
+"""What a line of the journal says of the clock."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended."""
+
+    code: int
+    """Of the command; negative where a signal killed it."""
+    err: str
+
+
+class Warm:
+    """Starts runs out of a process that has imported everything."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(FATAL), "--serve"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def ask(self, **request: object) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return answer
+
+
+class Runs:
+    """One run, started again and again: by the launcher, or by hand."""
+
+    def __init__(self, golden: Any, warm: Warm, folder: Path, **settings: object) -> None:
+        self.warm, self.run, self.marks = warm, folder / "run", folder / "marks"
+        self.err = folder / "err"
+        self.settings = {**SETTINGS, **settings}
+        self.arguments = [
+            *(str(self.marks), "train"),
+            *("--shards", str(golden.shards("train")), "--val-shards", str(golden.shards("val"))),
+            *("--output", str(self.run), "--json"),
+            *("--set=model.name=segformer-tiny", "--set=model.input_size=32"),
+            *(f"--set=train.{key}={value}" for key, value in self.settings.items()),
+        ]
+        self.marks.mkdir(parents=True)
+        self.planned: list[tuple[str, int, int, str]] = []
+        self.pid = 0
+        self.code: int | None = 0
+        self._config_before: int | None = None
+        self.plan()
+
+    def plan(self, *moments: tuple[str, int, int, str]) -> None:
+        """Let these come next: (point, rank, call, act)."""
+        self.planned += moments
+        (self.marks / "plan.json").write_text(json.dumps(self.planned))
+
+    def marked(self) -> list[dict[str, Any]]:
+        """What stood when each moment came, of those that came."""
+        paths = [self.marks / f"{i}.json" for i in range(len(self.planned))]
+        return [json.loads(path.read_text()) for path in paths if path.exists()]
+
+    def start(self, processes: int = 2, restarts: int = 0) -> "Runs":
+        """Start it out of the warm process."""
+        request = {"processes": processes, "restarts": restarts, "err": str(self.err)}
+        self._config_before = self._config()
+        self.pid = self.warm.ask(arguments=self.arguments, **request)["pid"]
+        self.code = None
+        return self
+
+    def poll(self) -> int | None:
+        """Return the exit code of the command, once it and all ranks are gone."""
+        if self.code is None:
+            self.code = self.warm.ask(poll=self.pid)["code"]
+        # These may outlive their launcher by a moment.
+        return None if self.code is None or self.ranks() else self.code
+
+    def wait(self) -> Ended:
+        deadline = time.monotonic() + DEADLINE
+        while (code := self.poll()) is None:
+            assert time.monotonic() < deadline, f"hangs: {self.err.read_text()}"
+            time.sleep(0.02)
+        return Ended(code, self.err.read_text())
+
+    def trains(self) -> bool:
+        """Tell whether, since its start, it has begun to train, and not yet ended."""
+        begun = self._config() not in (None, self._config_before)
+        return begun and self.steps() < self.settings["max_steps"] and self.poll() is None
+
+    def _config(self) -> int | None:
+        """Tell one ``config.yaml`` from another: each start writes it anew."""
+        path = self.run / "config.yaml"
+        return path.stat().st_ino if path.exists() else None
+
+    def torchrun(self, restarts: int = 0) -> Ended:
+        """Run it by torchrun itself, in fresh processes, to its end."""
+        ran = subprocess.run(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+                *("--nproc-per-node", "2", "--max-restarts", str(restarts)),
+                *(str(FATAL), *self.arguments),
+            ],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            timeout=DEADLINE,
+        )
+        return Ended(ran.returncode, ran.stderr)
+
+    def ranks(self) -> list[int]:
+        """The processes of the run, but the command itself."""
+        return [pid for pid in descendants(self.warm.process.pid) if pid != self.pid]
+
+    def steps(self) -> int:
+        """The newest line of the journal."""
+        return fatal.where_it_stands(["--output", str(self.run)])["step"]
+
+    def journal(self) -> list[dict[str, Any]]:
+        """All lines but what they say of the clock."""
+        lines = map(json.loads, (self.run / "metrics.jsonl").read_text().splitlines())
+        return [{key: line[key] for key in line if key not in TIMES} for line in lines]
+
+    def check_same(self, other: "Runs") -> None:
+        """Compare the last and the best checkpoint by bytes, and all that was measured."""
+        assert self.journal() == other.journal()
+        for name in ("last", "best"):
+            assert (self.run / name).readlink() == (other.run / name).readlink()
+            for file in ("model.safetensors", "config.json", "taxonomy.json"):
+                ours, theirs = (one.run / name / file for one in (self, other))
+                assert ours.read_bytes() == theirs.read_bytes(), (name, file)
+        ours, theirs = (
+            sorted(path.name for path in (one.run / "checkpoints").iterdir())
+            for one in (self, other)
+        )
+        assert ours == theirs
+        assert not list(self.run.rglob(".*")), "leftovers"
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below one that are alive."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = entry.read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                parents[int(entry.parent.name)] = int(parent)
+    found, below = [], [pid]
+    while below:
+        below = [child for child, parent in parents.items() if parent in below]
+        found += below
+    return found
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    warm = Warm()
+    yield warm
+    for pid in (*descendants(warm.process.pid), warm.process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    warm.process.communicate()
+
+
+@pytest.fixture
+def make_runs(golden: Any, warm: Warm, tmp_path: Path) -> Iterator[Callable[..., Runs]]:
+    yield lambda name="faults", **settings: Runs(golden, warm, tmp_path / name, **settings)
+    for pid in descendants(warm.process.pid):  # of a test that failed
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    golden: Any, warm: Warm, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Runs]:
+    """The same run, without any fault, by 2 processes or 1."""
+    found: dict[Any, Runs] = {}
+
+    def make(processes: int = 2, **settings: object) -> Runs:
+        key = (processes, *settings.items())
+        if key not in found:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            found[key] = Runs(golden, warm, folder, **settings)
+            ended = found[key].start(processes).wait()
+            assert ended.code == 0, ended.err
+        return found[key]
+
+    return make
+
+
+def check_marks(runs: Runs) -> list[dict[str, Any]]:
+    """Every moment came, and in the middle of work."""
+    marked = runs.marked()
+    assert [(mark["point"], mark["rank"]) for mark in marked] == [one[:2] for one in runs.planned]
+    assert [mark for mark in marked if mark["step"] >= runs.settings["max_steps"]] == []
+    return marked
+
+
+# ---- kills at named points
+
+
+def matrix() -> list[list[tuple[str, int, int, str]]]:
+    """Return a kill of each rank at every point: (point, rank, call, act), in groups for one run.
+
+    The first in each comes when there is a checkpoint.
+    """
+    dice = random.Random(7)
+    listed = [
+        (name, rank, 1 if point.once else dice.randint(1, 3), "kill")
+        for name, point in fatal.POINTS.items()
+        for rank in point.ranks
+    ]
+    dice.shuffle(listed)
+    groups = [listed[i::GROUPS] for i in range(GROUPS)]
+    return [[("saved", 0, 1, "kill"), *group] for group in groups]
+
+
+GROUPS = 6
+MATRIX = matrix()
+LONG = {"max_steps": 60, "checkpoint_every": 1, "val_every": 2}
+KILLS = sum(map(len, MATRIX))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("group", MATRIX, ids=range(GROUPS))
+@pytest.mark.parametrize("again", ["by-the-launcher", "by-hand"])
+def test_a_kill_at_any_point_changes_no_bit(
+    make_runs: Any, undisturbed: Any, record_property: Any, group: Any, again: str
+) -> None:
+    runs = make_runs(**LONG)
+    runs.plan(*group)
+    if again == "by-the-launcher":
+        ended = runs.start(restarts=len(group)).wait()
+    else:
+        for _ in group:
+            assert runs.start().wait().code != 0
+        ended = runs.start().wait()
+    assert ended.code == 0, ended.err
+    check_marks(runs)
+    runs.check_same(undisturbed(**LONG))
+    record_property(
+        "figure",
+        f"training, 2 ranks: SIGKILL at {len(fatal.POINTS)} points, {KILLS} kills by the launcher "
+        f"and {KILLS} by hand, all amidst work: same bits",
+    )
+
+
+@pytest.mark.long
+def test_torchrun_itself_starts_again_what_is_killed(make_runs: Any, undisturbed: Any) -> None:
+    """Processes of their own, with loaders, as on any machine; the others here are forked."""
+    runs = make_runs(workers=1)
+    kills = (("backward-done", 1, 3), ("renamed", 0, 2), ("predicted", 1, 1), ("step", 0, 3))
+    runs.plan(*((*kill, "kill") for kill in kills))
+    ended = runs.torchrun(restarts=4)
+    assert ended.code == 0, ended.err
+    check_marks(runs)
+    runs.check_same(undisturbed())
+
+
+def test_two_ranks_killed_end_with_the_same_bits(make_runs: Any, undisturbed: Any) -> None:
+    runs = make_runs()
+    runs.plan(("backward-done", 1, 6, "kill"), ("half-a-state", 0, 1, "kill"))
+    runs.plan(("predicted", 1, 1, "kill"))
+    assert runs.start(restarts=2).wait().code != 0  # the third is one too many
+    check_marks(runs)
+    runs.plan(("renamed", 0, 1, "kill"))
+    assert runs.start().wait().code != 0
+    mark = check_marks(runs)[-1]
+    assert mark["checkpoints"][-1] > Path(mark["last"]).name
+    damaged = runs.run / "checkpoints" / mark["checkpoints"][-1] / "model.safetensors"
+    os.truncate(damaged, damaged.stat().st_size - 1)
+    ended = runs.start().wait()
+    assert ended.code == 0, ended.err
+    assert f"{damaged.parent}: model.safetensors differs from its digest" in ended.err
+    runs.check_same(undisturbed())
+
+
+# ---- kills at any time
+
+
+def kill_at_any_time(runs: Runs, dice: random.Random, kills: int) -> int:
+    """Kill ranks, launchers or all of it, and start again; return how many were amidst training."""
+    amid = 0
+    for _ in range(kills):
+        if runs.poll() is not None:
+            runs.start(restarts=dice.choice([0, 3]))
+        time.sleep(dice.uniform(0, 2.5))
+        whom = dice.choice(["rank", "launcher", "all"])
+        ranks = runs.ranks()
+        chosen = dice.sample(ranks, 1) if whom == "rank" and ranks else [runs.pid]
+        amid += runs.trains()
+        for pid in [*chosen, *ranks] if whom == "all" else chosen:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if chosen == [runs.pid]:
+            assert runs.wait().code != 0, "it had ended"
+    while runs.wait().code != 0:  # a rank was killed, with no restarts left
+        runs.start()
+    return amid
+
+
+@pytest.mark.long
+def test_any_kill_at_any_time_changes_no_bit(
+    make_runs: Any, undisturbed: Any, record_property: Any
+) -> None:
+    settings = {"max_steps": 80}
+    amid = 0
+    for seed in range(8):
+        runs = make_runs(f"random-{seed}", **settings)
+        amid += kill_at_any_time(runs, random.Random(seed), 5)
+        runs.check_same(undisturbed(**settings))
+    record_property("figure", f"training, 2 ranks: 40 random SIGKILLs, {amid} amidst training")
+    assert amid >= 20
+
+
+def test_some_kills_at_any_time_change_no_bit(make_runs: Any, undisturbed: Any) -> None:
+    runs = make_runs()
+    kill_at_any_time(runs, random.Random(1), 2)
+    runs.check_same(undisturbed())
+
+
+# ---- signals
+
+
+def interrupt(runs: Runs, processes: int, *moments: tuple[str, int, int, str]) -> Ended:
+    runs.plan(*moments)
+    ended = runs.start(processes).wait()
+    check_marks(runs)
+    return ended
+
+
+def saved(runs: Runs) -> int:
+    """The step of the newest checkpoint."""
+    stands = fatal.where_it_stands(["--output", str(runs.run)])
+    return int(stands["checkpoints"][-1].removeprefix("step-"))
+
+
+def test_a_signal_saves_the_step_that_was_reached(make_runs: Any, undisturbed: Any) -> None:
+    """Between steps, in validation, while saving, in a step; then at the start, and twice."""
+    runs = make_runs()
+    for i, (point, call, steps) in enumerate(
+        [
+            *(("step-done", 3, 3), ("predicted", 1, 4)),
+            ("weights", 1, 4),  # validated now, it is saved again
+            *(("weights", 1, 6), ("optimizer", 1, 7)),
+        ]
+    ):
+        number = ("SIGTERM", "SIGINT")[i % 2]
+        ended = interrupt(runs, 1, (point, 0, call, f"self-{number}"))
+        assert ended.code == 130, ended.err
+        assert "Traceback" not in ended.err
+        told = f"interrupted after step {steps}, which is saved: run the same command again"
+        assert told in ended.err
+        assert saved(runs) == steps
+    ended = interrupt(runs, 1, ("network-built", 0, 1, "self-SIGTERM"))
+    assert ended.code == 130
+    assert "Traceback" not in ended.err
+    assert saved(runs) == 7
+    ended = interrupt(runs, 1, ("step", 0, 2, "self-SIGTERM"), ("optimizer", 0, 1, "self-SIGINT"))
+    assert ended.code == 130  # the second one ends it at once
+    assert "interrupted; run the same command again" in ended.err
+    assert "Traceback" not in ended.err
+    assert runs.start(1).wait().code == 0
+    runs.check_same(undisturbed(1))
+
+
+def test_a_signal_to_one_rank_or_to_the_launcher_saves_for_all(
+    make_runs: Any, undisturbed: Any
+) -> None:
+    runs = make_runs()
+    for point, rank, call, whom, steps in (
+        ("step-done", 1, 3, "self", 3),
+        ("predicted", 0, 1, "launcher", 4),
+        ("half-removed", 0, 1, "launcher", 6),
+    ):
+        ended = interrupt(runs, 2, (point, rank, call, f"{whom}-SIGTERM"))
+        assert ended.code != 0
+        assert saved(runs) == steps, ended.err
+        assert f"interrupted after step {steps}, which is saved" in ended.err
+    codes = [line.split()[1] for line in (runs.marks / "exits").read_text().splitlines()]
+    assert set(codes) == {"130"}
+    assert runs.start().wait().code == 0
+    runs.check_same(undisturbed())
