@@ -59,6 +59,7 @@ def cli() -> None:
     torchrun … -m cocoseg train --shards S --output RUN      train a SegFormer
     cocoseg infer --checkpoint RUN --input D --output O      predict masks
     cocoseg eval --checkpoint RUN --shards S --output O      measure mIoU
+    cocoseg doctor --shards S                                why does it not work here?
     """
 
 
@@ -330,6 +331,40 @@ def evaluate(
         return _print(plan, as_json, _lines(plan))
     result = measure(value.infer, value.model, progress=_progress())
     _print(result.to_dict(), as_json, result.table())
+
+
+@cli.command()
+@click.option("--shards", multiple=True, metavar="SHARDS", help="Also try these; repeatable.")
+@click.option(
+    "--checkpoint",
+    metavar="CKPT",
+    help="Also load a run, a checkpoint folder, a Hugging Face name, or a .pt file.",
+)
+@common_options
+def doctor(
+    shards: tuple[str, ...],
+    checkpoint: str | None,
+    config_file: str | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Say why it does not work here: libraries, GPUs, limits; with --shards data and network too.
+
+    With --shards, samples go all the way: loader, a few training steps on one batch, scores. No
+    file of yours is changed. The exit code is 1 if there is a problem.
+    """
+    value = _settings("train", config_file, overrides, {"shards": shards}).value
+    from .doctor.checks import checks, examine
+
+    patient = (value.train, value.model, value.augment, checkpoint)
+    if dry_run:
+        names = list(checks(*patient))
+        return _print({"checks": names}, as_json, "\n".join(names))
+    diagnosis = examine(*patient, say=_log if _progress() else lambda name: None)
+    _print(diagnosis.to_dict(), as_json, diagnosis.table())
+    if diagnosis.problems:
+        sys.exit(ExitCode.FAILURE)
 
 
 @cli.group("config")

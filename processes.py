@@ -43,6 +43,11 @@ def warm_up(*modules: str) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def loader_options(workers: int, module: str) -> dict[str, Any]:
     """Return the options of PyTorch's `DataLoader` that say how its workers start and end.
 

@@ -27,7 +27,7 @@ class TrainingMemory:
     activations: int
     """What the backward pass of the network needs, counted exactly."""
     loss: int
-    """The logits, and their gradient."""
+    """The logits and their gradient, and an image of both at full resolution."""
 
     @property
     def total(self) -> int:
@@ -81,14 +81,14 @@ def training_memory(
         optimizer=optimizer_states * trained,
         ema=weights if ema else 0,
         activations=activations,
-        loss=2 * logits,
+        loss=2 * _bytes(logits) + 2 * logits.shape[1] * input_size**2 * torch.float32.itemsize,
     )
 
 
 def _forward(
     network: nn.Module, batch_size: int, input_size: int, amp: torch.dtype | None, device: str
-) -> tuple[int, int]:
-    """Return the bytes that autograd saves in a forward pass, and those of the logits."""
+) -> tuple[int, Tensor]:
+    """Return the bytes that autograd saves in a forward pass, and the logits, which are fake."""
     saved: dict[int, torch.UntypedStorage] = {}  # held: the identity of a freed one is reused
 
     def note(tensor: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def _forward(
             logits = probe(pixel_values=pixels).logits
         for tensor in (*probe.parameters(), *probe.buffers()):
             saved.pop(tensor.untyped_storage()._cdata, None)
-    return sum(storage.nbytes() for storage in saved.values()), _bytes(logits)
+    return sum(storage.nbytes() for storage in saved.values()), logits
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from .. import __version__, processes, storage
 from ..errors import CocosegError, ConfigError, DataError
 from ..photo import BadPhoto
+from ..processes import available_cores
 from ..shards import manifest as shard_manifest
 from ..shards.contents import check_json, check_photo, count_classes, mask_size, photo_header
 from ..shards.manifest import (
@@ -39,7 +40,6 @@ from ..taxonomy import Taxonomy, mask_taxonomy
 from . import journal
 from .config import IndexConfig
 from .orientation import Orientation, Turn, majority
-from .workers import available_cores
 
 _TOLD = 20  # problems, before the rest is not looked at
 

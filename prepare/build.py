@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .. import storage
 from ..errors import CocosegError, ConfigError, DataError, Interrupted
-from ..processes import warm_up
+from ..processes import available_cores, warm_up
 from ..shards.manifest import Manifest
 from . import journal
 from .changes import changed_photos, mended_photos, refuse_changed_photos
@@ -32,7 +32,7 @@ from .plan import BuildPlan, image_task, plan_build, sample_rules
 from .publish import draft_manifest, publish
 from .sample import Quarantined
 from .shard import BuiltShard, ShardTask, shard_name
-from .workers import available_cores, run_shards
+from .workers import run_shards
 
 
 @dataclass(frozen=True, slots=True)

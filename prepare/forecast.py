@@ -11,11 +11,11 @@ from typing import Any
 from .. import storage
 from ..errors import CocosegError, ConfigError
 from ..figures import bytes_text, time_text
+from ..processes import available_cores
 from .config import PrepareConfig
 from .orientation import Orientation
 from .plan import BuildPlan, PlannedImage, image_task, sample_rules
 from .sample import Quarantined, build_sample
-from .workers import available_cores
 
 _TRIED = 200  # images: a fifth of a second, and the mean of their sizes is good to some percent
 _WEIGHED = 500

@@ -12,7 +12,6 @@ import importlib
 import itertools
 import logging
 import multiprocessing.connection
-import os
 import pickle
 import signal
 import traceback
@@ -45,11 +44,6 @@ class Job(msgspec.Struct, frozen=True):
     shard: ShardTask
     suspect: int | None = None
     """The place of that image."""
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_shards(

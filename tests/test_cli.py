@@ -11,7 +11,7 @@ from cocoseg.cli import cli
 from cocoseg.settings import Settings
 
 COMMANDS = [
-    *("prepare", "verify", "index", "train", "infer", "eval", "demo"),
+    *("prepare", "verify", "index", "train", "infer", "eval", "demo", "doctor"),
     *("config show", "config schema"),
 ]
 
@@ -181,7 +181,7 @@ def test_the_resolved_settings_lie_beside_the_shards_and_prepare_them_again(
 def test_config_show_prints_every_key_with_its_origin(run_cocoseg):
     ran = run_cocoseg("config", "show", "--config", "tiny", "--set", "train.seed=5")
     assert ran.code == 0
-    assert re.search(r"^  seed: 5 +# --set$", ran.out, re.MULTILINE)
+    assert re.search(r"^  seed: 5 +# --set, fixed once a run has begun$", ran.out, re.MULTILINE)
     assert "# tiny.yaml:" in ran.out
     assert "# default" in ran.out
     shown = json.loads(run_cocoseg("config", "show", "--json").out)

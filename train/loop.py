@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import logging
 import math
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from .. import storage
@@ -24,10 +22,9 @@ from ..errors import CocosegError, ConfigError, Interrupted
 from ..metrics import Scores
 from ..model import switches
 from ..model.config import ModelConfig
-from ..model.preprocess import Preprocess
 from ..model.score import predict_plain
 from ..model.weights import load_network, start_network
-from ..processes import end_with_launcher, keep_freed_memory
+from ..processes import available_cores, end_with_launcher, keep_freed_memory
 from .augment import check_extra
 from .bad_samples import BadSamples
 from .batches import MicroBatch, TrainingSamples, micro_batches
@@ -38,13 +35,14 @@ from .ema import MovingAverage
 from .interrupt import Interrupts
 from .journal import Journal
 from .losses.step import StepLoss
-from .optimizer import build_optimizer, restore_optimizer, set_learning_rate
+from .network import prepare_network
+from .optimizer import restore_optimizer, set_learning_rate
 from .pace import Pace
 from .pictures import chosen, triptych
 from .run_plan import RunPlan, plan_run
 from .schedule import learning_rate_factor
 from .step import StepResult, TrainingStep
-from .summary import table
+from .summary import introduction
 from .validation import validate
 
 log = logging.getLogger(__name__)
@@ -204,27 +202,18 @@ class _Trainer:
         interrupts: Interrupts,
         checkpoint: Checkpoint | None,
     ) -> "_Trainer":
-        network, preprocess = _network(config, model, plan, group, checkpoint)
+        if checkpoint is None:
+            network, preprocess = start_network(model, plan.shards.taxonomy, config.seed)
+        else:
+            loaded = load_network(checkpoint.local, model)
+            network, preprocess = loaded.network, loaded.preprocess
+        network = prepare_network(network, config, model.input_size, group)
         average = MovingAverage(network, config.ema_decay) if config.ema_decay else None
         if checkpoint is not None and "raw_weights" in checkpoint.state:
             # The folder holds the average, in which `average` now starts.
             network.load_state_dict(checkpoint.state["raw_weights"])
-        taxonomy = plan.shards.taxonomy
-        loss = StepLoss.of(config, taxonomy, plan.class_weights)
-        dtype = _amp_dtype(config, group.device)
-        learn = TrainingStep(
-            network=network,
-            wrapped=_wrapped(network, config, group),
-            preprocess=preprocess,
-            loss=loss,
-            optimizer=build_optimizer(network, switches.backbone_of(network), config),
-            scaler=torch.amp.GradScaler(group.device.type, enabled=dtype == torch.float16),
-            amp=torch.autocast(group.device.type, dtype, enabled=dtype != torch.float32),
-            group=group,
-            seed=config.seed,
-            clip_grad_norm=config.clip_grad_norm,
-            channels_last=config.channels_last,
-        )
+        loss = StepLoss.of(config, plan.shards.taxonomy, plan.class_weights)
+        learn = TrainingStep.of(network, preprocess, loss, config, group)
         trainer = cls(
             config=config,
             plan=plan,
@@ -259,7 +248,7 @@ class _Trainer:
         storage.publish_bytes(storage.join(run_folder, "config.yaml"), to_yaml(sections).encode())
         self.journal = Journal(run_folder, self.now.step)
         self.bad.publish()
-        log.info("%s", table(_facts(self.config, model, self.plan, self.group, self.learn)))
+        log.info("%s", introduction(self.config, model, self.plan, self.learn))
         if self.now.step:
             log.info("goes on from step %d", self.now.step)
 
@@ -414,7 +403,7 @@ class _Trainer:
         now, window = self.now, self.pace.window(self.plan.layout.global_batch)
         loss = now.loss_sum / now.loss_steps if now.loss_steps else math.nan
         now.loss_sum, now.loss_steps = 0.0, 0
-        starved = self.pace.starved(window, self.config.workers, len(os.sched_getaffinity(0)))
+        starved = self.pace.starved(window, self.config.workers, available_cores())
         if self.journal is not None:
             if starved:
                 log.warning("%s", starved)
@@ -555,49 +544,6 @@ class _Trainer:
         )
 
 
-def _network(
-    config: TrainConfig,
-    model: ModelConfig,
-    plan: RunPlan,
-    group: Group,
-    checkpoint: Checkpoint | None,
-) -> tuple[nn.Module, Preprocess]:
-    """Return the network to train, on its device, with what is not trained left out."""
-    if checkpoint is None:
-        network, preprocess = start_network(model, plan.shards.taxonomy, config.seed)
-    else:
-        loaded = load_network(checkpoint.local, model)
-        network, preprocess = loaded.network, loaded.preprocess
-    if config.freeze_backbone:
-        switches.freeze_backbone(network)
-    switches.freeze_unused(network, model.input_size)
-    if config.activation_checkpointing:
-        switches.checkpoint_activations(network)
-    if config.channels_last:
-        switches.to_channels_last(network)
-    if group.device.type == "cuda" and group.world_size > 1 and config.sync_batchnorm:
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    return network.to(group.device), preprocess
-
-
-def _wrapped(network: nn.Module, config: TrainConfig, group: Group) -> nn.Module:
-    wrapped = network
-    if group.world_size > 1:
-        devices = [group.device] if group.device.type == "cuda" else None
-        wrapped = DistributedDataParallel(network, device_ids=devices)
-    return switches.compiled(wrapped) if config.compile else wrapped
-
-
-def _amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
-    if not config.use_amp:
-        return torch.float32
-    if config.amp_dtype == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if config.amp_dtype == "bfloat16" else torch.float16
-
-
 def _changed(there: Mapping[str, Any], here: TrainConfig) -> dict[str, tuple[Any, Any]]:
     """Return the settings that differ from those of the checkpoint, places left out."""
     now = here.model_dump(mode="json")
@@ -607,30 +553,3 @@ def _changed(there: Mapping[str, Any], here: TrainConfig) -> dict[str, tuple[Any
         for key in now
         if key not in places and there.get(key) != now[key]
     }
-
-
-def _facts(
-    config: TrainConfig, model: ModelConfig, plan: RunPlan, group: Group, learn: TrainingStep
-) -> dict[str, str]:
-    """Return what the table at the start tells."""
-    layout = plan.layout
-    parameters = list(learn.network.parameters())
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
-    total = sum(p.numel() for p in parameters)
-    validation = len(plan.val_shards) if plan.val_shards else 0
-    frozen = "" if trained == total else f", {trained / 1e6:.1f} M of them trained"
-    return {
-        "data": f"{len(plan.shards):,} training and {validation:,} validation samples",
-        "classes": str(plan.shards.taxonomy.num_classes),
-        "model": f"{model.name}, {total / 1e6:.1f} M parameters{frozen}, {model.input_size}²",
-        "global batch": f"{layout.global_batch} = {layout.batch_size} images x {layout.world_size} "
-        f"processes x {layout.accumulation_steps} micro-batches",
-        "steps": f"{plan.total_steps:,} ({plan.epochs:.3g} epochs)",
-        "device": f"{group.device}, {_precision(learn)}",
-        "run": str(config.save_dir),
-    }
-
-
-def _precision(learn: TrainingStep) -> str:
-    dtype = learn.amp.fast_dtype if learn.amp._enabled else torch.float32
-    return str(dtype).removeprefix("torch.")

@@ -10,10 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..model import switches
 from ..model.preprocess import Preprocess
 from .batches import MicroBatch
+from .config import TrainConfig
 from .distributed import Group
 from .losses.step import StepLoss
+from .network import precision
+from .optimizer import build_optimizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,35 @@ class TrainingStep:
     clip_grad_norm: float
     """0 does not clip."""
     channels_last: bool
+
+    @classmethod
+    def of(
+        cls,
+        network: nn.Module,
+        preprocess: Preprocess,
+        loss: StepLoss,
+        config: TrainConfig,
+        group: Group,
+    ) -> "TrainingStep":
+        """Return the steps of a configuration, for a network that `prepare_network` has seen."""
+        dtype = precision(config, group.device)
+        wrapped = network
+        if group.world_size > 1:
+            devices = [group.device] if group.device.type == "cuda" else None
+            wrapped = DistributedDataParallel(network, device_ids=devices)
+        return cls(
+            network=network,
+            wrapped=switches.compiled(wrapped) if config.compile else wrapped,
+            preprocess=preprocess,
+            loss=loss,
+            optimizer=build_optimizer(network, switches.backbone_of(network), config),
+            scaler=torch.amp.GradScaler(group.device.type, enabled=dtype == torch.float16),
+            amp=torch.autocast(group.device.type, dtype, enabled=dtype != torch.float32),
+            group=group,
+            seed=config.seed,
+            clip_grad_norm=config.clip_grad_norm,
+            channels_last=config.channels_last,
+        )
 
     def __call__(
         self, step: int, batches: Sequence[MicroBatch], pixels: float, images: float

@@ -66,7 +66,7 @@ def test_the_other_parts_are_sums_of_sizes(network):
     buffers = 4 * (128 + 128) + 8  # of the one batch norm
     assert told.weights == told.ema == parameters + buffers
     assert told.gradients == told.optimizer == parameters
-    assert told.loss == 2 * 4 * (2 * 81 * 16 * 16)
+    assert told.loss == 2 * 4 * (2 * 81 * 16 * 16) + 2 * 4 * (81 * 64 * 64)
     assert told.total == sum(
         (told.weights, told.gradients, told.optimizer, told.ema, told.activations, told.loss)
     )

@@ -15,20 +15,20 @@ from ..metrics import confusion_matrix
 from ..model import switches
 from ..model.config import ModelConfig
 from ..model.device import pick_device
-from ..model.memory import training_memory
 from ..model.preprocess import Preprocess
 from ..model.score import predict_plain
 from ..model.weights import LoadedNetwork, load_network, start_network
 from ..shards.reader import good
-from .batches import MicroBatch
-from .config import TrainConfig
-from .distributed import Group
+from ..train.batches import MicroBatch
+from ..train.config import TrainConfig
+from ..train.distributed import Group
+from ..train.losses.step import StepLoss
+from ..train.network import memory_of, prepare_network
+from ..train.optimizer import set_learning_rate
+from ..train.step import TrainingStep
 from .finding import Finding, ok, problem, warning
 from .inspection import Inspection
-from .losses.step import StepLoss
 from .machine import free_memory
-from .optimizer import build_optimizer, set_learning_rate
-from .step import TrainingStep
 
 _STEPS = 8  # on one batch
 _FALLEN = 0.95  # of the first loss, at most, after them
@@ -76,29 +76,20 @@ class Trial:
             tiny = self.model.model_copy(update={"name": name})
             self.network, self.preprocess = start_network(tiny, taxonomy, self.train.seed)
         yield ok(f"{name}: {_size(self.network)}, {taxonomy.num_classes} classes")
-        yield self._memory(self.network)
+        device = pick_device(self.train.device)
+        group = Group(0, 1, device)
+        self.network = prepare_network(self.network, self.train, self.model.input_size, group)
+        yield self._memory(self.network, device)
 
-    def _memory(self, network: nn.Module) -> Finding:
+    def _memory(self, network: nn.Module, device: torch.device) -> Finding:
         """Compare what a training step will take with what is free."""
-        config, device = self.train, pick_device(self.train.device)
-        if config.freeze_backbone:
-            switches.freeze_backbone(network)
-        if config.activation_checkpointing:
-            switches.checkpoint_activations(network)
+        config = self.train
         switches.train_mode(
             network,
             freeze_backbone=config.freeze_backbone,
             freeze_batch_norm=config.freeze_batch_norm,
         )
-        need = training_memory(
-            network,
-            config.batch_size,
-            self.model.input_size,
-            optimizer_states=2 if config.optimizer == "adamw" else int(config.momentum > 0),
-            ema=config.ema_decay > 0,
-            amp=_half_precision(config, device),
-            device=device.type,
-        )
+        need = memory_of(network, config, self.model.input_size, device)
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
         text = (
             f"{bytes_text(need.total)} for steps of {config.batch_size} × "
@@ -175,23 +166,12 @@ class Trial:
             and self.preprocess is not None
             and self.inspected.loss is not None
         )
-        network, config = self.network.to(device), self.train
-        optimizer = build_optimizer(network, switches.backbone_of(network), config)
-        set_learning_rate(optimizer, 1.0)
-        dtype = _half_precision(config, device)
-        return TrainingStep(
-            network=network,
-            wrapped=network,
-            preprocess=self.preprocess,
-            loss=self.inspected.loss,
-            optimizer=optimizer,
-            scaler=torch.amp.GradScaler(device.type, 2.0**10, enabled=dtype == torch.float16),
-            amp=torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None),
-            group=Group(0, 1, device),
-            seed=config.seed,
-            clip_grad_norm=config.clip_grad_norm,
-            channels_last=config.channels_last,
+        group = Group(0, 1, device)
+        step = TrainingStep.of(
+            self.network, self.preprocess, self.inspected.loss, self.train, group
         )
+        set_learning_rate(step.optimizer, 1.0)
+        return step
 
     def score(self) -> Iterator[Finding]:
         """Predict masks, and compare what the confusion matrix counts with the index."""
@@ -222,17 +202,6 @@ class Trial:
             )
         else:
             yield ok(f"{count} samples, {matrix.sum():,} pixels, as many as the index counts")
-
-
-def _half_precision(config: TrainConfig, device: torch.device) -> torch.dtype | None:
-    """Return the precision of autocast; None is none. As `TrainConfig.amp_dtype` says."""
-    if not config.use_amp:
-        return None
-    if config.amp_dtype == "auto":
-        if device.type != "cuda":
-            return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if config.amp_dtype == "bfloat16" else torch.float16
 
 
 def _small(batch: MicroBatch, loss: StepLoss) -> MicroBatch:

@@ -12,13 +12,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cocoseg.doctor import libraries, machine
+from cocoseg.doctor.checks import Diagnosis, checks, examine
+from cocoseg.doctor.finding import Finding, found_by, ok, problem, warning
 from cocoseg.model.config import ModelConfig
 from cocoseg.shards.reader import ShardSet
 from cocoseg.taxonomy import SemanticClass, Taxonomy
-from cocoseg.train import libraries, machine
 from cocoseg.train.config import AugmentConfig, TrainConfig
-from cocoseg.train.doctor import Diagnosis, checks, examine
-from cocoseg.train.finding import Finding, found_by, ok, problem, warning
 
 MODEL = ModelConfig(name="segformer-tiny", input_size=32)
 SMALL = {"batch_size": 2, "workers": 0, "device": "cpu", "backbone_lr_ratio": 1.0}
@@ -201,7 +201,7 @@ def test_a_learning_rate_of_nothing_is_told(examined: Examine) -> None:
 def test_a_step_that_memory_cannot_hold_is_told_before_it_is_taken(
     examined: Examine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cocoseg.train import trial
+    from cocoseg.doctor import trial
 
     monkeypatch.setattr(trial, "free_memory", lambda: 1_000_000)
     (found,) = worst(examined())
@@ -213,7 +213,7 @@ def test_a_step_that_memory_cannot_hold_is_told_before_it_is_taken(
 def test_scores_that_lose_pixels_are_a_problem(
     examined: Examine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cocoseg.train import trial
+    from cocoseg.doctor import trial
 
     count = trial.confusion_matrix
 
@@ -543,7 +543,7 @@ def test_every_check_may_fail_and_the_diagnosis_is_whole(
         for name in [n for n, v in vars(module).items() if callable(v) and n.islower()]:
             if getattr(module, name).__module__ == module.__name__ and not name.startswith("_"):
                 monkeypatch.setattr(module, name, ill)
-    monkeypatch.setattr("cocoseg.train.inspection.ShardSet", ill)
+    monkeypatch.setattr("cocoseg.doctor.inspection.ShardSet", ill)
     config = TrainConfig.model_validate({"shards": (str(golden.shards("train")),), **SMALL})
     said: list[str] = []
     diagnosis = examine(config, MODEL, AugmentConfig(), say=said.append)

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..model.config import ModelConfig
+from ..train.config import AugmentConfig, TrainConfig
 from . import libraries, machine
-from .config import AugmentConfig, TrainConfig
 from .finding import Check, Finding, found_by
 
 _MARKS: Mapping[str, str] = {"ok": "ok", "warning": "WARNING", "problem": "PROBLEM"}

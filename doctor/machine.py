@@ -15,7 +15,7 @@ from pathlib import Path
 from .. import storage
 from ..figures import bytes_text
 from ..model.config import ModelConfig
-from .config import TrainConfig
+from ..train.config import TrainConfig
 from .finding import Finding, ok, problem, warning
 
 _PROC = Path("/proc")

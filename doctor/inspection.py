@@ -14,12 +14,12 @@ from ..model.config import ModelConfig
 from ..shards.manifest import read_manifest
 from ..shards.plan import BatchLayout, Plan
 from ..shards.reader import ShardSet
-from .batches import MicroBatch, TrainingSamples, micro_batches
+from ..train.batches import MicroBatch, TrainingSamples, micro_batches
+from ..train.class_weights import class_weights
+from ..train.config import AugmentConfig, TrainConfig
+from ..train.losses.step import StepLoss
 from .census import Census
-from .class_weights import class_weights
-from .config import AugmentConfig, TrainConfig
 from .finding import Finding, describe, ok, problem, warning
-from .losses.step import StepLoss
 
 _TOLD = 5  # classes, shards or samples that a finding names
 _LOADED = 64  # images that the loader's speed is taken from
