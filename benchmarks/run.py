@@ -3,10 +3,11 @@
     python benchmarks/run.py [prepare] [scale] [stream] [loss] [model]
 
 ``prepare``: speed and memory of `cocoseg prepare` on up to 4,000 images; ``scale``: on up to
-118,287; ``stream``: reading shards; ``loss``: training's; ``model``: SegFormer against transformers'
-own. All of them, if none is named. What is measured is drawn by `cocoseg demo`, or real COCO where COCOSEG_DATA names a folder with
-``coco/annotations`` and ``coco/train2017``. COCOSEG_PEERS may name a Python that has peers
-installed (see prepare/peers.py and stream/speed.py).
+118,287; ``stream``: reading shards; ``loss``: training's; ``model``: SegFormer against
+transformers' own. All of them, if none is named. What is measured is drawn by `cocoseg demo`, or
+real COCO where COCOSEG_DATA names a folder with ``coco/annotations`` and ``coco/train2017``.
+COCOSEG_PEERS may name a Python that has peers installed (see prepare/peers.py and
+stream/speed.py).
 """
 
 import sys
@@ -14,11 +15,11 @@ import tempfile
 from pathlib import Path
 
 import loss
-import model
 from measure import machine, note, print_rows
 from prepare.data import Pictures
 from stream import speed as stream
 
+import model
 from prepare import scale, speed
 
 PARTS = ("prepare", "scale", "stream", "loss", "model")
