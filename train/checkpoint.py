@@ -212,6 +212,29 @@ def point(run: str, name: str, step: int) -> None:
         storage.sync_folder(link.parent)
 
 
+def restore_pointers(run: str, step: int, best_step: int | None) -> None:
+    """Let ``last`` and ``best`` name what a run goes on from, whatever a kill or damage left there.
+
+    ``best`` is removed where its checkpoint is gone or broken: no pointer leads nowhere.
+
+    Raises
+    ------
+    CocosegError
+        If they cannot be written.
+    """
+    point(run, "last", step)
+    if best_step is None:
+        return
+    folder = storage.join(run, CHECKPOINTS, checkpoint_name(best_step))
+    if _is_whole(folder):
+        point(run, "best", best_step)
+        return
+    log.warning("%s: the best checkpoint is gone or broken; 'best' waits for a better one", folder)
+    url = storage.join(run, "best")
+    with _told(run, url):
+        storage.remove(url)
+
+
 def pointed_step(run: str, name: str) -> int | None:
     """Return the step that ``best`` or ``last`` names; None where there is none."""
     link = storage.join(run, name)

@@ -282,6 +282,34 @@ def test_a_kill_amidst_pruning_leaves_no_half_checkpoint(
         assert {path.name for path in (written / "checkpoints").iterdir()} == names
 
 
+def test_pointers_follow_what_a_run_goes_on_from(
+    written: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = str(written)
+    checkpoint.restore_pointers(run, 5, 2)
+    assert [checkpoint.pointed_step(run, name) for name in ("last", "best")] == [5, 2]
+    checkpoint.restore_pointers(run, 4, None)
+    assert [checkpoint.pointed_step(run, name) for name in ("last", "best")] == [4, 2]
+    assert caplog.messages == []
+    (written / "checkpoints" / "step-00000003" / "taxonomy.json").unlink()
+    for gone in (3, 77):
+        checkpoint.point(run, "best", 1)
+        checkpoint.restore_pointers(run, 6, gone)
+        assert not (written / "best").is_symlink()
+    assert len(caplog.messages) == 2
+
+
+def test_a_run_that_was_killed_after_its_last_checkpoint_finds_last_and_best(
+    finished: Path, train_small: Callable[..., RunResult]
+) -> None:
+    best = (finished / "best").readlink()
+    for name in ("last", "best"):
+        checkpoint.point(str(finished), name, 3)
+    train_small(finished)
+    assert str((finished / "last").readlink()) == "checkpoints/step-00000006"
+    assert (finished / "best").readlink() == best
+
+
 # ---- one training at a time
 
 
