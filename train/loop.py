@@ -28,7 +28,15 @@ from ..processes import available_cores, end_with_launcher, keep_freed_memory
 from .augment import check_extra
 from .bad_samples import BadSamples
 from .batches import MicroBatch, TrainingSamples, micro_batches
-from .checkpoint import Checkpoint, agree_on_newest, point, prune, run_lock, save_checkpoint
+from .checkpoint import (
+    Checkpoint,
+    agree_on_newest,
+    point,
+    prune,
+    restore_pointers,
+    run_lock,
+    save_checkpoint,
+)
 from .config import AugmentConfig, TrainConfig
 from .distributed import Group, process_group
 from .ema import MovingAverage
@@ -269,9 +277,7 @@ class _Trainer:
                 state["total_steps"],
                 self.plan.total_steps,
             )
-        if self.now.best_step is not None:
-            # Killed between the checkpoint and the link: the state knows better.
-            point(str(self.config.save_dir), "best", self.now.best_step)
+        restore_pointers(str(self.config.save_dir), self.now.step, self.now.best_step)
 
     @property
     def scored(self) -> nn.Module:
