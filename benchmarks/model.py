@@ -67,9 +67,9 @@ print(json.dumps(found))
 
 _CASES = (  # name, batch, side [pixels], rounds of the forward pass and of the step, their bars
     ("segformer-b5", 1, 512, 7, 5, 1.6, 1.3),
-    ("segformer-b5", 2, 256, 7, 5, None, None),
-    ("segformer-b0", 1, 512, 15, 9, None, None),
-    ("segformer-b0", 4, 512, 7, 5, None, None),
+    ("segformer-b5", 2, 256, 5, 3, None, None),
+    ("segformer-b0", 1, 512, 9, 7, None, None),
+    ("segformer-b0", 4, 512, 5, 3, None, None),
 )
 
 

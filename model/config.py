@@ -16,9 +16,9 @@ class ModelConfig(Section):
     name: Annotated[str, PathMarker(only_existing=True)] = (
         "nvidia/segformer-b5-finetuned-ade-640-640"
     )
-    """A Hugging Face name or a local folder: pretrained, with a new classifier where the classes
-    differ. Or 'segformer-tiny', 'segformer-b0' … 'segformer-b5': randomly initialised, needs no
-    network."""
+    """A Hugging Face name or a local folder, SegFormer or another of transformers' networks for
+    semantic segmentation: pretrained, with a new classifier where the classes differ. Or
+    'segformer-tiny', 'segformer-b0' … 'segformer-b5': randomly initialised, needs no network."""
     num_classes: PositiveInt | None = None
     """Classes, background included; by default those of the shards, else it must equal them."""
     input_size: PositiveInt = 640
