@@ -94,6 +94,7 @@ def test_channels_last_gives_the_same(network, pixels, dtype):
     assert_close(expected, found, 1e-4 if dtype is None else 0.1)
 
 
+@pytest.mark.long
 def test_a_compiled_network_gives_the_same_and_leaves_the_plain_one(network, pixels, monkeypatch):
     torch.compiler.reset()
     plain = torch.compile
