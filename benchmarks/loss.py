@@ -1,5 +1,6 @@
-"""The loss: freed memory returned to the system, or kept."""
+"""The loss at full resolution against the plain formula: time, and peak memory."""
 
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -7,35 +8,80 @@ from collections.abc import Iterator
 from measure import Row
 
 _LOSS = """
-import statistics, sys, time, torch
+import resource, statistics, sys, time
+import torch
+from torch.nn import functional as F
 from cocoseg.processes import keep_freed_memory
-from cocoseg.train.losses import ce_dice
-if sys.argv[1] == "kept":
-    keep_freed_memory()
+from cocoseg.taxonomy import coco_taxonomy
+from cocoseg.train.config import TrainConfig
+from cocoseg.train.losses.step import StepLoss
+
+IMAGES, CLASSES, SIDE = 4, 81, 640
 torch.manual_seed(0)
-small = torch.randn(8, 81, 40, 40)
-target = torch.randint(0, 81, (8, 4, 4)).repeat_interleave(40, 1).repeat_interleave(40, 2)
+low = torch.randn(IMAGES, CLASSES, SIDE // 4, SIDE // 4)
+masks = torch.randint(0, CLASSES, (IMAGES, 8, 8))
+masks = masks.repeat_interleave(SIDE // 8, 1).repeat_interleave(SIDE // 8, 2)
+masks[torch.rand(masks.shape) < 0.05] = 255
+
+def plain(logits):
+    up = F.interpolate(logits, (SIDE, SIDE), mode="bilinear", align_corners=False)
+    valid = masks != 255
+    truth = torch.where(valid, masks, 0)
+    g = F.one_hot(truth, CLASSES).permute(0, 3, 1, 2) * valid[:, None]
+    p = up.softmax(dim=1) * valid[:, None]
+    sizes = g.sum(dim=(2, 3))
+    ratio = (2 * (p * g).sum(dim=(2, 3)) + 1) / (p.sum(dim=(2, 3)) + sizes + 1)
+    present = sizes > 0
+    dice = ((1 - ratio) * present).sum(dim=1) / present.sum(dim=1)
+    return F.cross_entropy(up, masks, ignore_index=255) + dice.mean()
+
+loss = StepLoss.of(TrainConfig(loss_type="ce_dice"), coco_taxonomy(), None)
+pixels = float((masks != 255).sum())
+
+def ours(logits):
+    return loss(logits, masks, pixels, IMAGES)
+
+if sys.argv[2] == "kept":
+    keep_freed_memory()
+value = {"plain": plain, "ours": ours}[sys.argv[1]]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 times = []
-for _ in range(16):
+for _ in range(4):
+    logits = low.clone().requires_grad_()
     start = time.perf_counter()
-    logits = small.clone().requires_grad_()
-    up = torch.nn.functional.interpolate(logits, (160, 160), mode="bilinear")
-    ce_dice(up, target, 255).mean(torch.tensor(1e5), torch.tensor(8.0)).backward()
+    value(logits).backward()
     times.append(time.perf_counter() - start)
-print(statistics.median(times[1:]))
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(statistics.median(times[1:]), peak * 1024 / 1e6)
 """
+_ROUNDS = 3
 
 
 def rows() -> Iterator[Row]:
-    """Measure ce_dice with freed memory returned to the system, and kept."""
-    returned, kept = (1000 * _seconds(flag) for flag in ("returned", "kept"))
-    what = "ce_dice forward and backward, 8 × 81 × 160²: freed memory returned / kept"
-    yield Row.speed(what, returned, kept, None, "ms")
-
-
-def _seconds(memory: str) -> float:
-    """Return the seconds of one loss in a process of its own, as the setting is the process's."""
-    done = subprocess.run(
-        [sys.executable, "-c", _LOSS, memory], capture_output=True, text=True, check=True
+    """Measure ce_dice forward and backward at batch 4, 81 classes, 640², A B A B."""
+    what = "ce_dice forward and backward, 4 × 81 × 640²"
+    found = [(_measured("plain", "kept"), _measured("ours", "kept")) for _ in range(_ROUNDS)]
+    plain, ours = ([run[side] for run in found] for side in (0, 1))
+    yield Row.speed(f"{what}: time", _middle(plain, 0), _middle(ours, 0), 1 / 1.1, "s")
+    yield Row.speed(f"{what}: peak memory", _middle(plain, 1), _middle(ours, 1), 4, "MB")
+    returned = [_measured("ours", "returned") for _ in range(_ROUNDS)]
+    yield Row.speed(
+        f"{what}, freed memory returned / kept: time",
+        _middle(returned, 0),
+        _middle(ours, 0),
+        None,
+        "s",
     )
-    return float(done.stdout)
+
+
+def _middle(runs: list[tuple[float, float]], which: int) -> float:
+    return statistics.median(run[which] for run in runs)
+
+
+def _measured(side: str, memory: str) -> tuple[float, float]:
+    """Return seconds and the growth of peak memory [MB], in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", _LOSS, side, memory], capture_output=True, text=True, check=True
+    )
+    seconds, peak = done.stdout.split()
+    return float(seconds), float(peak)

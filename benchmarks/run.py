@@ -1,19 +1,20 @@
 """Ratios against the plain way, measured in one run (A B A B …, median): ``make bench``.
 
-    python benchmarks/run.py [prepare] [scale] [stream] [loss] [model]
+    python benchmarks/run.py [prepare] [scale] [stream] [loss] [loop] [model]
 
 ``prepare``: speed and memory of `cocoseg prepare` on up to 4,000 images; ``scale``: on up to
-118,287; ``stream``: reading shards; ``loss``: training's; ``model``: SegFormer against
-transformers' own. All of them, if none is named. What is measured is drawn by `cocoseg demo`, or
-real COCO where COCOSEG_DATA names a folder with ``coco/annotations`` and ``coco/train2017``.
-COCOSEG_PEERS may name a Python that has peers installed (see prepare/peers.py and
-stream/speed.py).
+118,287; ``stream``: reading shards; ``loss``: training's; ``loop``: training beside its bare steps;
+``model``: SegFormer against transformers' own. All of them, if none is named. What is measured is
+drawn by `cocoseg demo`, or real COCO where COCOSEG_DATA names a folder with ``coco/annotations`` and
+``coco/train2017``. COCOSEG_PEERS may name a Python that has peers installed (see prepare/peers.py
+and stream/speed.py).
 """
 
 import sys
 import tempfile
 from pathlib import Path
 
+import loop
 import loss
 from measure import machine, note, print_rows
 from prepare.data import Pictures
@@ -22,7 +23,7 @@ from stream import speed as stream
 import model
 from prepare import scale, speed
 
-PARTS = ("prepare", "scale", "stream", "loss", "model")
+PARTS = ("prepare", "scale", "stream", "loss", "loop", "model")
 
 
 def main(parts: list[str]) -> None:
@@ -32,7 +33,7 @@ def main(parts: list[str]) -> None:
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory(prefix="cocoseg-bench-") as folder:
         scratch = Path(folder)
-        if set(parts) & {"prepare", "scale", "stream"}:
+        if set(parts) & {"prepare", "scale", "stream", "loop"}:
             pictures = Pictures.load(scratch)
             note(f"{len(pictures.images)} pictures: {pictures.name}; the bars are for real COCO")
         if "prepare" in parts:
@@ -41,6 +42,8 @@ def main(parts: list[str]) -> None:
             print_rows(f"prepare at scale, {pictures.name}", scale.rows(pictures, scratch))
         if "stream" in parts:
             print_rows(f"stream, {pictures.name}", stream.rows(pictures, scratch))
+        if "loop" in parts:
+            print_rows(f"loop, {pictures.name}", loop.rows(pictures, scratch))
     if "loss" in parts:
         print_rows("loss", loss.rows())
     if "model" in parts:

@@ -120,20 +120,14 @@ def run(
         Interrupts() as interrupts,
         process_group(train.device) as group,
         run_lock(train.save_dir, group),
-        agree_on_newest(train.save_dir, group) as checkpoint,
     ):
-        if checkpoint is not None and train.resume == "never":
-            raise ConfigError(
-                f"--output {train.save_dir}: holds a run already, and --resume never would "
-                "overwrite it"
-            )
-        begun = None if checkpoint is None else checkpoint.state["identity"]
-        plan = plan_run(train, model, begun)
         if group.device.type == "cpu":
             keep_freed_memory()
         # Depth-wise convolutions, at every start: costs DDP a copy of 18 kB, means nothing else.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
-        trainer = _Trainer.start(train, model, augment, plan, group, interrupts, checkpoint)
+        with agree_on_newest(train.save_dir, group) as checkpoint:
+            trainer = _Trainer.start(train, model, augment, group, interrupts, checkpoint)
+        del checkpoint  # and with it a second copy of the optimizer's state
         try:
             trainer.train(progress and group.leads)
         finally:
@@ -205,11 +199,17 @@ class _Trainer:
         config: TrainConfig,
         model: ModelConfig,
         augment: AugmentConfig,
-        plan: RunPlan,
         group: Group,
         interrupts: Interrupts,
         checkpoint: Checkpoint | None,
     ) -> "_Trainer":
+        if checkpoint is not None and config.resume == "never":
+            raise ConfigError(
+                f"--output {config.save_dir}: holds a run already, and --resume never would "
+                "overwrite it"
+            )
+        begun = None if checkpoint is None else checkpoint.state["identity"]
+        plan = plan_run(config, model, begun)
         if checkpoint is None:
             network, preprocess = start_network(model, plan.shards.taxonomy, config.seed)
         else:

@@ -17,6 +17,8 @@ from typing import Any
 
 import msgspec
 from cocoseg.demo.scenes import draw_dataset
+from cocoseg.prepare.build import prepare
+from cocoseg.prepare.config import PrepareConfig
 from PIL import Image
 
 _DRAWN = 200
@@ -39,6 +41,19 @@ class DataSet:
     def images(self) -> Path:
         """The folder of pictures."""
         return self.root / "images" / "train2017"
+
+    def shards(self, output: Path, samples_per_shard: int) -> Path:
+        """Prepare it, and return the folder of shards."""
+        prepare(
+            PrepareConfig(
+                annotations=(str(self.annotations),),
+                images=(str(self.images),),
+                output=str(output),
+                engine="inline",
+                samples_per_shard=samples_per_shard,
+            )
+        )
+        return output
 
     @property
     def json_bytes(self) -> int:

@@ -24,8 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import albumentations
-from cocoseg.prepare.build import prepare
-from cocoseg.prepare.config import PrepareConfig
 from cocoseg.shards.plan import Plan
 from cocoseg.train.augment import TrainingTransform
 from cocoseg.train.config import AugmentConfig
@@ -61,15 +59,7 @@ def _shards(pictures: Pictures, root: Path) -> int:
     """Prepare shards from every picture equally often, and keep the transforms for all."""
     each = len(pictures.images)
     data = pictures.replicate(root / "data", -(-_SAMPLES // each) * each)
-    prepare(
-        PrepareConfig(
-            annotations=(str(data.annotations),),
-            images=(str(data.images),),
-            output=str(root / "shards"),
-            engine="inline",
-            samples_per_shard=_SHARD,
-        )
-    )
+    data.shards(root / "shards", _SHARD)
     transform = TrainingTransform(AugmentConfig(), SIZE, 255)
     albumentations.save(transform._compose, root / "augment.json")
     return data.count
