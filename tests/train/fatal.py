@@ -54,8 +54,8 @@ POINTS = {
     "tidy-up": Point(CHECKPOINT, "_tidy_up", ranks=WRITER, once=True),
     "verifying": Point(CHECKPOINT, "_digests", once=True),
     "verified": Point(CHECKPOINT, "_verified_state", after=True, once=True),
-    "build-network": Point(LOOP, "_network", once=True),
-    "network-built": Point(LOOP, "_network", after=True, once=True),
+    "prepare-network": Point(LOOP, "prepare_network", once=True),
+    "network-prepared": Point(LOOP, "prepare_network", after=True, once=True),
     "open-journal": Point("cocoseg.train.journal", "_forget_lines", ranks=WRITER, once=True),
     "journal-open": Point(LOOP, "Journal", after=True, ranks=WRITER, once=True),
     # in a step
@@ -160,12 +160,14 @@ def half_a_line(arguments: tuple[Any, ...]) -> None:
 HALVES: dict[str, Callable[[tuple[Any, ...]], None]] = {"state": half_a_state, "line": half_a_line}
 
 
+def owner_of(point: Point) -> Any:
+    module, _, name = point.owner.partition(":")
+    return getattr(import_module(module), name) if name else import_module(module)
+
+
 def watch(plan: Plan, name: str, point: Point) -> None:
     """Let a function tell the plan that it is called."""
-    module, _, attribute = point.owner.partition(":")
-    owner = import_module(module)
-    for part in filter(None, attribute.split(".")):
-        owner = getattr(owner, part)
+    owner = owner_of(point)
     function = getattr(owner, point.function)
 
     def wrapped(*args: Any, **more: Any) -> Any:
