@@ -16,6 +16,7 @@ from cocoseg.train.losses.step import Denominators, StepLoss
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 IGNORE, CLASSES = 255, 81
@@ -195,7 +196,7 @@ def test_a_step_that_is_all_ignored_is_a_zero_of_the_graph(case: dict[str, Any])
     masks = torch.full((2, 8, 8), IGNORE)
     value = ours(logits, masks, case, [slice(0, 2)])
     value.backward()
-    assert float(value) == 0
+    assert value.item() == 0
     assert logits.grad is not None
     assert torch.equal(logits.grad, torch.zeros_like(logits))
 
@@ -226,17 +227,66 @@ def test_without_a_gradient_none_is_computed(monkeypatch: pytest.MonkeyPatch) ->
     without = ours(logits, masks, CASES[7], [slice(0, 2)])
     with torch.no_grad():
         switched_off = ours(logits.clone().requires_grad_(), masks, CASES[7], [slice(0, 2)])
-    assert float(without) == float(switched_off) == float(with_gradient)
+    assert without.item() == switched_off.item() == with_gradient.item()
     assert not without.requires_grad
 
 
 def test_a_gradient_of_the_gradient_is_refused() -> None:
+    """Also of what comes before the loss: it would come out, and be wrong."""
     logits, masks = scene(1, (2, 2), (4, 4))
-    logits.requires_grad_()
-    value = ours(logits, masks, CASES[0], [slice(0, 1)])
-    (gradient,) = torch.autograd.grad(value, logits, create_graph=True)
-    with pytest.raises(RuntimeError, match="does not require grad"):
-        gradient.sum().backward()
+    weight = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    value = ours(logits * weight**2, masks, CASES[0], [slice(0, 1)])
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(value, weight, create_graph=True)
+
+
+@each_case
+def test_the_gradient_is_that_of_the_value(case: dict[str, Any]) -> None:
+    logits, masks = scene(2, (1, 2), (3, 5), classes=6)
+
+    def value(one: Tensor) -> Tensor:
+        return 3 * ours(one, masks, case, [slice(0, 2)])
+
+    assert torch.autograd.gradcheck(value, (logits.requires_grad_(),), fast_mode=True)
+
+
+@each_case
+def test_nothing_waits_for_the_device(case: dict[str, Any]) -> None:
+    """A fake tensor has no values: to ask for one is an error."""
+    loss = step_loss(case)
+    with FakeTensorMode():
+        logits = torch.empty(2, CLASSES, 3, 4, requires_grad=True)
+        value = loss(logits, torch.empty(2, 6, 8, dtype=torch.int64), 70.0, 2.0)
+        value.backward()
+        assert logits.grad is not None
+        assert logits.grad.shape == logits.shape
+
+
+@each_case
+def test_the_layout_of_the_logits_changes_nothing(case: dict[str, Any]) -> None:
+    logits, masks = scene(2, (4, 5), (9, 13))
+    values, gradients = [], []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        laid = logits.clone(memory_format=layout).requires_grad_()
+        values.append(ours(laid, masks, case, [slice(0, 2)]))
+        values[-1].backward()
+        gradients.append(laid.grad)
+    torch.testing.assert_close(values[0], values[1], rtol=1e-12, atol=0)
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-15)
+
+
+@each_case
+def test_the_same_logits_give_the_same_bits(case: dict[str, Any]) -> None:
+    logits, masks = scene(2, (16, 16), (64, 64), classes=6)
+    found = []
+    for _ in range(3):
+        single = logits.float().requires_grad_()
+        value = ours(single, masks, case, [slice(0, 2)])
+        value.backward()
+        found.append((value.detach(), single.grad))
+    for value, gradient in found[1:]:
+        assert torch.equal(value, found[0][0])
+        assert torch.equal(gradient, found[0][1])
 
 
 # ---- the pass through the softmax
@@ -312,7 +362,7 @@ def test_exactly_the_said_number_of_pixels_is_kept_with_ties_too(share: float) -
     value = ours(logits, masks, case, [slice(0, 1)])
     value.backward()
     kept = math.ceil(share * 20)
-    assert float(value) == pytest.approx(math.log(CLASSES))
+    assert value.item() == pytest.approx(math.log(CLASSES))
     assert logits.grad is not None
     touched = logits.grad[0].abs().sum(dim=0) > 0
     assert int(touched.sum()) == kept

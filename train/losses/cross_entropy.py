@@ -54,9 +54,12 @@ def of_scores(
         share = options.label_smoothing / len(scores.class_sums)
         each_HW = (1 - options.label_smoothing) * each_HW - share * scores.log_p_all
     if options.ohem < 1:
-        hardness = torch.where(valid_HW, -scores.log_p.detach(), -1.0).flatten()
-        kept = hardness.topk(kept_pixels(int(valid_HW.sum()), options.ohem), sorted=False).indices
-        return each_HW.flatten()[kept].sum()
+        hardness_N = torch.where(valid_HW, -scores.log_p.detach(), -1.0).flatten()
+        hardest_first_N = each_HW.flatten()[hardness_N.argsort(descending=True)]
+        # `kept_pixels`, on the device: nothing waits for it.
+        kept = (valid_HW.sum().double() * options.ohem).ceil()
+        rank_N = torch.arange(len(hardness_N), device=hardness_N.device)
+        return torch.where(rank_N < kept, hardest_first_N, 0.0).sum()
     return each_HW.sum()
 
 

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ...errors import ConfigError
 from ...model.preprocess import upsample
@@ -118,7 +117,12 @@ class StepLoss:
         Returns
         -------
         Tensor
-            Scalar, float32 (float64 for float64 logits); its gradient can be taken once.
+            Scalar, float32 (float64 for float64 logits).
+
+        Raises
+        ------
+        RuntimeError
+            In the backward pass, under ``create_graph``: the gradient has none itself.
         """
         divisors = (1 / pixels if pixels else 0.0, 1 / images if images else 0.0)
         wanted = torch.is_grad_enabled() and logits_BChw.requires_grad
@@ -126,19 +130,25 @@ class StepLoss:
         part: Tensor = apply(logits_BChw, masks_BHW, self, divisors, wanted)
         return part
 
+    def options(self, dtype: torch.dtype, device: torch.device) -> LossOptions:
+        """Return the settings as `image_loss` takes them."""
+        weights_C = None
+        if self.denominators.class_weights is not None:
+            weights_C = torch.tensor(self.denominators.class_weights, dtype=dtype)
+            weights_C = weights_C.to(device, non_blocking=True)
+        return LossOptions(weights_C, self.label_smoothing, self.denominators.ohem)
+
     def image_part(
-        self, logits_Chw: Tensor, mask_HW: Tensor, divisors: tuple[float, float]
+        self,
+        logits_Chw: Tensor,
+        mask_HW: Tensor,
+        divisors: tuple[float, float],
+        options: LossOptions,
     ) -> Tensor:
         """Return one image's part, differentiable; the divisors are given as factors."""
         logits_CHW = upsample(logits_Chw[None], *mask_HW.shape)[0]
         valid_HW = mask_HW != self.denominators.ignore_index
         truth_HW = torch.where(valid_HW, mask_HW, 0)
-        weights = self.denominators.class_weights
-        options = LossOptions(
-            None if weights is None else logits_CHW.new_tensor(weights),
-            self.label_smoothing,
-            self.denominators.ohem,
-        )
         over_pixels, over_image = self.image_loss(logits_CHW, truth_HW, valid_HW, options)
         return over_pixels * divisors[0] + over_image * divisors[1]
 
@@ -158,12 +168,13 @@ class _Parts(torch.autograd.Function):
         exact = torch.promote_types(logits_BChw.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=logits_BChw.device)
         gradients = torch.empty_like(logits_BChw, dtype=exact) if wanted else None
+        options = loss.options(exact, logits_BChw.device)
         with torch.autocast(logits_BChw.device.type, enabled=False):
             for b, mask_HW in enumerate(masks_BHW):
                 logits_Chw = logits_BChw[b].detach().to(exact)
                 with torch.set_grad_enabled(wanted):
                     logits_Chw.requires_grad_(wanted)
-                    part = loss.image_part(logits_Chw, mask_HW, divisors)
+                    part = loss.image_part(logits_Chw, mask_HW, divisors, options)
                 if gradients is not None:
                     (gradients[b],) = torch.autograd.grad(part, logits_Chw)
                 total += part.detach()
@@ -172,7 +183,8 @@ class _Parts(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph; a second derivative would be wrong, unnoticed
+            raise RuntimeError("the loss has no second derivative: take its gradient once only")
         (gradients,) = ctx.saved_tensors
         return (gradients * gradient).to(ctx.dtype), None, None, None, None
