@@ -5,9 +5,9 @@
 ``prepare``: speed and memory of `cocoseg prepare` on up to 4,000 images; ``scale``: on up to
 118,287; ``stream``: reading shards; ``loss``: training's; ``loop``: training beside its bare steps;
 ``model``: SegFormer against transformers' own. All of them, if none is named. What is measured is
-drawn by `cocoseg demo`, or real COCO where COCOSEG_DATA names a folder with ``coco/annotations`` and
-``coco/train2017``. COCOSEG_PEERS may name a Python that has peers installed (see prepare/peers.py
-and stream/speed.py).
+drawn by `cocoseg demo`, or real COCO where COCOSEG_DATA names a folder with ``coco/annotations``
+and ``coco/train2017``. COCOSEG_PEERS may name a Python that has peers installed (see
+prepare/peers.py and stream/speed.py).
 """
 
 import sys
