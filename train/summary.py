@@ -32,7 +32,7 @@ def introduction(
         "global batch": f"{layout.global_batch} = {layout.batch_size} images × "
         f"{layout.world_size} processes × {layout.accumulation_steps} micro-batches, "
         f"{model.input_size}² each",
-        "steps": f"{plan.total_steps:,} ({plan.epochs:.3g} epochs)",
+        "steps": f"{plan.total_steps:,} ({plan.epochs:,.4g} epochs)",
         "device": f"{_device(device)}, {str(precision(config, device)).removeprefix('torch.')}",
         "memory": _memory(config, model, learn),
         "run": str(config.save_dir),
