@@ -3,9 +3,26 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
+CLASSES = 81
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IGNORE = 255
+
+
+def plain_network():
+    """A tiny SegFormer without dropout, built by transformers alone, in eval mode."""
+    torch.manual_seed(5)
+    config = SegformerConfig(
+        hidden_sizes=[16, 32, 64, 128],
+        depths=[1, 1, 1, 1],
+        num_attention_heads=[1, 2, 4, 8],
+        decoder_hidden_size=128,
+        drop_path_rate=0.0,
+        classifier_dropout_prob=0.0,
+        num_labels=CLASSES,
+    )
+    return SegformerForSemanticSegmentation(config).eval()
 
 
 def images_to_input(images):

@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from exact_oracle import IGNORE, big_batch
-from transformers import SegformerConfig, SegformerForSemanticSegmentation
+from exact_oracle import CLASSES, IGNORE, big_batch, plain_network
 
-IMAGES, SIZE, CLASSES = 24, 32, 81
+IMAGES, SIZE = 24, 32
 SETTINGS: list[dict[str, Any]] = [
     {"loss_type": "ce_dice"},
     {"loss_type": "ce", "class_weights": [0.0, *(0.5 + i / 40 for i in range(80))]},
@@ -25,20 +24,6 @@ SETTINGS: list[dict[str, Any]] = [
     {"loss_type": "ce", "ohem": 0.3},
 ]
 SCRIPT = Path(__file__).with_name("exact_cells.py")
-
-
-def plain_network() -> Any:
-    """A tiny SegFormer, built by transformers alone."""
-    torch.manual_seed(5)
-    config = SegformerConfig(
-        hidden_sizes=[16, 32, 64, 128],
-        depths=[1, 1, 1, 1],
-        num_attention_heads=[1, 2, 4, 8],
-        decoder_hidden_size=128,
-        drop_path_rate=0.0,
-        num_labels=CLASSES,
-    )
-    return SegformerForSemanticSegmentation(config).eval()
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from cocoseg.infer.evaluate import evaluate
 from cocoseg.model.config import ModelConfig
 from cocoseg.train.checkpoint import list_steps
 from cocoseg.train.loop import RunResult
+from exact_oracle import plain_network
 from safetensors.torch import load_file
-from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 Train = Callable[..., RunResult]
 
@@ -194,17 +194,7 @@ def test_two_processes_follow_one_within_float_noise(
     torchrun, train_small: Train, tmp_path: Path
 ) -> None:
     """The same global batches; frozen statistics and no dropout, which each rank has its own."""
-    plain = SegformerConfig(
-        hidden_sizes=[16, 32, 64, 128],
-        depths=[1, 1, 1, 1],
-        num_attention_heads=[1, 2, 4, 8],
-        decoder_hidden_size=128,
-        drop_path_rate=0.0,
-        classifier_dropout_prob=0.0,
-        num_labels=81,
-    )
-    torch.manual_seed(1)
-    SegformerForSemanticSegmentation(plain).save_pretrained(tmp_path / "model")
+    plain_network().save_pretrained(tmp_path / "model")
     settings = {"freeze_batch_norm": True, "accumulation_steps": 1, "max_steps": 12}
     both = torchrun(tmp_path / "two", 2, model=str(tmp_path / "model"), batch_size=2, **settings)
     out, err = both.communicate(timeout=240)
