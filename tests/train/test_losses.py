@@ -369,6 +369,16 @@ def test_exactly_the_said_number_of_pixels_is_kept_with_ties_too(share: float) -
     assert not touched[0].any()
 
 
+def test_an_ignored_pixel_is_never_kept_instead_of_an_easy_one() -> None:
+    """Where log p is 0 in both, as beyond all doubt it is; smoothing tells them apart."""
+    masks = torch.randint(0, CLASSES, (1, 6, 6), generator=torch.Generator().manual_seed(3))
+    logits = 1000 * F.one_hot(masks, CLASSES).permute(0, 3, 1, 2).double()
+    masks[0, ::2] = IGNORE
+    case = {"loss_type": "ce", "ohem": 0.9, "label_smoothing": 0.1}
+    value = ours(logits, masks, case, [slice(0, 1)])
+    assert value.item() == pytest.approx(0.1 / CLASSES * 1000 * (CLASSES - 1))
+
+
 # ---- settings
 
 
