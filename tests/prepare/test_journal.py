@@ -106,7 +106,7 @@ def test_a_disk_that_will_be_full_is_refused_before_any_shard(whole, tmp_path, m
     output = tmp_path / "shards"
     with monkeypatch.context() as patch:
         patch.setattr(storage, "free_space", lambda url: 1000)
-        with pytest.raises(CocosegError, match=r"MB are free; make room, or take fewer images"):
+        with pytest.raises(CocosegError, match=r"kB are free; make room, or take fewer images"):
             prepare(whole.config(output, "inline"))
         assert not list(output.rglob("*.tar"))
     prepare(whole.config(output, "inline", limit=4))  # as it said: other settings are no problem
