@@ -106,10 +106,10 @@ class TrainingTransform:
     def _resized(
         self, image: NDArray[np.uint8], mask: NDArray[np.integer]
     ) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
-        """Resize as validation does: see `Preprocess.resize`."""
+        """Resize as validation does (see `Preprocess.resize`), into memory that PyTorch may write."""
         size = (self.input_size, self.input_size)
         resized = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
-        return np.asarray(resized), cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
+        return np.array(resized), cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def check_extra(config: AugmentConfig) -> None:

@@ -75,7 +75,7 @@ class ScaleJitter(albumentations.DualTransform):  # type: ignore[misc]
         size = tuple(span.stop - span.start for span in reversed(here))
         resized = cv2.resize(array[there], size, interpolation=interpolation)
         if size == (self.size, self.size):
-            return np.asarray(resized)
+            return np.array(resized)
         square = np.empty((self.size, self.size, *array.shape[2:]), array.dtype)
         square[:] = outside
         square[here] = resized
