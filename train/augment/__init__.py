@@ -106,7 +106,7 @@ class TrainingTransform:
     def _resized(
         self, image: NDArray[np.uint8], mask: NDArray[np.integer]
     ) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
-        """Resize as validation does (see `Preprocess.resize`), into memory that PyTorch may write."""
+        """Resize as `Preprocess.resize` does, into memory that PyTorch may write to."""
         size = (self.input_size, self.input_size)
         resized = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
         return np.array(resized), cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
