@@ -256,11 +256,13 @@ def train(
         from .processes import warm_up
 
         warm_up("cocoseg.train.batches", "cocoseg.model.score")  # while this process imports torch
-    from .train.loop import forecast, run
+    from .train.run import forecast, run
 
     if dry_run:
         plan = forecast(value.train, value.model, value.augment)
-        return _print(plan, as_json, _lines(plan))
+        if plan is not None:  # rank 0 alone reports, here as there
+            _print(plan, as_json, _lines(plan))
+        return
     result = run(value.train, value.model, value.augment, progress=_progress())
     if result is not None:  # rank 0 alone reports
         _print(result.to_dict(), as_json, _lines(result.to_dict()))
@@ -446,8 +448,9 @@ def main() -> NoReturn:
         code = ExitCode(error.exit_code) if error.exit_code in set(ExitCode) else ExitCode.FAILURE
     except CocosegError as error:
         code = error.exit_code
-        once = error.shared or code == ExitCode.USAGE
-        if not once or os.environ.get("RANK", "0") == "0":
+        # Settings that a file or a flag has wrong are wrong in all processes of a machine.
+        alike = "RANK" if error.shared else "LOCAL_RANK" if code == ExitCode.USAGE else None
+        if alike is None or os.environ.get(alike, "0") == "0":
             _log(f"{'' if code == ExitCode.INTERRUPTED else 'error: '}{error}")
     except (KeyboardInterrupt, click.Abort):
         _log("interrupted; run the same command again to go on")

@@ -273,5 +273,6 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"][:2])
         origin = origins.get(key, "default")
-        lines.append(f"{key}: {problem['msg']} (got {problem['input']!r}, from {origin})")
+        what = problem["msg"].removeprefix("Value error, ")  # pydantic's word for our own texts
+        lines.append(f"{key}: {what} (got {problem['input']!r}, from {origin})")
     return "\n".join(dict.fromkeys(lines))

@@ -23,7 +23,7 @@ from ..settings import Settings
 from ..shards.decode import decode_mask
 from ..shards.manifest import Manifest
 from ..shards.reader import ShardSet
-from ..train.loop import run
+from ..train.run import run
 from .scenes import DemoDataset, draw_dataset
 
 TRAIN_IMAGES, VAL_IMAGES, SEED = 400, 80, 0

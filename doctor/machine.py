@@ -66,7 +66,8 @@ def _one_gpu(number: int) -> Finding:
         with torch.cuda.device(number):
             free, total = torch.cuda.mem_get_info()
             if float((torch.ones(64, 64, device="cuda") @ torch.ones(64, 64, device="cuda")).sum()):
-                text += ", bfloat16" if torch.cuda.is_bf16_supported() else ", no bfloat16"
+                native = torch.cuda.is_bf16_supported(including_emulation=False)
+                text += ", bfloat16" if native else ", no bfloat16"
     except RuntimeError as error:
         return problem(
             f"{text}: {str(error).splitlines()[0]}",

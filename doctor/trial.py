@@ -12,7 +12,6 @@ from torch import nn
 from ..errors import ConfigError
 from ..figures import bytes_text
 from ..metrics import confusion_matrix
-from ..model import switches
 from ..model.config import ModelConfig
 from ..model.device import pick_device
 from ..model.preprocess import Preprocess
@@ -23,7 +22,7 @@ from ..train.batches import MicroBatch
 from ..train.config import TrainConfig
 from ..train.distributed import Group
 from ..train.losses.step import StepLoss
-from ..train.network import memory_of, prepare_network
+from ..train.network import memory_of, prepare_network, train_mode
 from ..train.optimizer import set_learning_rate
 from ..train.step import TrainingStep
 from .finding import Finding, ok, problem, warning
@@ -84,11 +83,7 @@ class Trial:
     def _memory(self, network: nn.Module, device: torch.device) -> Finding:
         """Compare what a training step will take with what is free."""
         config = self.train
-        switches.train_mode(
-            network,
-            freeze_backbone=config.freeze_backbone,
-            freeze_batch_norm=config.freeze_batch_norm,
-        )
+        train_mode(network, config)
         need = memory_of(network, config, self.model.input_size, device)
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
         text = (
@@ -129,7 +124,8 @@ class Trial:
             result = step(number, [batch], pixels, images)
             seconds.append(time.perf_counter() - began)
             losses.append(result.loss)
-            norms.append(result.grad_norm)
+            if not result.overflowed:  # which is no fault: float16's scale is found by them
+                norms.append(result.grad_norm)
         size = f"{batch.images.shape[0]} × {batch.images.shape[1]}²"
         text = (
             f"loss {losses[0]:.4f} → {losses[-1]:.4f} in {len(losses)} steps on {size} ({device})"
@@ -140,6 +136,8 @@ class Trial:
             )
         elif not all(map(math.isfinite, norms)):
             yield problem(f"{text}: the gradient is no finite number", "train.use_amp=false")
+        elif not norms:
+            yield problem(f"{text}: every gradient overflowed", "train.amp_dtype=bfloat16")
         elif norms[0] == 0:
             yield problem(f"{text}: the gradient is zero", "is everything frozen?")
         elif losses[-1] > _FALLEN * losses[0]:

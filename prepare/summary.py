@@ -58,7 +58,7 @@ def _table(result: PrepareResult) -> Iterator[str]:
     total = sum(pixels.values()) + content["ignored_pixels"]
     if total:
         names = result.manifest.classes.names
-        width = max(10, *(len(name) for name in pixels))
+        width = max([10, *map(len, pixels)])
         yield f"{'id':>5}  {'class':<{width}}  {'instances':>10}  {'pixels':>15}  {'share':>8}"
         for train_id, name in enumerate(names):
             if name in pixels or name in instances:

@@ -39,7 +39,7 @@ def test_the_wheel_holds_the_package_alone(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"cocoseg"}
     inside = {name.partition("/")[2] for name in names}
-    assert {"py.typed", "configs/tiny.yaml", "cli.py", "train/loop.py"} <= inside
+    assert {"py.typed", "configs/tiny.yaml", "cli.py", "train/trainer.py"} <= inside
     assert not [name for name in names if "tests" in name or "benchmarks" in name]
 
 

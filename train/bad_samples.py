@@ -46,20 +46,22 @@ class BadSamples:
         for one in (one for part in self.group.gather(list(bad)) for one in part):
             record = {"step": step, "shard": one.shard, "key": one.key, "problem": one.problem}
             self._found.setdefault((one.shard, one.key), record)
-        if self.group.leads and len(self._found) > known:
-            self.publish()
-            for record in list(self._found.values())[known:]:
-                log.warning("bad sample: %(shard)s: sample %(key)s: %(problem)s", record)
+        with self.group.together():
+            if self.group.leads and len(self._found) > known:
+                self.publish()
+                for record in list(self._found.values())[known:]:
+                    log.warning("bad sample: %(shard)s: sample %(key)s: %(problem)s", record)
         if len(self._found) > self.most:
             told = [
                 f"  {one['shard']}: sample {one['key']}: {one['problem']}"
                 for one in list(self._found.values())[-_TOLD:]
             ]
-            raise DataError(
+            error = DataError(
                 f"bad samples: {len(self._found)}, train.max_bad is {self.most}:\n"
                 + "\n".join(told)
                 + f"\nAll are listed in {storage.join(self.run, BAD_SAMPLES)}."
             )
+            self.group.stop(error)
 
     def __len__(self) -> int:
         return len(self._found)
@@ -73,9 +75,9 @@ class BadSamples:
         else:
             storage.remove(url)
 
-    def state_dict(self) -> list[dict[str, Any]]:
-        """Return what a checkpoint keeps."""
-        return list(self._found.values())
+    def state_dict(self, step: int) -> list[dict[str, Any]]:
+        """Return what a checkpoint after `step` steps keeps: none of a step that is yet to come."""
+        return [record for record in self._found.values() if record["step"] < step]
 
     def load_state_dict(self, state: Sequence[dict[str, Any]]) -> None:
         """Go on from what a checkpoint kept."""

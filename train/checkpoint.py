@@ -43,6 +43,7 @@ _REPLACED = ".replaced"  # how the name of a checkpoint ends whose successor is 
 _FOLDER, _FILE = re.compile(r"step-(\d{8,})"), re.compile(r"[\w.-]+")
 _NEEDED = (_STATE_NAME, "config.json", PREPROCESS_NAME, TAXONOMY_NAME)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_SAYS_FULL = "No space left on device"  # safetensors keeps the text alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,24 +83,19 @@ def run_lock(run: str, group: Group) -> Iterator[None]:
     """
     path = storage.join(run, _LOCK_NAME)
     with contextlib.ExitStack() as held:
-        failures: list[CocosegError] = []
-        if group.leads and not storage.is_remote(run):
-            try:
-                if held.enter_context(storage.exclusive(path)):
-                    _tidy_up(run)
-                held.callback(_unlink, path)
-            except BlockingIOError:
-                failures.append(
-                    ConfigError(
+        with group.together():
+            if group.leads and not storage.is_remote(run):
+                try:
+                    if held.enter_context(storage.exclusive(path)):
+                        _tidy_up(run)
+                    held.callback(_unlink, path)
+                except BlockingIOError:
+                    raise ConfigError(
                         f"--output {run}: a training is at work in it; wait for it, or choose "
                         "another folder"
-                    )
-                )
-            except OSError as error:
-                failures.append(CocosegError(f"--output {run}: {_reason(error)}"))
-            except CocosegError as error:
-                failures.append(error)
-        group.stop_for(failures)
+                    ) from None
+                except OSError as error:
+                    raise CocosegError(f"--output {run}: {_reason(error)}") from None
         yield
 
 
@@ -212,10 +208,14 @@ def point(run: str, name: str, step: int) -> None:
         storage.sync_folder(link.parent)
 
 
-def restore_pointers(run: str, step: int, best_step: int | None) -> None:
+def restore_pointers(run: str, step: int, best_step: int | None) -> bool:
     """Let ``last`` and ``best`` name what a run goes on from, whatever a kill or damage left there.
 
-    ``best`` is removed where its checkpoint is gone or broken: no pointer leads nowhere.
+    Returns
+    -------
+    bool
+        Whether there is the best checkpoint. Where it is gone or broken, ``best`` is removed: no
+        pointer leads nowhere.
 
     Raises
     ------
@@ -223,16 +223,18 @@ def restore_pointers(run: str, step: int, best_step: int | None) -> None:
         If they cannot be written.
     """
     point(run, "last", step)
-    if best_step is None:
-        return
-    folder = storage.join(run, CHECKPOINTS, checkpoint_name(best_step))
+    named = pointed_step(run, "best") if best_step is None else best_step
+    if named is None:
+        return False
+    folder = storage.join(run, CHECKPOINTS, checkpoint_name(named))
     if _is_whole(folder):
-        point(run, "best", best_step)
-        return
-    log.warning("%s: the best checkpoint is gone or broken; 'best' waits for a better one", folder)
+        point(run, "best", named)
+        return True
+    log.warning("%s: the best checkpoint is gone or broken; the next score is the best", folder)
     url = storage.join(run, "best")
     with _told(run, url):
         storage.remove(url)
+    return False
 
 
 def pointed_step(run: str, name: str) -> int | None:
@@ -291,14 +293,11 @@ def agree_on_newest(run: str, group: Group) -> Iterator[Checkpoint | None]:
         folder = storage.join(run, CHECKPOINTS, checkpoint_name(step))
         with contextlib.ExitStack() as opened:
             checkpoint, problem = None, ""
-            failures: list[CocosegError] = []
-            try:
-                checkpoint = opened.enter_context(open_checkpoint(folder))
-            except DataError as error:
-                problem = str(error) + (f" (rank {group.rank})" if group.rank else "")
-            except CocosegError as error:
-                failures.append(error)
-            group.stop_for(failures)
+            with group.together():
+                try:
+                    checkpoint = opened.enter_context(open_checkpoint(folder))
+                except DataError as error:
+                    problem = str(error) + (f" (rank {group.rank})" if group.rank else "")
             told = next((text for text in group.gather(problem) if text), None)
             if told is None:
                 yield checkpoint
@@ -307,11 +306,12 @@ def agree_on_newest(run: str, group: Group) -> Iterator[Checkpoint | None]:
         if group.leads:
             log.warning("checkpoint passed over: %s", told)
     if problems:
-        raise DataError(
+        none_whole = DataError(
             f"--output {run}: no checkpoint of the run is whole:\n  "
             + "\n  ".join(problems)
             + "\nStart again in another folder, or remove this one."
         )
+        group.stop(none_whole)
     yield None
 
 
@@ -322,15 +322,12 @@ def _agree_on_steps(run: str, group: Group) -> list[int]:
     short. On a local disk both are done by renaming, and it was damaged.
     """
     steps: list[int] = []
-    failures: list[CocosegError] = []
-    if group.leads:
-        try:
-            steps = list_steps(run) if storage.is_remote(run) else _folders(run)
-        except OSError as error:
-            failures.append(CocosegError(f"--output {run}: {_reason(error)}"))
-        except CocosegError as error:
-            failures.append(error)
-    group.stop_for(failures)
+    with group.together():
+        if group.leads:
+            try:
+                steps = list_steps(run) if storage.is_remote(run) else _folders(run)
+            except OSError as error:
+                raise CocosegError(f"--output {run}: {_reason(error)}") from None
     return group.gather(steps)[0]
 
 
@@ -396,8 +393,8 @@ def _digests(folder: str) -> dict[str, object]:
     return digests
 
 
-def prune(run: str, keep_last: int) -> None:
-    """Remove all but the newest checkpoints; ``best`` and ``last`` are never removed.
+def prune(run: str, keep_last: int, best_step: int | None) -> None:
+    """Remove all but the newest checkpoints and the best; what a pointer names is spared, too.
 
     Only those count that are whole, so that nothing good goes because of newer ones that are
     broken. For that, local ones are read (1.8 GB/s); on an object store, where objects are whole or
@@ -409,7 +406,7 @@ def prune(run: str, keep_last: int) -> None:
         If one cannot be removed.
     """
     parent = storage.join(run, CHECKPOINTS)
-    spared = {pointed_step(run, "best"), pointed_step(run, "last")}
+    spared = {best_step, pointed_step(run, "best"), pointed_step(run, "last")}
     kept = 0
     for step in reversed(_folders(run)):
         folder = storage.join(parent, checkpoint_name(step))
@@ -456,7 +453,8 @@ def _told(run: str, url: str) -> Iterator[None]:
         with contextlib.suppress(OSError, CocosegError):
             if steps := list_steps(run):
                 kept = f"the newest checkpoint, {checkpoint_name(steps[-1])}, is kept"
-        mend = "make room" if disk is not None and disk.errno in _FULL else "mend that"
+        full = (disk is not None and disk.errno in _FULL) or _SAYS_FULL in str(error)
+        mend = "make room" if full else "mend that"
         raise CocosegError(
             f"{url}: cannot be written: {_reason(disk or error)}; {kept}: {mend}, then run the "
             "same command again to go on"

@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import CocosegError
+from ..errors import CocosegError, ConfigError
 from ..model.device import pick_device
 from .rendezvous import join
 
@@ -56,8 +56,22 @@ class Group:
     def stop_for(self, failures: Sequence[CocosegError]) -> None:
         """Raise on every process what failed on any; all processes call it together."""
         for failure in (one for part in self.gather(list(failures)) for one in part):
-            failure.shared = True
-            raise failure
+            self.stop(failure)
+
+    def stop(self, failure: CocosegError) -> NoReturn:
+        """Raise what every process raises here, each by itself: one of them tells."""
+        failure.shared = True
+        raise failure
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Raise on every process what fails within on any; all of them enter and leave it."""
+        failures: list[CocosegError] = []
+        try:
+            yield
+        except CocosegError as failure:
+            failures.append(failure)
+        self.stop_for(failures)
 
     def share_buffers(self, network: nn.Module) -> None:
         """Give every process rank 0's batch norm statistics."""
@@ -72,15 +86,31 @@ def process_group(device_name: str) -> Iterator[Group]:
 
     Gradients travel by NCCL between GPUs, by gloo between CPUs. Source of the variables: PyTorch,
     "torchrun (Elastic Launch)".
+
+    Raises
+    ------
+    ConfigError
+        If the device is not there, or is one GPU for several processes.
+    CocosegError
+        The same among several processes: the others cannot be asked yet, so each tells its own.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
-    device = pick_device(device_name, int(os.environ.get("LOCAL_RANK", "0")))
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     if world_size == 1:
+        device = pick_device(device_name)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         yield Group(0, 1, device)
         return
+    try:
+        device = pick_device(device_name, int(os.environ.get("LOCAL_RANK", "0")))
+    except ConfigError as error:
+        raise CocosegError(f"rank {os.environ.get('RANK')}: {error}") from None
+    if device.type == "cuda":
+        if device_name not in ("auto", "cuda") and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
+            raise ConfigError(
+                f"train.device={device_name}: one GPU for every process; 'cuda' gives each its own"
+            )
+        torch.cuda.set_device(device)
     store, rank, world_size = join(_PATIENCE)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",

@@ -20,6 +20,7 @@ from ..errors import CocosegError
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
+_SCORES = "val"  # how the names of what validation found begin, pictures' too
 
 
 class Journal:
@@ -34,6 +35,8 @@ class Journal:
         Folder or URL of the run.
     step
         Optimizer steps that are done; what was written of later ones is dropped.
+    validated
+        The step whose scores are known; those of later ones (``val…``) are dropped.
 
     Raises
     ------
@@ -41,13 +44,13 @@ class Journal:
         Here and in every method, if the disk is full or the files cannot be written.
     """
 
-    def __init__(self, run: str, step: int) -> None:
+    def __init__(self, run: str, step: int, validated: int) -> None:
         self.run = run
         self._staging = tempfile.mkdtemp(prefix="cocoseg-run-") if storage.is_remote(run) else None
         self._local = Path(self._staging or run.removeprefix("file://"))
         with self._writing():
-            kept = _forget_lines(run, step)
-            _forget_events(run, step)
+            kept = _forget_lines(run, step, validated)
+            _forget_events(run, step, validated)
             if self._staging:
                 (self._local / METRICS).write_bytes(kept)
             self._file = open(self._local / METRICS, "a", encoding="utf-8")  # noqa: SIM115
@@ -107,25 +110,27 @@ class Journal:
             ) from error
 
 
-def _forget_lines(run: str, step: int) -> bytes:
+def _forget_lines(run: str, step: int, validated: int) -> bytes:
     """Drop later lines of ``metrics.jsonl``, and the half line of a killed run; return the rest."""
     url = storage.join(run, METRICS)
     content = storage.read_bytes(url) if storage.exists(url) else b""
-    lines = [line for line in content.split(b"\n") if _step_of(line) <= step]
+    lines = [line for line in content.split(b"\n") if _is_kept(line, step, validated)]
     kept = b"".join(line + b"\n" for line in lines)
     if kept != content or not content:
         storage.publish_bytes(url, kept)
     return kept
 
 
-def _step_of(line: bytes) -> float:
+def _is_kept(line: bytes, step: int, validated: int) -> bool:
     try:
-        return float(json.loads(line)["step"])
+        values = json.loads(line)
+        at = float(values["step"])
     except (ValueError, KeyError, TypeError):
-        return math.inf
+        return False
+    return at <= (validated if any(name.startswith(_SCORES) for name in values) else step)
 
 
-def _forget_events(run: str, step: int) -> None:
+def _forget_events(run: str, step: int, validated: int) -> None:
     """Drop later values from TensorBoard's files, and the half record of a killed run.
 
     A purge step alone does not do: TensorBoard's fast loader, its default, does not look at it.
@@ -134,7 +139,9 @@ def _forget_events(run: str, step: int) -> None:
     for name in storage.list_files(folder):
         url = storage.join(folder, name)
         content = storage.read_bytes(url)
-        kept = b"".join(record for record in _records(content) if not _is_later(record, step))
+        kept = b"".join(
+            record for record in _records(content) if not _is_later(record, step, validated)
+        )
         if kept != content:
             storage.publish_bytes(url, kept)
 
@@ -157,9 +164,12 @@ def _records(content: bytes) -> Iterator[bytes]:
         start = end
 
 
-def _is_later(record: bytes, step: int) -> bool:
+def _is_later(record: bytes, step: int, validated: int) -> bool:
     event = Event.FromString(record[_HEAD:-_TAIL])
-    return bool(event.HasField("summary") and event.step > step)
+    if not event.HasField("summary"):
+        return False
+    of_scores = any(value.tag.startswith(_SCORES) for value in event.summary.value)
+    return bool(event.step > (validated if of_scores else step))
 
 
 def _finite(value: Any) -> Any:

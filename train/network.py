@@ -31,6 +31,15 @@ def prepare_network(
     return network.to(group.device)
 
 
+def train_mode(network: nn.Module, config: TrainConfig) -> None:
+    """Put a network into training mode, after validation too: what is frozen stays in eval mode."""
+    switches.train_mode(
+        network,
+        freeze_backbone=config.freeze_backbone,
+        freeze_batch_norm=config.freeze_batch_norm,
+    )
+
+
 def precision(config: TrainConfig, device: torch.device) -> torch.dtype:
     """Return what the network computes in, as `TrainConfig.amp_dtype` says."""
     if not config.use_amp:
@@ -38,7 +47,8 @@ def precision(config: TrainConfig, device: torch.device) -> torch.dtype:
     if config.amp_dtype == "auto":
         if device.type != "cuda":
             return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
     return torch.bfloat16 if config.amp_dtype == "bfloat16" else torch.float16
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import ConfigError
 from .config import TrainConfig
 
 
@@ -29,7 +30,19 @@ def parameter_groups(
 
     Each group holds its peak rate under ``peak_lr`` and, under ``part``, whether it is of the
     backbone or the head. Parameters of one dimension are norms and biases.
+
+    Raises
+    ------
+    ConfigError
+        If a pattern of ``no_weight_decay`` names no parameter.
     """
+    names = [name for name, _ in network.named_parameters()]
+    for pattern in config.no_weight_decay:
+        if not fnmatch.filter(names, pattern):
+            raise ConfigError(
+                f"train.no_weight_decay: {pattern!r} names no parameter; there are {names[0]!r} … "
+                f"{names[-1]!r}"
+            )
     in_backbone = {id(parameter) for parameter in backbone.parameters()} if backbone else set()
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():

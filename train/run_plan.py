@@ -1,9 +1,11 @@
 """What a run is going to do, decided before its first step: data, order, batches, steps."""
 
 import difflib
+import hashlib
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +18,21 @@ from ..shards.plan import ORDER, BatchLayout, Plan, steps_for
 from ..shards.reader import ShardSet
 from ..shards.repeats import Repeats
 from .class_weights import class_weights
-from .config import TrainConfig
+from .config import AugmentConfig, TrainConfig
+from .distributed import Group
 
 log = logging.getLogger(__name__)
 
 _TOLD = 5  # classes or shards that a refusal names
+_OF_A_MACHINE = {
+    "shards",
+    "val_shards",
+    "save_dir",
+    "cache_dir",
+    "cache_bytes",
+    "workers",
+    "device",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +55,8 @@ class RunPlan:
     """By train id; None where all count the same."""
     identity: dict[str, Any]
     """What a run must share with the one that it goes on from."""
+    settings: dict[str, Any]
+    """``section.key`` → value of what decides the run; places and machines' own are left out."""
 
     @property
     def fillers(self) -> int:
@@ -53,7 +67,17 @@ class RunPlan:
     @property
     def epochs(self) -> float:
         """Passes through the training shards."""
-        return self.total_steps * self.layout.global_batch / self.plan.samples
+        return self.epochs_after(self.total_steps)
+
+    def epochs_after(self, step: int) -> float:
+        """Return the passes that `step` optimizer steps make up; fillers are none of them."""
+        slots = step * self.layout.global_batch
+        return (slots if self.end is None else min(slots, self.end)) / self.plan.samples
+
+    @property
+    def scored_on(self) -> str | None:
+        """What stands for the validation shards: scores on others are no match."""
+        return _digest(self.val_shards) if self.val_shards else None
 
     @property
     def cache_bytes(self) -> int:
@@ -94,7 +118,10 @@ class RunPlan:
 
 
 def plan_run(
-    train: TrainConfig, model: ModelConfig, begun: Mapping[str, Any] | None = None
+    train: TrainConfig,
+    model: ModelConfig,
+    augment: AugmentConfig,
+    begun: Mapping[str, Any] | None = None,
 ) -> RunPlan:
     """Read the manifests and decide steps and batches for the processes that torchrun started.
 
@@ -110,10 +137,10 @@ def plan_run(
     DataError
         If shards have no manifest.
     """
-    if train.save_dir is None:
-        raise ConfigError("--output: give a folder for the run (train.save_dir)")
     if not train.shards:
         raise ConfigError("--shards: give at least one folder of training shards")
+    if train.patience and not train.val_shards:
+        raise ConfigError("train.patience: without --val-shards there is no score to wait for")
     shards = ShardSet(train.shards, config=train)
     val_shards = ShardSet(train.val_shards, config=train) if train.val_shards else None
     names = shards.taxonomy.names
@@ -152,9 +179,52 @@ def plan_run(
         checkpoint_every=train.checkpoint_every or val_every,
         class_weights=weights,
         identity=identity,
+        settings={
+            f"{section}.{key}": value
+            for section, config in (("train", train), ("model", model), ("augment", augment))
+            for key, value in config.model_dump(mode="json").items()
+            if key not in _OF_A_MACHINE
+        },
     )
     _check_cache(plan, train)
     return plan
+
+
+def agree_on_plan(plan: RunPlan, group: Group) -> None:
+    """Find out whether all processes plan the same; they call it together.
+
+    Raises
+    ------
+    ConfigError
+        On every process, if one was started with other settings or sees other shards.
+    """
+    own = {
+        **plan.settings,
+        "training shards": _digest(plan.shards),
+        "validation shards": plan.scored_on,
+    }
+    first, *others = group.gather(own)
+    for rank, other in enumerate(others, 1):
+        differing = [key for key in first if other[key] != first[key]]
+        if differing:
+            lines = [
+                f"  {key}: {first[key]!r} there, {other[key]!r} on rank {rank}" for key in differing
+            ]
+            error = ConfigError(
+                "the processes were started with different settings or shards than rank 0:\n"
+                + "\n".join(lines)
+            )
+            group.stop(error)
+
+
+def changes(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that differ, each with what it was and what it is."""
+    return {key: (there.get(key), value) for key, value in here.items() if there.get(key) != value}
+
+
+def _digest(shards: ShardSet) -> str:
+    digests = [shard.sha256 for manifest in shards.manifests for shard in manifest.shards]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
 
 
 def _layout(train: TrainConfig, begun: Mapping[str, Any] | None) -> BatchLayout:
@@ -190,9 +260,7 @@ def _layout(train: TrainConfig, begun: Mapping[str, Any] | None) -> BatchLayout:
 
 def _refuse_other_run(run: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     changed = [
-        f"  {key}: {_difference(key, there.get(key), here[key])}"
-        for key in here
-        if there.get(key) != here[key]
+        f"  {key}: {_difference(key, *values)}" for key, values in changes(there, here).items()
     ]
     if changed:
         raise ConfigError(
@@ -206,10 +274,12 @@ def _difference(key: str, there: Any, here: Any) -> str:
     if key not in ("classes", "shards"):
         return f"{there!r} there, {here!r} now"
     if key == "shards":
-        gone, new = set(there) - set(here), set(here) - set(there)
+        gone, new = Counter(there) - Counter(here), Counter(here) - Counter(there)
         if not gone and not new:
             return "the same, in another order"
-        return f"{len(gone)} of {len(there)} there are gone or changed, {len(new)} now are new"
+        return (
+            f"{gone.total()} of {len(there)} there are gone or changed, {new.total()} now are new"
+        )
     lines = [
         line
         for line in difflib.ndiff(there, here)

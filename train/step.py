@@ -33,7 +33,7 @@ class StepResult:
     was changed, batch norm statistics included."""
     overflowed: bool
     """Whether loss scaling found the gradient out of float16's range: no fault, nothing was learnt
-    and the scale is lowered."""
+    and the scale is lowered. Once it is below 1, the gradient itself is no number: a fault."""
     suspects: tuple[str, ...] = ()
     """Keys of this process's samples whose part of the loss was no finite number."""
 
@@ -125,7 +125,11 @@ class TrainingStep:
         # The one time a step that the device is waited for.
         *own, grad_norm = torch.stack([*parts, norm.double()]).tolist()
         loss = float(self.group.sum(torch.tensor(own, dtype=torch.float64).sum()))
-        overflowed = self.scaler.is_enabled() and not math.isfinite(grad_norm)
+        overflowed = (
+            self.scaler.is_enabled()
+            and not math.isfinite(grad_norm)
+            and self.scaler.get_scale() >= 1.0
+        )
         skipped = not math.isfinite(loss) or not (math.isfinite(grad_norm) or overflowed)
         suspects: tuple[str, ...] = ()
         if skipped:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ..errors import CocosegError, DataError
+from ..errors import DataError
 from ..metrics import Scores
 from ..model.preprocess import Preprocess
 from ..model.score import predict_plain, score
@@ -54,17 +54,12 @@ def validate(
 
     group.share_buffers(network)
     network.eval()
-    classes = shards.taxonomy.num_classes
-    matrix = np.zeros((classes, classes), np.int64)
-    failures: list[CocosegError] = []
     batches = evaluation_batches(len(shards), batch_size, group.world_size, group.rank)
-    try:
+    with group.together():
         matrix = score(predict, shards, batches, workers)
-    except CocosegError as error:
-        failures.append(error)
-    group.stop_for(failures)
     summed = group.sum(torch.from_numpy(matrix)).numpy()
-    _check_totals(summed, shards)
+    with group.together():
+        _check_totals(summed, shards)
     return Scores.from_confusion(summed)
 
 

@@ -9,26 +9,20 @@ from pathlib import Path
 import pytest
 from cocoseg.model.config import ModelConfig
 from cocoseg.train.config import AugmentConfig, TrainConfig
-from cocoseg.train.loop import RunResult, run
-
-SMALL = {
-    "max_steps": 6,
-    "val_every": 3,
-    "log_every": 1,
-    "batch_size": 2,
-    "accumulation_steps": 2,
-    "workers": 0,
-    "learning_rate": 1e-3,
-    "device": "cpu",
-}
-MODEL = ModelConfig(name="segformer-tiny", input_size=32)
+from cocoseg.train.run import RunResult, run
+from small_runs import AUGMENT, MODEL, SMALL
 
 
 @pytest.fixture(scope="session")
 def train_small(golden) -> Callable[..., RunResult]:
     """Train in this process: `train_small(folder, max_steps=…)`."""
 
-    def train(folder: Path, model: ModelConfig = MODEL, **settings: object) -> RunResult:
+    def train(
+        folder: Path,
+        model: ModelConfig = MODEL,
+        augment: AugmentConfig = AUGMENT,
+        **settings: object,
+    ) -> RunResult:
         config = TrainConfig.model_validate(
             {
                 "shards": (str(golden.shards("train")),),
@@ -38,7 +32,7 @@ def train_small(golden) -> Callable[..., RunResult]:
                 **settings,
             }
         )
-        result = run(config, model, AugmentConfig())
+        result = run(config, model, augment)
         assert result is not None
         return result
 

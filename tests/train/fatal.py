@@ -27,7 +27,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-LOOP, CHECKPOINT = "cocoseg.train.loop", "cocoseg.train.checkpoint"
+TRAINER, CHECKPOINT = "cocoseg.train.trainer", "cocoseg.train.checkpoint"
 
 
 class Point(NamedTuple):
@@ -54,25 +54,25 @@ POINTS = {
     "tidy-up": Point(CHECKPOINT, "_tidy_up", ranks=WRITER, once=True),
     "verifying": Point(CHECKPOINT, "_digests", once=True),
     "verified": Point(CHECKPOINT, "_verified_state", after=True, once=True),
-    "prepare-network": Point(LOOP, "prepare_network", once=True),
-    "network-prepared": Point(LOOP, "prepare_network", after=True, once=True),
+    "prepare-network": Point(TRAINER, "prepare_network", once=True),
+    "network-prepared": Point(TRAINER, "prepare_network", after=True, once=True),
     "open-journal": Point("cocoseg.train.journal", "_forget_lines", ranks=WRITER, once=True),
-    "journal-open": Point(LOOP, "Journal", after=True, ranks=WRITER, once=True),
+    "journal-open": Point(TRAINER, "Journal", after=True, ranks=WRITER, once=True),
     # in a step
-    "step": Point(f"{LOOP}:_Trainer", "step"),
+    "step": Point(f"{TRAINER}:Trainer", "step"),
     "forward": Point("cocoseg.train.step:TrainingStep", "_backward"),
     "backward-done": Point("cocoseg.train.step:TrainingStep", "_backward", after=True),
     "optimizer": Point("torch.amp:GradScaler", "step"),
     "optimizer-done": Point("torch.amp:GradScaler", "step", after=True),
-    "step-done": Point(f"{LOOP}:_Trainer", "step", after=True),
+    "step-done": Point(f"{TRAINER}:Trainer", "step", after=True),
     "line": Point("cocoseg.train.journal:Journal", "write", ranks=WRITER),
     "half-a-line": Point("cocoseg.train.journal:Journal", "write", ranks=WRITER, half="line"),
     "line-written": Point("cocoseg.train.journal:Journal", "write", after=True, ranks=WRITER),
     # in validation
-    "validation": Point(LOOP, "validate"),
+    "validation": Point(TRAINER, "validate"),
     "predicted": Point("cocoseg.train.validation", "predict_plain", after=True),
-    "validated": Point(LOOP, "validate", after=True),
-    "save": Point(f"{LOOP}:_Trainer", "save"),
+    "validated": Point(TRAINER, "validate", after=True),
+    "save": Point(f"{TRAINER}:Trainer", "save"),
     # while saving
     "scratch": Point("cocoseg.storage", "scratch_folder", where="checkpoints$", ranks=WRITER),
     "weights": Point("transformers.modeling_utils", "safe_save_file", ranks=WRITER),
@@ -87,15 +87,15 @@ POINTS = {
     "last": Point(CHECKPOINT, "point", ranks=WRITER),
     "last-half-moved": Point("pathlib:Path", "symlink_to", after=True, ranks=WRITER),
     "last-moved": Point(CHECKPOINT, "point", after=True, ranks=WRITER),
-    "saved": Point(LOOP, "save_checkpoint", after=True, ranks=WRITER),
-    "best": Point(LOOP, "point", ranks=WRITER),
-    "best-moved": Point(LOOP, "point", after=True, ranks=WRITER),
-    "prune": Point(LOOP, "prune", ranks=WRITER),
+    "saved": Point(TRAINER, "save_checkpoint", after=True, ranks=WRITER),
+    "best": Point(TRAINER, "point", ranks=WRITER),
+    "best-moved": Point(TRAINER, "point", after=True, ranks=WRITER),
+    "prune": Point(TRAINER, "prune", ranks=WRITER),
     "remove": Point(CHECKPOINT, "_remove", ranks=WRITER),
     "half-removed": Point("os", "replace", after=True, where="/removed$", ranks=WRITER),
-    "pruned": Point(LOOP, "prune", after=True, ranks=WRITER),
+    "pruned": Point(TRAINER, "prune", after=True, ranks=WRITER),
     "publish-journal": Point("cocoseg.train.journal:Journal", "publish", ranks=WRITER),
-    "save-done": Point(f"{LOOP}:_Trainer", "save", after=True),
+    "save-done": Point(f"{TRAINER}:Trainer", "save", after=True),
 }
 
 
@@ -136,7 +136,7 @@ def where_it_stands(arguments: list[str]) -> dict[str, Any]:
     run = Path(arguments[arguments.index("--output") + 1])
     lines = (run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").exists() else ""
     steps = [int(step) for step in re.findall(r'"step": (\d+)', lines)]
-    names = sorted(path.name for path in run.glob("checkpoints/step-*"))
+    names = sorted(path.name for path in run.glob("checkpoints/step-*") if not path.suffix)
     last = os.readlink(run / "last") if (run / "last").is_symlink() else None
     return {"step": max(steps, default=0), "checkpoints": names, "last": last}
 
@@ -239,7 +239,7 @@ def serve() -> None:
     from cocoseg.taxonomy import coco_taxonomy
 
     torch.set_num_threads(1)
-    for name in ("cocoseg.settings", LOOP, "torch.distributed.launcher.api"):
+    for name in ("cocoseg.settings", "cocoseg.train.run", "torch.distributed.launcher.api"):
         import_module(name)
     model = ModelConfig(name="segformer-tiny", input_size=32)
     network, _ = start_network(model, coco_taxonomy(), 0)  # imports much, late

@@ -229,7 +229,7 @@ def test_extra_is_by_name_and_a_wrong_one_is_told_before_anything_is_read(golden
     shards = ShardSet([str(golden.shards("train"))])
     with pytest.raises(ConfigError, match="unknown augmentation"):
         TrainingSamples(
-            shards, Plan(shards.shard_sizes, 0), AugmentConfig(extra={"posterize": 1}), 32
+            shards, Plan(shards.shard_sizes, 0), AugmentConfig(extra={"no-such-thing": 1}), 32
         )
 
 

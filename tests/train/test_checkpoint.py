@@ -7,7 +7,6 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from cocoseg.model.weights import load_network
 from cocoseg.taxonomy import coco_taxonomy
 from cocoseg.train import checkpoint
 from cocoseg.train.distributed import Group
-from cocoseg.train.loop import RunResult
+from cocoseg.train.run import RunResult
+from thread_group import all_of
 from transformers import AutoModelForSemanticSegmentation, pipeline
 
 ALONE = Group(0, 1, torch.device("cpu"))
@@ -132,36 +132,6 @@ def test_the_newest_counts_whatever_last_says(written: Path) -> None:
     assert newest(written) == 6
 
 
-class Board(Group):
-    """A process group of threads."""
-
-    def __init__(self, rank: int, board: list, barrier: threading.Barrier) -> None:
-        super().__init__(rank, len(board), torch.device("cpu"))
-        object.__setattr__(self, "board", board)
-        object.__setattr__(self, "barrier", barrier)
-
-    def gather(self, value: object) -> list:
-        self.board[self.rank] = value
-        self.barrier.wait(10)
-        values = list(self.board)
-        self.barrier.wait(10)
-        return values
-
-
-def all_of(world_size: int, work: Callable[[Group], object]) -> list[object]:
-    """Let every rank work; return what came of it, errors too."""
-    board, barrier = [None] * world_size, threading.Barrier(world_size)
-
-    def one(rank: int) -> object:
-        try:
-            return work(Board(rank, board, barrier))
-        except CocosegError as error:
-            return error
-
-    with ThreadPoolExecutor(world_size) as pool:
-        return list(pool.map(one, range(world_size)))
-
-
 def agree_where(
     monkeypatch: pytest.MonkeyPatch, run: Path, breaks: Callable[[int, int], None]
 ) -> list[object]:
@@ -236,10 +206,10 @@ def test_a_store_that_does_not_answer_one_rank_costs_no_progress(
 
 
 def test_pruning_spares_best_and_last(written: Path) -> None:
-    checkpoint.prune(str(written), keep_last=2)
+    checkpoint.prune(str(written), keep_last=2, best_step=None)
     assert checkpoint.list_steps(str(written)) == [1, 5, 6]
     checkpoint.point(str(written), "last", 5)
-    checkpoint.prune(str(written), keep_last=1)
+    checkpoint.prune(str(written), keep_last=1, best_step=None)
     assert checkpoint.list_steps(str(written)) == [1, 5, 6]
 
 
@@ -255,9 +225,9 @@ def test_a_broken_checkpoint_is_none_of_those_that_pruning_keeps(written: Path, 
             name = path.relative_to(written).as_posix()
             storage.publish_bytes(f"{run}/{name}", path.read_bytes())
         storage.publish_bytes(f"{run}/best", b"checkpoints/step-00000001")
-    checkpoint.prune(run, keep_last=3)  # 5, 3 and 2
+    checkpoint.prune(run, keep_last=3, best_step=None)  # 5, 3 and 2
     assert checkpoint.list_steps(run) == [1, 2, 3, 4, 5, 6]
-    checkpoint.prune(run, keep_last=2)  # 5 and 3
+    checkpoint.prune(run, keep_last=2, best_step=None)  # 5 and 3
     assert checkpoint.list_steps(run) == [1, 3, 4, 5, 6]
     storage.remove(run)
 
@@ -274,7 +244,7 @@ def test_a_kill_amidst_pruning_leaves_no_half_checkpoint(
 
     monkeypatch.setattr(shutil, "rmtree", half)
     with pytest.raises(Killed):
-        checkpoint.prune(str(written), keep_last=2)
+        checkpoint.prune(str(written), keep_last=2, best_step=None)
     monkeypatch.undo()
     names = {path.name for path in (written / "checkpoints").glob("step-*")}
     assert names == {f"step-0000000{step}" for step in (1, 2, 3, 5, 6)}

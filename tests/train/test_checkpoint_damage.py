@@ -249,7 +249,7 @@ def damage_and_go_on(
     assert name in warning
     assert contents(run) == before
     save(run, 12)
-    checkpoint.prune(str(run), keep_last=2)
+    checkpoint.prune(str(run), keep_last=2, best_step=None)
     assert [is_whole(run, step) for step in (3, 6, 12)] == [True, True, True]  # 3 is the best
     assert newest(run) == 12
     save(run, 9)
@@ -368,7 +368,7 @@ def save_and_prune(run: Path, save: Save) -> None:
     """What the loop does where a checkpoint is the best so far."""
     save(run, 9)
     checkpoint.point(str(run), "best", 9)
-    checkpoint.prune(str(run), keep_last=2)
+    checkpoint.prune(str(run), keep_last=2, best_step=None)
 
 
 @pytest.fixture
@@ -552,7 +552,7 @@ def test_links_that_lead_nowhere_mislead_nobody(
     (run / name).unlink()
     (run / name).symlink_to(target)
     assert newest(run) == 9
-    checkpoint.prune(str(run), keep_last=3)
+    checkpoint.prune(str(run), keep_last=3, best_step=None)
     assert [is_whole(run, step) for step in (3, 6, 9)] == [True] * 3
     save(run, 12)
     assert newest(run) == 12
@@ -564,7 +564,7 @@ def test_times_of_files_mean_nothing(run: Path) -> None:
             os.utime(path, (i * 1e9, i * 1e9))
     assert newest(run) == 9
     checkpoint.point(str(run), "best", 9)
-    checkpoint.prune(str(run), keep_last=1)
+    checkpoint.prune(str(run), keep_last=1, best_step=None)
     assert list(map(newest, [run])) == [9]
 
 
@@ -600,7 +600,7 @@ def test_a_checkpoint_half_published_on_an_object_store_is_none(
             save(remote, 9)  # type: ignore[arg-type]
     assert newest(remote) == (6 if after < len(NAMES) else 9)  # type: ignore[arg-type]
     save(remote, 12)  # type: ignore[arg-type]
-    checkpoint.prune(remote, keep_last=2)
+    checkpoint.prune(remote, keep_last=2, best_step=None)
     assert checkpoint.list_steps(remote) == ([6, 12] if after < len(NAMES) else [9, 12])
 
 

@@ -306,7 +306,7 @@ def test_two_ranks_killed_end_with_the_same_bits(make_runs: Any, undisturbed: An
     runs.plan(("predicted", 1, 1, "kill"))
     assert runs.start(restarts=2).wait().code != 0  # the third is one too many
     check_marks(runs)
-    runs.plan(("renamed", 0, 1, "kill"))
+    runs.plan(("renamed", 0, 2, "kill"))  # the first may be of a step saved before its validation
     assert runs.start().wait().code != 0
     mark = check_marks(runs)[-1]
     assert mark["checkpoints"][-1] > Path(mark["last"]).name

@@ -9,7 +9,7 @@ from cocoseg.model.config import ModelConfig
 from cocoseg.prepare.build import prepare
 from cocoseg.prepare.config import PrepareConfig
 from cocoseg.train.config import AugmentConfig, TrainConfig
-from cocoseg.train.loop import run
+from cocoseg.train.run import run
 
 
 @pytest.mark.parametrize(

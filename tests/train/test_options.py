@@ -11,7 +11,8 @@ import torch
 from cocoseg.errors import ConfigError
 from cocoseg.model.config import ModelConfig
 from cocoseg.model.weights import load_network
-from cocoseg.train.loop import RunResult
+from cocoseg.train import trainer
+from cocoseg.train.run import RunResult
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -60,10 +61,10 @@ def test_the_average_is_what_is_saved_and_the_weights_train_on(
 def test_an_averaged_run_goes_on_exactly(
     train_small: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cocoseg.train import loop
+    from cocoseg.train import trainer
 
     train_small(tmp_path / "whole", ema_decay=0.9)
-    take = loop._Trainer.step
+    take = trainer.Trainer.step
 
     def dies(self: Any, *args: Any) -> Any:
         if self.now.step == 4:
@@ -71,7 +72,7 @@ def test_an_averaged_run_goes_on_exactly(
         return take(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Trainer, "step", dies)
+        patch.setattr(trainer.Trainer, "step", dies)
         with pytest.raises(KeyboardInterrupt):
             train_small(tmp_path / "cut", ema_decay=0.9)
     train_small(tmp_path / "cut", ema_decay=0.9)
@@ -83,16 +84,15 @@ def test_an_averaged_run_goes_on_exactly(
 def test_the_average_is_what_is_scored(
     train_small: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cocoseg.train import loop
 
     scored: list[dict[str, torch.Tensor]] = []
-    validate = loop.validate
+    validate = trainer.validate
 
     def noted(network: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         scored.append({key: value.clone() for key, value in network.state_dict().items()})
         return validate(network, *args, **kwargs)
 
-    monkeypatch.setattr(loop, "validate", noted)
+    monkeypatch.setattr(trainer, "validate", noted)
     train_small(tmp_path, learning_rate=0.01, val_every=6, ema_decay=0.15)
     (network,) = scored
     saved = load_network(str(tmp_path / "last"), ModelConfig()).network.state_dict()
@@ -113,9 +113,12 @@ def test_patience_ends_a_run_and_it_stays_ended(
     with caplog.at_level(logging.INFO):
         result = train_small(tmp_path, patience=3, **settings)
     assert (result.step, result.best_step, result.early) == (8, 2, True)
-    assert "no better val_mIoU in 3 validations: ends after step 8" in caplog.text
-    again = train_small(tmp_path, patience=3, **settings)
+    ended = "no better val_mIoU in 3 validations: ended at step 8"
+    assert caplog.text.count(ended) == 1
+    with caplog.at_level(logging.INFO):
+        again = train_small(tmp_path, patience=3, **settings)
     assert again == result
+    assert caplog.text.count(ended) == 2  # and says why there is nothing to do
     assert train_small(tmp_path, patience=5, **settings).step == 12  # more patience goes on
 
 

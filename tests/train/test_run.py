@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -16,30 +17,12 @@ from cocoseg.infer.config import InferConfig
 from cocoseg.infer.evaluate import evaluate
 from cocoseg.model.config import ModelConfig
 from cocoseg.train.checkpoint import list_steps
-from cocoseg.train.loop import RunResult
+from cocoseg.train.config import AugmentConfig
+from cocoseg.train.run import RunResult
 from exact_oracle import plain_network
-from safetensors.torch import load_file
+from small_runs import assert_same_weights, journal, losses, vouch
 
 Train = Callable[..., RunResult]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "last" / "model.safetensors")
-
-
-def journal(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(run: Path) -> dict[int, float]:
-    return {line["step"]: line["loss"] for line in journal(run) if "loss" in line}
-
-
-def assert_same_weights(one: Path, other: Path) -> None:
-    a, b = weights(one), weights(other)
-    assert a.keys() == b.keys()
-    different = [name for name in a if not torch.equal(a[name], b[name])]
-    assert not different
 
 
 def test_the_loss_falls(train_small: Train, tmp_path: Path) -> None:
@@ -58,12 +41,12 @@ def test_the_other_losses_train_too(train_small: Train, tmp_path: Path, loss_typ
 def test_a_run_that_is_cut_anywhere_ends_with_the_same_bits(
     train_small: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cocoseg.train import loop
+    from cocoseg.train import trainer
 
     train_small(tmp_path / "whole")
     for fatal in (1, 4, 5):  # before, and after, the checkpoint at step 3
         steps = 0
-        take = loop._Trainer.step
+        take = trainer.Trainer.step
 
         def dies(self, *args, fatal=fatal, take=take):
             nonlocal steps
@@ -74,7 +57,7 @@ def test_a_run_that_is_cut_anywhere_ends_with_the_same_bits(
 
         run = tmp_path / f"cut-{fatal}"
         with monkeypatch.context() as patch:
-            patch.setattr(loop._Trainer, "step", dies)
+            patch.setattr(trainer.Trainer, "step", dies)
             with pytest.raises(KeyboardInterrupt):
                 train_small(run)
         assert list_steps(str(run)) == ([] if fatal == 1 else [3])
@@ -89,6 +72,20 @@ def test_the_same_call_finds_a_finished_run_finished(train_small: Train, tmp_pat
     stamp = (tmp_path / "last" / "model.safetensors").stat().st_mtime_ns
     assert train_small(tmp_path) == first
     assert (tmp_path / "last" / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_nothing_left_to_do_is_said_and_nothing_is_written(
+    train_small: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_small(tmp_path)
+    before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    with caplog.at_level("INFO"):
+        train_small(tmp_path)
+        assert "finished at step 6" in caplog.text
+        assert train_small(tmp_path, max_steps=4).step == 6
+        assert "step 6 is reached, and the plan is for 4: nothing is left to do" in caplog.text
+    after = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before
 
 
 @pytest.mark.parametrize(
@@ -156,6 +153,83 @@ def test_what_may_change_changes_when_a_run_goes_on(
     assert rates[1]["head"] == pytest.approx(1e-3)
     assert rates[4]["head"] == pytest.approx(1e-4 * (1 - 3 / 6))
     assert rates[4]["backbone"] == pytest.approx(1e-5 * (1 - 3 / 6))
+
+
+def test_other_augmentations_are_told_when_a_run_goes_on(
+    train_small: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_small(tmp_path, max_steps=3)
+    with caplog.at_level("INFO"):
+        train_small(tmp_path, max_steps=6, augment=AugmentConfig(flip=0.25))
+    assert "augment.flip was 0.5, is 0.25 from now on" in caplog.text
+
+
+def test_scores_on_other_validation_shards_begin_anew(
+    train_small: Train, tmp_path: Path, golden, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first score can hardly be beaten: it is of the shards that are trained on, and 2."""
+    train_small(tmp_path, max_steps=3)
+    state = tmp_path / "last" / "training_state.pt"
+    content = torch.load(state, weights_only=True)
+    content["progress"]["best_score"] = 2.0
+    torch.save(content, state)
+    vouch(tmp_path / "last")
+    again = train_small(tmp_path, max_steps=6)
+    assert (again.best_step, again.best_score) == (3, 2.0)
+    other = train_small(tmp_path, max_steps=9, val_shards=(str(golden.shards("train")),))
+    assert "the validation shards are others now" in caplog.text
+    assert other.best_step == 9
+    assert 0 <= other.best_score < 1
+    assert (tmp_path / "best").readlink().name == "step-00000009"
+
+
+def test_a_lost_best_checkpoint_bars_no_better_one(
+    train_small: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = train_small(tmp_path, max_steps=3)
+    assert first.best_step == 3
+    train_small(tmp_path, max_steps=6, val_shards=())
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000003")
+    found = train_small(tmp_path, max_steps=6, val_shards=())
+    assert "the best checkpoint is gone or broken" in caplog.text
+    assert found.best_step is None
+    assert found.to_dict()["checkpoint"] == f"{tmp_path}/last"
+    again = train_small(tmp_path, max_steps=7)
+    assert again.best_step in (6, 7)
+
+
+def test_the_best_checkpoint_outlives_its_link(train_small: Train, tmp_path: Path) -> None:
+    from cocoseg.train import trainer
+
+    save = trainer.Trainer.save
+
+    def unlinks(self) -> None:
+        (tmp_path / "best").unlink(missing_ok=True)
+        save(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.Trainer, "save", unlinks)
+        result = train_small(
+            tmp_path, keep_last=1, learning_rate=1e-30, freeze_batch_norm=True, max_steps=9
+        )
+    assert result.best_step == 3
+    assert list_steps(str(tmp_path)) == [3, 9]
+    assert (tmp_path / "best").readlink().name == "step-00000003"
+
+
+def test_loss_scaling_comes_and_goes_between_parts_of_a_run(
+    train_small: Train, tmp_path: Path
+) -> None:
+    train_small(tmp_path, max_steps=2)
+    train_small(tmp_path, max_steps=4, amp_dtype="float16", val_shards=())
+    assert train_small(tmp_path, max_steps=6).step == 6
+
+
+def test_epochs_count_no_fillers(train_small: Train, tmp_path: Path) -> None:
+    """8 samples, of which one epoch and a quarter: 10 of the last step's 12 slots."""
+    train_small(tmp_path, max_steps=None, epochs=1.25)
+    epochs = {line["step"]: line["epoch"] for line in journal(tmp_path) if "epoch" in line}
+    assert epochs == {1: 0.5, 2: 1.0, 3: 1.25}
 
 
 def test_resume_never_refuses_a_folder_that_holds_a_run(train_small: Train, tmp_path: Path) -> None:

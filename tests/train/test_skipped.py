@@ -5,12 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cocoseg.errors import CocosegError
 from cocoseg.train import step as step_module
 from cocoseg.train.checkpoint import list_steps
-from cocoseg.train.loop import RunResult
+from cocoseg.train.run import RunResult
 from safetensors.torch import load_file
 
 Train = Callable[..., RunResult]
@@ -129,3 +130,44 @@ def test_an_overflow_of_float16_is_no_fault(
     assert all(line["loss"] > 0 for line in told)
     state = torch.load(tmp_path / "last" / "training_state.pt", weights_only=True)
     assert state["scaler"]["scale"] < 2.0**60
+
+
+def test_a_gradient_that_is_no_number_at_any_scale_ends_the_run(
+    train_small: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scales 4, 2 and 1 are tried; then it is no overflow."""
+    scaler, backward = torch.amp.GradScaler, step_module.TrainingStep._backward
+    monkeypatch.setattr(
+        torch.amp,
+        "GradScaler",
+        lambda device, enabled: scaler(device, init_scale=4.0, enabled=enabled),
+    )
+
+    def broken(self: Any, *args: Any, **kwargs: Any) -> Any:
+        part = backward(self, *args, **kwargs)
+        next(self.network.parameters()).grad.fill_(float("nan"))
+        return part
+
+    monkeypatch.setattr(step_module.TrainingStep, "_backward", broken)
+    with pytest.raises(CocosegError, match=r"step 6: the gradient's norm is nan.*no checkpoint"):
+        train_small(tmp_path, max_steps=50, amp_dtype="float16", max_skipped=2, val_every=50)
+
+
+def test_steps_of_ignored_pixels_alone_are_told(
+    train_small: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    from cocoseg.train import batches
+
+    monkeypatch.setattr(
+        batches.TrainingSamples,
+        "_augmented",
+        lambda self, sample, *place: (
+            np.zeros((32, 32, 3), np.uint8),
+            np.full((32, 32), self.shards.taxonomy.ignore_index, np.uint8),
+        ),
+    )
+    train_small(tmp_path, max_steps=4, log_every=2, val_shards=())
+    assert caplog.text.count("every pixel since the last line is ignored") == 2
+    told = [line for line in lines(tmp_path) if "loss" in line]
+    assert [line["loss"] for line in told] == [None, None]
+    assert [line["skipped_steps"] for line in told] == [0, 0]

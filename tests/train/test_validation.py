@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cocoseg.errors import CocosegError, DataError
-from cocoseg.train.loop import RunResult
+from cocoseg.train.run import RunResult
 
 Train = Callable[..., RunResult]
 SCRIPT = Path(__file__).with_name("validation_cells.py")

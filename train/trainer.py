@@ -1,4 +1,4 @@
-"""One training run, from shards to checkpoints.
+"""The training loop and all of its state, from shards to checkpoints.
 
 newest checkpoint → plan → network, optimizer → steps → validation → checkpoint
 """
@@ -7,10 +7,9 @@ import contextlib
 import dataclasses
 import logging
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -18,36 +17,32 @@ from tqdm import tqdm
 
 from .. import storage
 from ..config import to_yaml
-from ..errors import CocosegError, ConfigError, Interrupted
+from ..errors import CocosegError, Interrupted
 from ..metrics import Scores
-from ..model import switches
 from ..model.config import ModelConfig
 from ..model.score import predict_plain
 from ..model.weights import load_network, start_network
-from ..processes import available_cores, end_with_launcher, keep_freed_memory
-from .augment import check_extra
+from ..processes import available_cores
 from .bad_samples import BadSamples
 from .batches import MicroBatch, TrainingSamples, micro_batches
 from .checkpoint import (
     Checkpoint,
-    agree_on_newest,
     point,
     prune,
     restore_pointers,
-    run_lock,
     save_checkpoint,
 )
 from .config import AugmentConfig, TrainConfig
-from .distributed import Group, process_group
+from .distributed import Group
 from .ema import MovingAverage
 from .interrupt import Interrupts
 from .journal import Journal
 from .losses.step import StepLoss
-from .network import prepare_network
+from .network import prepare_network, train_mode
 from .optimizer import restore_optimizer, set_learning_rate
 from .pace import Pace
 from .pictures import chosen, triptych
-from .run_plan import RunPlan, plan_run
+from .run_plan import RunPlan, agree_on_plan, changes, plan_run
 from .schedule import learning_rate_factor
 from .step import StepResult, TrainingStep
 from .summary import introduction
@@ -58,104 +53,8 @@ log = logging.getLogger(__name__)
 _KEYS_TOLD = 8  # samples that a skipped step's warning names
 
 
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """Where a run ended."""
-
-    save_dir: str
-    step: int
-    best_step: int | None
-    best_score: float | None
-    monitor: str
-    bad_samples: int = 0
-    """Left out; see ``train.max_bad``."""
-    skipped_steps: int = 0
-    """Whose loss was no finite number; see ``train.max_skipped``."""
-    early: bool = False
-    """Whether ``train.patience`` ended it."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the summary that the command prints."""
-        return {
-            "run": self.save_dir,
-            "steps": self.step,
-            "ended_early": self.early,
-            "best_step": self.best_step,
-            f"best_{self.monitor}": self.best_score,
-            "bad_samples": self.bad_samples,
-            "skipped_steps": self.skipped_steps,
-            "checkpoint": storage.join(self.save_dir, "last" if self.best_step is None else "best"),
-        }
-
-
-def run(
-    train: TrainConfig, model: ModelConfig, augment: AugmentConfig, progress: bool = False
-) -> RunResult | None:
-    """Train, or go on training, until the last step; the same call finds a finished run finished.
-
-    Ctrl-C and SIGTERM save what was reached first.
-
-    Parameters
-    ----------
-    progress
-        Show a bar on stderr (rank 0).
-
-    Returns
-    -------
-    RunResult or None
-        None on all ranks but the first.
-
-    Raises
-    ------
-    ConfigError, DataError
-        See `plan_run`; also if another training is at work in the folder, or no checkpoint of the
-        run to go on with is whole.
-    Interrupted
-        After Ctrl-C or SIGTERM, on every process.
-    """
-    if train.save_dir is None:
-        raise ConfigError("--output: give a folder for the run (train.save_dir)")
-    end_with_launcher()
-    with (
-        Interrupts() as interrupts,
-        process_group(train.device) as group,
-        run_lock(train.save_dir, group),
-    ):
-        if group.device.type == "cpu":
-            keep_freed_memory()
-        # Depth-wise convolutions, at every start: costs DDP a copy of 18 kB, means nothing else.
-        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
-        with agree_on_newest(train.save_dir, group) as checkpoint:
-            trainer = _Trainer.start(train, model, augment, group, interrupts, checkpoint)
-        del checkpoint  # and with it a second copy of the optimizer's state
-        try:
-            trainer.train(progress and group.leads)
-        finally:
-            trainer.close()
-        return trainer.result() if group.leads else None
-
-
-def forecast(train: TrainConfig, model: ModelConfig, augment: AugmentConfig) -> dict[str, Any]:
-    """Return what ``--dry-run`` prints: the plan, and where a run that is there would go on.
-
-    Raises
-    ------
-    ConfigError, DataError
-        As `run`, as far as it can be known beforehand.
-    """
-    if train.save_dir is None:
-        raise ConfigError("--output: give a folder for the run (train.save_dir)")
-    alone = Group(0, 1, torch.device("cpu"))
-    with agree_on_newest(train.save_dir, alone) as checkpoint:
-        state = None if checkpoint is None else checkpoint.state
-    plan = plan_run(train, model, state and state["identity"])
-    check_extra(augment)
-    StepLoss.of(train, plan.shards.taxonomy, plan.class_weights)
-    return {"from_step": 0 if state is None else state["progress"]["step"], **plan.to_dict()}
-
-
 @dataclass(slots=True)
-class _Progress:
+class Progress:
     """Where a run stands; a checkpoint holds all of it."""
 
     step: int = 0
@@ -170,12 +69,14 @@ class _Progress:
     skipped_in_a_row: int = 0
     overflows: int = 0
     loss_sum: float = 0.0
-    """Of the steps since the last line of the journal, skipped ones left out."""
+    """Of the steps since the last line of the journal that learnt something."""
     loss_steps: int = 0
+    scored_on: str | None = None
+    """`RunPlan.scored_on` of the best score."""
 
 
 @dataclass(slots=True)
-class _Trainer:
+class Trainer:
     """The state of a run between two steps."""
 
     config: TrainConfig
@@ -186,12 +87,14 @@ class _Trainer:
     learn: TrainingStep
     average: MovingAverage | None
     bad: BadSamples
-    now: _Progress
+    now: Progress
     saved: int
     """The step of the newest checkpoint."""
     pace: Pace = field(default_factory=Pace)
     journal: Journal | None = None
     """None on all ranks but the first."""
+    unwritten: list[CocosegError] = field(default_factory=list)
+    """What failed on this rank alone, until the next step tells the others."""
 
     @classmethod
     def start(
@@ -202,32 +105,32 @@ class _Trainer:
         group: Group,
         interrupts: Interrupts,
         checkpoint: Checkpoint | None,
-    ) -> "_Trainer":
-        if checkpoint is not None and config.resume == "never":
-            raise ConfigError(
-                f"--output {config.save_dir}: holds a run already, and --resume never would "
-                "overwrite it"
-            )
-        begun = None if checkpoint is None else checkpoint.state["identity"]
-        plan = plan_run(config, model, begun)
-        if checkpoint is None:
-            network, preprocess = start_network(model, plan.shards.taxonomy, config.seed)
-        else:
-            loaded = load_network(checkpoint.local, model)
-            network, preprocess = loaded.network, loaded.preprocess
-        network = prepare_network(network, config, model.input_size, group)
-        average = MovingAverage(network, config.ema_decay) if config.ema_decay else None
-        if checkpoint is not None and "raw_weights" in checkpoint.state:
-            # The folder holds the average, in which `average` now starts.
-            network.load_state_dict(checkpoint.state["raw_weights"])
-        loss = StepLoss.of(config, plan.shards.taxonomy, plan.class_weights)
-        learn = TrainingStep.of(network, preprocess, loss, config, group)
-        trainer = cls(
-            config=config,
-            plan=plan,
-            group=group,
-            interrupts=interrupts,
-            samples=TrainingSamples(
+    ) -> "Trainer":
+        """Make all of it ready, from nothing or from a checkpoint; all processes call it together.
+
+        Raises
+        ------
+        ConfigError, DataError
+            See `plan_run` and `agree_on_plan`; on every process, if it fails on any.
+        """
+        with group.together():
+            begun = None if checkpoint is None else checkpoint.state["identity"]
+            plan = plan_run(config, model, augment, begun)
+        agree_on_plan(plan, group)
+        with group.together():
+            if checkpoint is None:
+                network, preprocess = start_network(model, plan.shards.taxonomy, config.seed)
+            else:
+                loaded = load_network(checkpoint.local, model)
+                network, preprocess = loaded.network, loaded.preprocess
+            network = prepare_network(network, config, model.input_size, group)
+            train_mode(network, config)
+            average = MovingAverage(network, config.ema_decay) if config.ema_decay else None
+            if checkpoint is not None and "raw_weights" in checkpoint.state:
+                # The folder holds the average, in which `average` now starts.
+                network.load_state_dict(checkpoint.state["raw_weights"])
+            loss = StepLoss.of(config, plan.shards.taxonomy, plan.class_weights)
+            samples = TrainingSamples(
                 plan.shards,
                 plan.plan,
                 augment,
@@ -235,49 +138,66 @@ class _Trainer:
                 plan.end,
                 loss.denominators.of,
                 plan.repeats,
-            ),
-            learn=learn,
+            )
+        trainer = cls(
+            config=config,
+            plan=plan,
+            group=group,
+            interrupts=interrupts,
+            samples=samples,
+            learn=TrainingStep.of(network, preprocess, loss, config, group),
             average=average,
             bad=BadSamples(str(config.save_dir), config.max_bad, group),
-            now=_Progress(),
+            now=Progress(),
             saved=0,
         )
         if checkpoint is not None:
-            trainer.restore(checkpoint)
-        if group.leads:
-            trainer.open(model, augment)
+            trainer._restore(checkpoint)
         return trainer
 
-    def open(self, model: ModelConfig, augment: AugmentConfig) -> None:
-        """Begin what rank 0 writes and says."""
-        run_folder = str(self.config.save_dir)
-        sections = {"model": model, "augment": augment, "train": self.config}
-        storage.make_folder(run_folder)
-        storage.publish_bytes(storage.join(run_folder, "config.yaml"), to_yaml(sections).encode())
-        self.journal = Journal(run_folder, self.now.step)
-        self.bad.publish()
-        log.info("%s", introduction(self.config, model, self.plan, self.learn))
-        if self.now.step:
-            log.info("goes on from step %d", self.now.step)
-
-    def restore(self, checkpoint: Checkpoint) -> None:
+    def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
-        self.now = _Progress(**state["progress"])
-        self.saved = self.now.step
+        self.now = now = Progress(**state["progress"])
+        self.saved = now.step
         restore_optimizer(self.learn.optimizer, state["optimizer"])
-        self.learn.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where it was trained without loss scaling
+            self.learn.scaler.load_state_dict(state["scaler"])
         self.bad.load_state_dict(state["bad_samples"])
-        if not self.group.leads:
-            return
-        for key, (there, here) in _changed(state["config"], self.config).items():
-            log.info("train.%s was %r, is %r from now on", key, there, here)
+        whole = True
+        with self.group.together():
+            if self.group.leads:
+                self._tell_changes(state)
+                whole = restore_pointers(str(self.config.save_dir), now.step, now.best_step)
+        other = self.plan.scored_on is not None and now.scored_on != self.plan.scored_on
+        if other or not self.group.gather(whole)[0]:
+            now.best_score, now.best_step, now.stale = None, None, 0
+
+    def _tell_changes(self, state: Mapping[str, Any]) -> None:
+        for key, (there, here) in changes(state["settings"], self.plan.settings).items():
+            log.info("%s was %r, is %r from now on", key, there, here)
         if state["total_steps"] != self.plan.total_steps:
             log.warning(
                 "planned for %d steps, now for %d: the learning rate follows the new plan",
                 state["total_steps"],
                 self.plan.total_steps,
             )
-        restore_pointers(str(self.config.save_dir), self.now.step, self.now.best_step)
+        if self.now.scored_on and self.plan.scored_on not in (None, self.now.scored_on):
+            log.warning("the validation shards are others now: the next score is the best")
+
+    def open(self, model: ModelConfig, augment: AugmentConfig) -> None:
+        """Begin what rank 0 writes and says."""
+        run_folder = str(self.config.save_dir)
+        sections = {"model": model, "augment": augment, "train": self.config}
+        with self.group.together():
+            if self.group.leads:
+                storage.make_folder(run_folder)
+                config = to_yaml(sections).encode()
+                storage.publish_bytes(storage.join(run_folder, "config.yaml"), config)
+                self.journal = Journal(run_folder, self.now.step, self.now.validated)
+                self.bad.publish()
+                log.info("%s", introduction(self.config, model, self.plan, self.learn))
+                if self.now.step:
+                    log.info("goes on from step %d", self.now.step)
 
     @property
     def scored(self) -> nn.Module:
@@ -286,9 +206,31 @@ class _Trainer:
 
     @property
     def patience_ended(self) -> bool:
+        """Whether the score has not become better for long enough."""
         return 0 < self.config.patience <= self.now.stale
 
+    @property
+    def owes_validation(self) -> bool:
+        """Whether the run was ended between a step and its validation."""
+        return self.plan.validates_after(self.now.step) and self.now.validated < self.now.step
+
+    @property
+    def ended(self) -> str:
+        """Why there is nothing left to do; empty where there is."""
+        now, total = self.now, self.plan.total_steps
+        if self.owes_validation:
+            return ""
+        if self.patience_ended:
+            return (
+                f"no better {self.config.monitor} in {now.stale} validations: ended at step "
+                f"{now.step} (train.patience)"
+            )
+        if now.step > total:
+            return f"step {now.step} is reached, and the plan is for {total}: nothing is left to do"
+        return f"finished at step {now.step}" if now.step == total else ""
+
     def train(self, progress: bool) -> None:
+        """Take the steps that are left, and validate and save in between."""
         steps = micro_batches(
             self.samples,
             self.plan.layout,
@@ -299,12 +241,11 @@ class _Trainer:
             pin_memory=self.group.device.type == "cuda",
         )
         self.interrupts.postponed = True
-        if self.plan.validates_after(self.now.step) and self.now.validated < self.now.step:
-            self.validate()  # the run was ended meanwhile
+        if self.owes_validation:
+            self.validate()
             self.save()
         if self.patience_ended:
             return
-        self.train_mode()
         bar = tqdm(
             total=self.plan.total_steps, initial=self.now.step, unit="step", disable=not progress
         )
@@ -323,20 +264,6 @@ class _Trainer:
                     self.pace.restart()
                 if self.patience_ended:
                     break
-        if self.patience_ended and self.group.leads:
-            log.info(
-                "no better %s in %d validations: ends after step %d",
-                self.config.monitor,
-                self.now.stale,
-                self.now.step,
-            )
-
-    def train_mode(self) -> None:
-        switches.train_mode(
-            self.learn.network,
-            freeze_backbone=self.config.freeze_backbone,
-            freeze_batch_norm=self.config.freeze_batch_norm,
-        )
 
     def agreed(
         self, steps: Iterable[Sequence[MicroBatch]]
@@ -348,21 +275,26 @@ class _Trainer:
         Raises
         ------
         CocosegError
-            On every process: what failed on any, or `Interrupted` once the steps done are saved.
+            On every process: what failed on any, or `Interrupted`, once the steps done are saved.
         """
         for batches in steps:
             bad = [one for batch in batches for one in batch.bad]
             failures = [batch.failure for batch in batches if batch.failure is not None]
+            failures += self.unwritten
             divisors = [sum(batch.denominators[i] for batch in batches) for i in range(2)]
             told = [*divisors, len(bad), len(failures), self.interrupts.came]
             summed = self.group.sum(torch.tensor(told, dtype=torch.float64)).tolist()
             pixels, images, any_bad, any_failure, interrupted = summed
-            if any_failure:
-                self.group.stop_for(failures)
-            if any_bad:
-                self.bad.note(self.now.step, bad)
-            if interrupted:
-                self.end_interrupted()
+            try:
+                if any_failure:
+                    self.group.stop_for(failures)
+                if any_bad:
+                    self.bad.note(self.now.step, bad)
+                if interrupted:
+                    self._stop_interrupted()
+            except CocosegError:
+                self.keep()
+                raise
             yield batches, pixels, images
 
     def step(self, batches: Sequence[MicroBatch], pixels: float, images: float) -> StepResult:
@@ -378,15 +310,15 @@ class _Trainer:
         now.skipped += result.skipped
         now.skipped_in_a_row = now.skipped_in_a_row + 1 if result.skipped else 0
         if result.skipped:
-            self.note_skipped(result)
-        else:
+            self._note_skipped(result)
+        elif pixels or images:  # else every pixel is ignored
             now.loss_sum += result.loss
             now.loss_steps += 1
         if self.average is not None and not (result.skipped or result.overflowed):
             self.average.update(self.learn.network, now.step - 1)
         return result
 
-    def note_skipped(self, result: StepResult) -> None:
+    def _note_skipped(self, result: StepResult) -> None:
         keys = [key for part in self.group.gather(result.suspects) for key in part]
         told = ", ".join(keys[:_KEYS_TOLD]) + (" …" if len(keys) > _KEYS_TOLD else "")
         what = (
@@ -397,34 +329,51 @@ class _Trainer:
         if self.group.leads:
             log.warning("step %d: %s: skipped; samples %s", self.now.step, what, told)
         if self.now.skipped_in_a_row > self.config.max_skipped:
-            error = CocosegError(
-                f"step {self.now.step}: {what}, as in the {self.config.max_skipped} steps before; "
-                f"the checkpoint of step {self.saved} is kept. Try a smaller train.learning_rate, "
-                "train.clip_grad_norm=1, or train.use_amp=false; docs/how-to.md, 'NaN'"
+            before = self.config.max_skipped
+            kept = (
+                f"the checkpoint of step {self.saved} is kept"
+                if self.saved
+                else "there is no checkpoint yet"
             )
-            self.group.stop_for([error] if self.group.leads else [])
+            error = CocosegError(
+                f"step {self.now.step}: {what}{f', as in the {before} steps before' * (before > 0)}"
+                f"; {kept}. Try a smaller train.learning_rate, train.clip_grad_norm=1, or "
+                "train.use_amp=false; docs/how-to.md, 'NaN'"
+            )
+            self.group.stop(error)
 
     def log_window(self, result: StepResult) -> dict[str, Any]:
         """Write a line of the journal; return what the bar shows."""
         now, window = self.now, self.pace.window(self.plan.layout.global_batch)
         loss = now.loss_sum / now.loss_steps if now.loss_steps else math.nan
-        now.loss_sum, now.loss_steps = 0.0, 0
         starved = self.pace.starved(window, self.config.workers, available_cores())
         if self.journal is not None:
             if starved:
                 log.warning("%s", starved)
-            rates = {group["part"]: group["lr"] for group in self.learn.optimizer.param_groups}
-            self.journal.write(
-                now.step,
-                loss=loss,
-                learning_rate=rates,
-                epoch=now.step * self.plan.layout.global_batch / self.plan.plan.samples,
-                images_per_second=window.images_per_second,
-                data_wait=window.data_wait,
-                grad_norm=result.grad_norm,
-                skipped_steps=now.skipped,
-                **({"scaler_overflows": now.overflows} if self.learn.scaler.is_enabled() else {}),
-            )
+            if not (now.loss_steps or result.skipped):
+                log.warning(
+                    "step %d: every pixel since the last line is ignored, nothing was learnt; look "
+                    "at the masks: cocoseg doctor --shards",
+                    now.step,
+                )
+            scaled = self.learn.scaler.is_enabled()
+            try:
+                self.journal.write(
+                    now.step,
+                    loss=loss,
+                    learning_rate={
+                        group["part"]: group["lr"] for group in self.learn.optimizer.param_groups
+                    },
+                    epoch=self.plan.epochs_after(now.step),
+                    images_per_second=window.images_per_second,
+                    data_wait=window.data_wait,
+                    grad_norm=result.grad_norm,
+                    skipped_steps=now.skipped,
+                    **({"scaler_overflows": now.overflows} if scaled else {}),
+                )
+            except CocosegError as error:
+                self.unwritten.append(error)
+        now.loss_sum, now.loss_steps = 0.0, 0
         return {
             "loss": f"{loss:.3f}",
             "mIoU": "-" if now.best_score is None else f"{now.best_score:.3f}",
@@ -433,7 +382,10 @@ class _Trainer:
         }
 
     def validate(self) -> None:
-        """Score the validation shards, and tell whether this is the best."""
+        """Score the validation shards, and tell whether this is the best.
+
+        If that fails, whatever it is, the steps done are saved first.
+        """
         shards = self.plan.val_shards
         assert shards is not None
         try:
@@ -444,22 +396,33 @@ class _Trainer:
                 self.group,
                 batch_size=self.config.val_batch_size,
                 workers=self.config.workers,
-                check=self.stop_if_interrupted,
+                check=self._stop_if_interrupted,
             )
-        except Interrupted:
-            self.end_interrupted()
+            self._note_scores(scores)
+            with self.group.together():
+                if self.journal is not None:
+                    self._write_scores(self.journal, scores)  # its pictures want the eval mode, too
+        except CocosegError as error:
+            self.keep()
+            if isinstance(error, Interrupted):
+                self._stop_interrupted()
+            raise
+        except Exception:  # such as too little memory: perhaps of one process, so it asks no other
+            if self.group.leads and self.now.step > self.saved:
+                self._write_checkpoint()
+            raise
+        train_mode(self.learn.network, self.config)
+
+    def _note_scores(self, scores: Scores) -> None:
         now = self.now
-        now.validated = now.step
+        now.validated, now.scored_on = now.step, self.plan.scored_on
         score = scores.miou if self.config.monitor == "val_mIoU" else scores.miou_foreground
         if not math.isnan(score) and (now.best_score is None or score > now.best_score):
             now.best_score, now.best_step, now.stale = score, now.step, 0
         else:
             now.stale += 1
-        if self.journal is not None:
-            self.write_scores(self.journal, scores)  # its pictures want the eval mode, too
-        self.train_mode()
 
-    def write_scores(self, journal: Journal, scores: Scores) -> None:
+    def _write_scores(self, journal: Journal, scores: Scores) -> None:
         shards = self.plan.val_shards
         assert shards is not None
         now, names = self.now, shards.taxonomy.names
@@ -479,7 +442,7 @@ class _Trainer:
             scores.miou,
             scores.miou_foreground,
             self.config.monitor,
-            now.best_score or math.nan,
+            math.nan if now.best_score is None else now.best_score,
             f"{len(absent)} classes neither there nor predicted" if absent else "all classes",
         )
         for number in chosen(len(shards), self.config.pictures):
@@ -488,74 +451,50 @@ class _Trainer:
             picture = triptych(sample.image, sample.mask, mask, shards.taxonomy)
             journal.picture(now.step, f"validation/{sample.key}", picture)
 
-    def stop_if_interrupted(self) -> None:
+    def _stop_if_interrupted(self) -> None:
         if self.interrupts.came:
             raise Interrupted("interrupted")
 
-    def end_interrupted(self) -> None:
-        """Save the steps done; raise `Interrupted`; all processes call it together."""
+    def _stop_interrupted(self) -> NoReturn:
+        now = self.now
+        reached = f"after step {now.step}, which is saved" if now.step else "at its start"
+        self.group.stop(Interrupted(f"interrupted {reached}: run the same command again to go on"))
+
+    def keep(self) -> None:
+        """Save the steps done, if they are not; all processes call it together."""
         if self.now.step > self.saved:
             self.save()
-        reached = f"after step {self.now.step}, which is saved" if self.now.step else "at its start"
-        error = Interrupted(f"interrupted {reached}: run the same command again to go on")
-        self.group.stop_for([error] if self.group.leads else [])
 
     def save(self) -> None:
         """Write a checkpoint, by rank 0; what fails there ends every process."""
-        failures: list[CocosegError] = []
-        if self.group.leads:
-            try:
-                self.write_checkpoint()
-            except CocosegError as error:
-                failures.append(error)
-        self.group.stop_for(failures)
+        with self.group.together():
+            if self.group.leads:
+                self._write_checkpoint()
         self.saved = self.now.step
+        self.group.stop_for(self.unwritten)
 
-    def write_checkpoint(self) -> None:
+    def _write_checkpoint(self) -> None:
         assert self.journal is not None
         run_folder, step = str(self.config.save_dir), self.now.step
         state: dict[str, Any] = {
             "progress": dataclasses.asdict(self.now),
             "optimizer": self.learn.optimizer.state_dict(),
             "scaler": self.learn.scaler.state_dict(),
-            "bad_samples": self.bad.state_dict(),
+            "bad_samples": self.bad.state_dict(step),
             "total_steps": self.plan.total_steps,
             "identity": self.plan.identity,
-            "config": self.config.model_dump(mode="json"),
+            "settings": self.plan.settings,
         }
         if self.average is not None:
             state["raw_weights"] = self.learn.network.state_dict()
         taxonomy = self.plan.shards.taxonomy
         save_checkpoint(run_folder, step, self.scored, self.learn.preprocess, taxonomy, state)
-        if self.now.best_step == step:
-            point(run_folder, "best", step)
-        prune(run_folder, self.config.keep_last)
+        if self.now.best_step is not None:
+            point(run_folder, "best", self.now.best_step)
+        prune(run_folder, self.config.keep_last, self.now.best_step)
         self.journal.publish()
 
     def close(self) -> None:
+        """Finish the files that `open` began."""
         if self.journal is not None:
             self.journal.close()
-
-    def result(self) -> RunResult:
-        now = self.now
-        return RunResult(
-            str(self.config.save_dir),
-            now.step,
-            now.best_step,
-            now.best_score,
-            self.config.monitor,
-            len(self.bad),
-            now.skipped,
-            self.patience_ended,
-        )
-
-
-def _changed(there: Mapping[str, Any], here: TrainConfig) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that differ from those of the checkpoint, places left out."""
-    now = here.model_dump(mode="json")
-    places = {"shards", "val_shards", "save_dir", "cache_dir"}
-    return {
-        key: (there.get(key), now[key])
-        for key in now
-        if key not in places and there.get(key) != now[key]
-    }

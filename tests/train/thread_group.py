@@ -1,0 +1,39 @@
+"""A process group of threads."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from cocoseg.errors import CocosegError
+from cocoseg.train.distributed import Group
+
+
+class Board(Group):
+    """A process group of threads."""
+
+    def __init__(self, rank: int, board: list, barrier: threading.Barrier) -> None:
+        super().__init__(rank, len(board), torch.device("cpu"))
+        object.__setattr__(self, "board", board)
+        object.__setattr__(self, "barrier", barrier)
+
+    def gather(self, value: object) -> list:
+        self.board[self.rank] = value
+        self.barrier.wait(10)
+        values = list(self.board)
+        self.barrier.wait(10)
+        return values
+
+
+def all_of(world_size: int, work: Callable[[Group], object]) -> list[object]:
+    """Let every rank work; return what came of it, errors too."""
+    board, barrier = [None] * world_size, threading.Barrier(world_size)
+
+    def one(rank: int) -> object:
+        try:
+            return work(Board(rank, board, barrier))
+        except CocosegError as error:
+            return error
+
+    with ThreadPoolExecutor(world_size) as pool:
+        return list(pool.map(one, range(world_size)))

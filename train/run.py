@@ -1,0 +1,164 @@
+"""One training run: it begins, or goes on from the newest checkpoint of its folder, and ends."""
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .. import storage
+from ..errors import ConfigError
+from ..model.config import ModelConfig
+from ..model.device import pick_device
+from ..processes import end_with_launcher, keep_freed_memory
+from .augment import check_extra
+from .checkpoint import Checkpoint, agree_on_newest, run_lock
+from .config import AugmentConfig, TrainConfig
+from .distributed import Group, process_group
+from .interrupt import Interrupts
+from .losses.step import StepLoss
+from .run_plan import plan_run
+from .trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """Where a run ended."""
+
+    save_dir: str
+    step: int
+    best_step: int | None
+    best_score: float | None
+    monitor: str
+    bad_samples: int = 0
+    """Left out; see ``train.max_bad``."""
+    skipped_steps: int = 0
+    """Whose loss was no finite number; see ``train.max_skipped``."""
+    early: bool = False
+    """Whether ``train.patience`` ended it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary that the command prints."""
+        return {
+            "run": self.save_dir,
+            "steps": self.step,
+            "ended_early": self.early,
+            "best_step": self.best_step,
+            f"best_{self.monitor}": self.best_score,
+            "bad_samples": self.bad_samples,
+            "skipped_steps": self.skipped_steps,
+            "checkpoint": storage.join(self.save_dir, "last" if self.best_step is None else "best"),
+        }
+
+
+def run(
+    train: TrainConfig, model: ModelConfig, augment: AugmentConfig, progress: bool = False
+) -> RunResult | None:
+    """Train, or go on training, until the last step; the same call finds a finished run finished.
+
+    Ctrl-C and SIGTERM save what was reached first.
+
+    Parameters
+    ----------
+    progress
+        Show a bar on stderr (rank 0).
+
+    Returns
+    -------
+    RunResult or None
+        None on all ranks but the first.
+
+    Raises
+    ------
+    ConfigError, DataError
+        See `plan_run`; also if another training is at work in the folder, no checkpoint of the run
+        to go on with is whole, or the processes were started with different settings.
+    Interrupted
+        After Ctrl-C or SIGTERM, on every process.
+    """
+    run_folder = _run_folder(train)
+    end_with_launcher()
+    with (
+        Interrupts() as interrupts,
+        process_group(train.device) as group,
+        run_lock(run_folder, group),
+    ):
+        if group.device.type == "cpu":
+            keep_freed_memory()
+        # Depth-wise convolutions, at every start: costs DDP a copy of 18 kB, means nothing else.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
+        with agree_on_newest(run_folder, group) as checkpoint:
+            with group.together():
+                _refuse_to_resume(train, checkpoint)
+            trainer = Trainer.start(train, model, augment, group, interrupts, checkpoint)
+        del checkpoint  # and with it a second copy of the optimizer's state
+        if not trainer.ended:
+            try:
+                trainer.open(model, augment)
+                trainer.train(progress and group.leads)
+            finally:
+                trainer.close()
+        if not group.leads:
+            return None
+        log.info("%s", trainer.ended)
+        return _result(train, trainer)
+
+
+def forecast(
+    train: TrainConfig, model: ModelConfig, augment: AugmentConfig
+) -> dict[str, Any] | None:
+    """Return what ``--dry-run`` prints: the plan, and where a run that is there would go on.
+
+    Returns
+    -------
+    dict or None
+        None on all ranks but the first.
+
+    Raises
+    ------
+    ConfigError, DataError
+        As `run`, as far as it can be known beforehand.
+    """
+    run_folder = _run_folder(train)
+    pick_device(train.device, int(os.environ.get("LOCAL_RANK", "0")))
+    alone = Group(0, 1, torch.device("cpu"))
+    with agree_on_newest(run_folder, alone) as checkpoint:
+        _refuse_to_resume(train, checkpoint)
+        state = None if checkpoint is None else checkpoint.state
+    plan = plan_run(train, model, augment, state and state["identity"])
+    check_extra(augment)
+    StepLoss.of(train, plan.shards.taxonomy, plan.class_weights)
+    if os.environ.get("RANK", "0") != "0":
+        return None
+    return {"from_step": 0 if state is None else state["progress"]["step"], **plan.to_dict()}
+
+
+def _run_folder(train: TrainConfig) -> str:
+    if train.save_dir is None:
+        raise ConfigError("--output: give a folder for the run (train.save_dir)")
+    return str(train.save_dir)
+
+
+def _refuse_to_resume(train: TrainConfig, checkpoint: Checkpoint | None) -> None:
+    if checkpoint is not None and train.resume == "never":
+        raise ConfigError(
+            f"--output {train.save_dir}: holds a run already, and --resume never would overwrite it"
+        )
+
+
+def _result(train: TrainConfig, trainer: Trainer) -> RunResult:
+    now = trainer.now
+    return RunResult(
+        str(train.save_dir),
+        now.step,
+        now.best_step,
+        now.best_score,
+        train.monitor,
+        len(trainer.bad),
+        now.skipped,
+        trainer.patience_ended,
+    )
