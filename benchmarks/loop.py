@@ -16,13 +16,14 @@ import copy, json, statistics, sys, tempfile, time
 from unittest import mock
 import torch
 from cocoseg.model.config import ModelConfig
-from cocoseg.train import loop
+from cocoseg.train import trainer as module
 from cocoseg.train.config import AugmentConfig, TrainConfig
+from cocoseg.train.run import run
 
 shards, name, size, batch, steps = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 bare, ours = [], []
-start = loop._Trainer.start.__func__
-real = loop.micro_batches
+start = module.Trainer.start.__func__
+real = module.micro_batches
 
 def started(cls, *arguments):
     trainer = start(cls, *arguments)
@@ -48,16 +49,16 @@ def started(cls, *arguments):
             handed = time.perf_counter()
             yield [micros]
 
-    loop.micro_batches = preloaded
+    module.micro_batches = preloaded
     return trainer
 
-loop._Trainer.start = classmethod(started)
+module.Trainer.start = classmethod(started)
 with tempfile.TemporaryDirectory() as folder:
     config = TrainConfig(
         shards=(shards,), save_dir=folder, max_steps=steps, batch_size=batch, log_every=1,
         accumulation_steps=1, workers=0, device="cpu", checkpoint_every=10**9,
     )
-    loop.run(config, ModelConfig(name=name, input_size=size), AugmentConfig())
+    run(config, ModelConfig(name=name, input_size=size), AugmentConfig())
 print(json.dumps([statistics.median(bare[5:]), statistics.median(ours[5:])]))
 """
 _WAIT = """
@@ -70,7 +71,8 @@ from cocoseg.train.config import AugmentConfig, TrainConfig
 shards, seconds, batch, size, steps = sys.argv[1], float(sys.argv[2]), *map(int, sys.argv[3:])
 if __name__ == "__main__":
     warm_up("cocoseg.train.batches")
-    from cocoseg.train import loop, step
+    from cocoseg.train import step
+    from cocoseg.train.run import run
 
     def sleeps(self, *arguments):
         time.sleep(seconds)  # as a CPU does while a GPU computes
@@ -83,7 +85,7 @@ if __name__ == "__main__":
             accumulation_steps=1, workers=2, device="cpu", checkpoint_every=10**9,
         )
         model = ModelConfig(name="segformer-tiny", input_size=size)
-        loop.run(config, model, AugmentConfig())
+        run(config, model, AugmentConfig())
         first = (Path(folder) / "metrics.jsonl").read_text().splitlines()[0]
     print(first)
 """

@@ -84,7 +84,6 @@ def test_an_averaged_run_goes_on_exactly(
 def test_the_average_is_what_is_scored(
     train_small: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
     scored: list[dict[str, torch.Tensor]] = []
     validate = trainer.validate
 
