@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..distributed.group import Group
 from ..errors import ConfigError
 from ..figures import bytes_text
 from ..metrics import confusion_matrix
@@ -20,7 +21,6 @@ from ..model.weights import LoadedNetwork, load_network, start_network
 from ..shards.reader import good
 from ..train.batches import MicroBatch
 from ..train.config import TrainConfig
-from ..train.distributed import Group
 from ..train.losses.step import StepLoss
 from ..train.network import memory_of, prepare_network, train_mode
 from ..train.optimizer import set_learning_rate

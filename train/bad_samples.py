@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import storage
+from ..distributed.group import Group
 from ..errors import DataError
 from ..shards.reader import BadSample
-from .distributed import Group
 
 log = logging.getLogger(__name__)
 

@@ -27,11 +27,11 @@ from safetensors import SafetensorError
 from torch import nn
 
 from .. import storage
+from ..distributed.group import Group
 from ..errors import CocosegError, ConfigError, DataError, StoreError
 from ..model.preprocess import Preprocess
 from ..model.weights import PREPROCESS_NAME, TAXONOMY_NAME, save_network
 from ..taxonomy import Taxonomy
-from .distributed import Group
 
 log = logging.getLogger(__name__)
 

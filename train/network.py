@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
+from ..distributed.group import Group
 from ..model import switches
 from ..model.memory import TrainingMemory, training_memory
 from .config import TrainConfig
-from .distributed import Group
 
 
 def prepare_network(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .. import storage
+from ..distributed.group import Group, process_group
 from ..errors import ConfigError
 from ..model.config import ModelConfig
 from ..model.device import pick_device
@@ -16,7 +17,6 @@ from ..processes import end_with_launcher, keep_freed_memory
 from .augment import check_extra
 from .checkpoint import Checkpoint, agree_on_newest, run_lock
 from .config import AugmentConfig, TrainConfig
-from .distributed import Group, process_group
 from .interrupt import Interrupts
 from .losses.step import StepLoss
 from .run_plan import plan_run

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import storage
+from ..distributed.group import Group
 from ..errors import ConfigError
 from ..model.config import ModelConfig
 from ..shards.manifest import ShardEntry
@@ -19,7 +20,6 @@ from ..shards.reader import ShardSet
 from ..shards.repeats import Repeats
 from .class_weights import class_weights
 from .config import AugmentConfig, TrainConfig
-from .distributed import Group
 
 log = logging.getLogger(__name__)
 

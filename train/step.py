@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..distributed.group import Group
 from ..model import switches
 from ..model.preprocess import Preprocess
 from .batches import MicroBatch
 from .config import TrainConfig
-from .distributed import Group
 from .losses.step import StepLoss
 from .network import precision
 from .optimizer import build_optimizer

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from .. import storage
 from ..config import to_yaml
+from ..distributed.group import Group
 from ..errors import CocosegError, Interrupted
 from ..metrics import Scores
 from ..model.config import ModelConfig
@@ -33,7 +34,6 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .config import AugmentConfig, TrainConfig
-from .distributed import Group
 from .ema import MovingAverage
 from .interrupt import Interrupts
 from .journal import Journal

@@ -7,13 +7,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ..distributed.group import Group
 from ..errors import DataError
 from ..metrics import Scores
 from ..model.preprocess import Preprocess
 from ..model.score import predict_plain, score
 from ..shards.plan import evaluation_batches
 from ..shards.reader import ShardSet
-from .distributed import Group
 
 
 def validate(

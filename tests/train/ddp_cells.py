@@ -11,11 +11,11 @@ import math
 import sys
 
 import torch
+from cocoseg.distributed.group import process_group
 from cocoseg.shards.plan import BatchLayout, Plan, steps_for
 from cocoseg.shards.reader import ShardSet
 from cocoseg.train.batches import TrainingSamples, micro_batches
 from cocoseg.train.config import AugmentConfig
-from cocoseg.train.distributed import process_group
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 

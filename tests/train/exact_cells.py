@@ -11,13 +11,13 @@ import json
 import sys
 
 import torch
+from cocoseg.distributed.group import process_group
 from cocoseg.model.config import ModelConfig
 from cocoseg.model.preprocess import Preprocess
 from cocoseg.model.weights import start_network
 from cocoseg.taxonomy import coco_taxonomy
 from cocoseg.train.batches import MicroBatch
 from cocoseg.train.config import TrainConfig
-from cocoseg.train.distributed import process_group
 from cocoseg.train.losses.step import StepLoss
 from cocoseg.train.step import TrainingStep
 from torch import nn

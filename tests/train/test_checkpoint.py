@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from cocoseg import storage
+from cocoseg.distributed.group import Group
 from cocoseg.errors import CocosegError, ConfigError, DataError, StoreError
 from cocoseg.model.weights import load_network
 from cocoseg.taxonomy import coco_taxonomy
 from cocoseg.train import checkpoint
-from cocoseg.train.distributed import Group
 from cocoseg.train.run import RunResult
 from thread_group import all_of
 from transformers import AutoModelForSemanticSegmentation, pipeline

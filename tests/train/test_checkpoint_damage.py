@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 import torch
 from cocoseg import storage
+from cocoseg.distributed.group import Group
 from cocoseg.errors import CocosegError
 from cocoseg.model.config import ModelConfig
 from cocoseg.model.weights import start_network
 from cocoseg.taxonomy import coco_taxonomy
 from cocoseg.train import checkpoint
-from cocoseg.train.distributed import Group
 
 ALONE = Group(0, 1, torch.device("cpu"))
 NAMES = (

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cocoseg.distributed.group import Group, process_group
 from cocoseg.errors import CocosegError, ConfigError, DataError, StoreError
 from cocoseg.shards.reader import ShardSet
 from cocoseg.train.checkpoint import list_steps
 from cocoseg.train.config import TrainConfig
-from cocoseg.train.distributed import Group, process_group
 from cocoseg.train.journal import Journal
 from cocoseg.train.run import RunResult, forecast
 from cocoseg.train.run_plan import agree_on_plan, plan_run

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+from cocoseg.distributed.group import Group
 from cocoseg.errors import CocosegError
-from cocoseg.train.distributed import Group
 
 
 class Board(Group):

@@ -8,10 +8,10 @@ FOLDERS is a JSON list of folders of shards.
 import json
 import sys
 
+from cocoseg.distributed.group import process_group
 from cocoseg.model.config import ModelConfig
 from cocoseg.model.weights import load_network
 from cocoseg.shards.reader import ShardSet
-from cocoseg.train.distributed import process_group
 from cocoseg.train.validation import validate
 
 

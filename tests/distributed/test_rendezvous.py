@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
+from cocoseg.distributed.rendezvous import meet
 from cocoseg.errors import CocosegError
-from cocoseg.train.rendezvous import meet
 from torch.distributed import HashStore
 
 PATIENCE = timedelta(seconds=20)
