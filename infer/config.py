@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ..config import PathField, PathMarker
 from ..shards.config import ReadConfig
@@ -25,6 +25,15 @@ class InferConfig(ReadConfig):
     """Factors of the input size."""
     tta_flip: bool = True
     """Add the horizontally flipped image at every scale."""
+    tta_flip_vertical: bool = False
+    """Add the vertically flipped images, too: for photographs without an up, such as from above."""
+    tile_above: NonNegativeInt = 4096
+    """Photographs whose longer side [pixels] is above this are cut into tiles, each of which is
+    predicted as a photograph, and which are blended smoothly; 0 cuts none."""
+    tile_size: NonNegativeInt = 0
+    """Side of a tile [pixels of the photograph]; 0 is twice the network's input size."""
+    tile_overlap: float = Field(0.25, ge=0, lt=1)
+    """Share of a tile that it has in common with the next, at least."""
     batch_size: PositiveInt = 8
     """Images a batch. Of the last bits of a score it is a part: keep it to compare exactly."""
     color: bool = False

@@ -21,7 +21,7 @@ from ..model.score import predictions
 from ..shards.plan import evaluation_batches
 from ..shards.reader import ShardSet
 from .config import InferConfig
-from .predictor import ready_network
+from .predictor import ReadyNetwork
 from .views import views_of
 
 
@@ -38,7 +38,7 @@ class EvaluationPlan:
             "checkpoint": self.config.checkpoint,
             "samples": len(self.shards),
             "classes": self.shards.taxonomy.num_classes,
-            "views": len(views_of(self.config)) if self.config.use_tta else 1,
+            "views": len(views_of(self.config)),
             "output": self.config.output,
         }
 
@@ -118,7 +118,7 @@ def evaluate(config: InferConfig, model: ModelConfig, progress: bool = False) ->
         If a shard or the checkpoint is damaged.
     """
     shards = plan_evaluation(config).shards
-    ready = ready_network(config, model)
+    ready = ReadyNetwork.of(config, model)
     taxonomy, theirs = shards.taxonomy, ready.loaded.taxonomy
     if theirs.names != taxonomy.names:
         raise ConfigError(

@@ -20,7 +20,7 @@ from ..errors import ConfigError, DataError
 from ..model.config import ModelConfig
 from .config import InferConfig
 from .inputs import COLOR, OVERLAY, InputImage, list_inputs
-from .predictor import ready_network
+from .predictor import ReadyNetwork
 from .views import views_of
 
 
@@ -37,7 +37,7 @@ class PredictionPlan:
             "checkpoint": self.config.checkpoint,
             "images": len(self.inputs),
             "first": [image.source for image in self.inputs[:3]],
-            "views": len(views_of(self.config)) if self.config.use_tta else 1,
+            "views": len(views_of(self.config)),
             "output": self.config.output,
         }
 
@@ -91,7 +91,7 @@ def predict(config: InferConfig, model: ModelConfig, progress: bool = False) -> 
         See `plan_prediction` and `load_network`; DataError also if no photograph could be read.
     """
     plan = plan_prediction(config)
-    ready = ready_network(config, model)
+    ready = ReadyNetwork.of(config, model)
     output = str(config.output)
     sections = {"model": model, "infer": config}
     storage.publish_bytes(storage.join(output, "config.yaml"), to_yaml(sections).encode())

@@ -1,44 +1,202 @@
-"""A checkpoint, ready to turn photographs into masks."""
+"""A checkpoint, ready to turn photographs into masks and probabilities."""
 
-import functools
+# C classes, H W pixels of the photograph
+
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..errors import ConfigError
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import CocosegError, ConfigError
 from ..model.config import ModelConfig
 from ..model.device import pick_device
-from ..model.score import Predictor, predict_plain
+from ..model.fuse import Piece, best_classes, class_strips, probability_strips
+from ..model.score import forward
+from ..model.view import View
 from ..model.weights import LoadedNetwork, load_network
 from ..processes import keep_freed_memory
 from .config import InferConfig
-from .views import predict_views, views_of
+from .tiles import Tiling
+from .views import views_of
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class Prediction:
+    """What is predicted for one photograph."""
+
+    mask: NDArray[np.integer]
+    """Train ids: uint8, or uint16 beyond 256 classes, shape (H, W)."""
+    confidence: NDArray[np.float32] | None = None
+    """Probability of the class in the mask, 0…1, shape (H, W)."""
+    probabilities: NDArray[np.float16] | None = None
+    """Of all classes, shape (H, W, C)."""
+
+
 class ReadyNetwork:
-    """A network on its device and the function that predicts with it."""
+    """A network on its device, with the views and tiles that it looks at.
 
-    loaded: LoadedNetwork
-    predict: Predictor
-
-
-def ready_network(config: InferConfig, model: ModelConfig) -> ReadyNetwork:
-    """Load ``infer.checkpoint`` and choose between TTA and a single view.
-
-    Raises
-    ------
-    ConfigError, DataError
-        See `load_network`.
+    Parameters
+    ----------
+    loaded
+        The network, in eval mode on its device, and what belongs to it.
+    views
+        Whose probabilities are averaged.
+    tiling
+        How photographs are cut whose longer side is above `tile_above`; None cuts none.
+    tile_above
+        In pixels.
+    batch_size
+        Most images, or tiles, that go through the network at once.
     """
-    if config.checkpoint is None:
-        raise ConfigError("--checkpoint: give a run, a checkpoint folder or a Hugging Face name")
-    loaded = load_network(config.checkpoint, model)
-    device = pick_device(config.device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    network = loaded.network.to(device)
-    if config.use_tta:
-        views = views_of(config)
-        return ReadyNetwork(
-            loaded, functools.partial(predict_views, network, loaded.preprocess, views)
+
+    def __init__(
+        self,
+        loaded: LoadedNetwork,
+        views: Sequence[View],
+        tiling: Tiling | None = None,
+        tile_above: int = 0,
+        batch_size: int = 8,
+    ) -> None:
+        self.loaded = loaded
+        self._views = views
+        self._tiling = tiling
+        self._tile_above = tile_above
+        self._batch_size = batch_size
+
+    @classmethod
+    def of(cls, config: InferConfig, model: ModelConfig) -> "ReadyNetwork":
+        """Load ``infer.checkpoint`` onto ``infer.device``.
+
+        Raises
+        ------
+        ConfigError, DataError
+            See `load_network`.
+        """
+        if config.checkpoint is None:
+            raise ConfigError(
+                "--checkpoint: give a run, a checkpoint folder or a Hugging Face name"
+            )
+        loaded = load_network(config.checkpoint, model)
+        device = pick_device(config.device)
+        if device.type == "cpu":
+            keep_freed_memory()
+        loaded.network.to(device)
+        size = config.tile_size or 2 * loaded.preprocess.input_size
+        tiling = Tiling(size, config.tile_overlap) if config.tile_above else None
+        return cls(loaded, views_of(config), tiling, config.tile_above, config.batch_size)
+
+    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.integer]]:
+        """Return the masks of photographs, uint8 RGB of shape (H, W, 3) each."""
+        return [prediction.mask for prediction in self.predictions(images)]
+
+    @torch.inference_mode()
+    def predictions(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        *,
+        confidence: bool = False,
+        probabilities: bool = False,
+    ) -> Iterator[Prediction]:
+        """Yield a prediction for each photograph.
+
+        Photographs that are not cut go through the network together, those of one input shape in
+        one batch. Beside the logits, which are a sixteenth of the input's pixels, some rows of one
+        photograph's probabilities are held at a time; with `probabilities` all of it in float16.
+
+        Parameters
+        ----------
+        images
+            uint8 RGB, shape (H, W, 3) each.
+        confidence, probabilities
+            Whether these are wanted, too.
+
+        Raises
+        ------
+        CocosegError
+            If a single image is too large for the device's memory.
+        """
+        whole = [i for i, image in enumerate(images) if not self._is_cut(image)]
+        views = dict(zip(whole, self._logits([images[i] for i in whole]), strict=True))
+        for i, image in enumerate(images):
+            height, width = image.shape[:2]
+            logits = views.pop(i, None)
+            if logits is None:
+                assert self._tiling is not None
+                yield _of_probabilities(
+                    self._tiling.strips(image, self._logits), image, confidence, probabilities
+                )
+            elif len(logits) == 1 and not (confidence or probabilities):
+                strips = class_strips(logits[0], height, width)
+                yield Prediction(best_classes(strips, height, width))
+            else:
+                piece = Piece(logits, 0, 0, height, width)
+                strips = probability_strips([piece], range(height), width)
+                yield _of_probabilities(strips, image, confidence, probabilities)
+
+    def _is_cut(self, image: NDArray[np.uint8]) -> bool:
+        return self._tiling is not None and max(image.shape) > self._tile_above
+
+    def _logits(self, images: Sequence[NDArray[np.uint8]]) -> list[tuple[Tensor, ...]]:
+        """Return the logits of every view of each image, as `forward` does."""
+        found: list[tuple[Tensor, ...]] = []
+        while len(found) < len(images):
+            batch = images[len(found) : len(found) + self._batch_size]
+            by_view = self._fitting(batch)
+            if by_view is None:
+                self._halve()
+            else:
+                found += zip(*by_view, strict=True)
+        return found
+
+    def _fitting(self, batch: Sequence[NDArray[np.uint8]]) -> list[list[Tensor]] | None:
+        """Return logits by view and image; None if the device's memory does not do."""
+        network, preprocess = self.loaded.network, self.loaded.preprocess
+        try:
+            return [forward(network, preprocess, batch, view) for view in self._views]
+        except RuntimeError as error:
+            # A CPU's allocator has no error of its own.
+            if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+                return None
+            raise
+
+    def _halve(self) -> None:
+        if self._batch_size == 1:
+            raise CocosegError(
+                "the device's memory does not do for a single image: a smaller model.input_size "
+                "or smaller infer.tta_scales, or infer.device=cpu"
+            )
+        self._batch_size //= 2
+        torch.cuda.empty_cache()
+        log.warning(
+            "out of memory: %d images at a time from now on (infer.batch_size); the last bits of "
+            "probabilities may differ from those of larger batches",
+            self._batch_size,
         )
-    return ReadyNetwork(loaded, functools.partial(predict_plain, network, loaded.preprocess))
+
+
+def _of_probabilities(
+    strips: Iterator[Tensor], image: NDArray[np.uint8], confidence: bool, probabilities: bool
+) -> Prediction:
+    """Read off a photograph's probabilities what is wanted of them."""
+    size = image.shape[:2]
+    sure = np.empty(size, np.float32) if confidence else None
+    every: list[NDArray[np.float16]] = []
+
+    def watched() -> Iterator[Tensor]:
+        first = 0
+        for strip_RWC in strips:
+            if sure is not None:
+                sure[first : first + len(strip_RWC)] = strip_RWC.amax(dim=2).cpu().numpy()
+                first += len(strip_RWC)
+            if probabilities:
+                every.append(strip_RWC.half().cpu().numpy())
+            yield strip_RWC
+
+    mask = best_classes(watched(), *size)
+    return Prediction(mask, sure, np.concatenate(every) if probabilities else None)

@@ -15,7 +15,9 @@ from ..errors import CocosegError
 from ..metrics import confusion_matrix
 from ..processes import loader_options
 from ..shards.reader import Sample, ShardSet, good
-from .preprocess import Preprocess, upsample
+from .fuse import best_classes, class_strips
+from .preprocess import Preprocess
+from .view import View
 
 Predictor = Callable[[Sequence[NDArray[np.uint8]]], list[NDArray[np.integer]]]
 """Photographs, uint8 RGB (H, W, 3) each, to train-id masks (H, W) each."""
@@ -25,55 +27,47 @@ def forward(
     network: nn.Module,
     preprocess: Preprocess,
     images: Sequence[NDArray[np.uint8]],
-    scale: float = 1.0,
-    flip: bool = False,
+    view: View = View(),  # noqa: B008 - frozen
 ) -> list[Tensor]:
     """Run the network on photographs of any size.
+
+    Those of one input shape go through in one batch; nothing is padded.
 
     Parameters
     ----------
     images
-        uint8 RGB, shape (H, W, 3) each. Those of one input shape go through in one batch.
-    scale
-        Factor of the input size.
-    flip
-        Mirror left and right before the network. The result is mirrored back.
+        uint8 RGB, shape (H, W, 3) each.
 
     Returns
     -------
     list of Tensor
-        Logits, float32, shape (C, h/4, w/4) each, on the network's device.
+        Logits, mirrored back, float32, shape (C, h/4, w/4) each, on the network's device.
     """
     device = next(network.parameters()).device
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    resized = [preprocess.resize(image, scale) for image in images]
+    resized = [preprocess.resize(image, view.scale) for image in images]
     for i, image in enumerate(resized):
         groups[image.shape].append(i)
     logits: list[Tensor] = [torch.empty(0)] * len(images)
     with torch.inference_mode():
         for places in groups.values():
             batch = torch.from_numpy(np.stack([resized[i] for i in places])).to(device)
-            x = preprocess.normalise(batch.flip(2) if flip else batch)
-            out = network(pixel_values=x).logits
-            for i, one in zip(places, out.flip(3) if flip else out, strict=True):
+            x = preprocess.normalise(view.mirror(batch, 1, 2))
+            out = view.mirror(network(pixel_values=x).logits, 2, 3)
+            for i, one in zip(places, out, strict=True):
                 logits[i] = one
     return logits
 
 
+@torch.inference_mode()
 def predict_plain(
     network: nn.Module, preprocess: Preprocess, images: Sequence[NDArray[np.uint8]]
 ) -> list[NDArray[np.integer]]:
     """Predict masks at the photographs' sizes: one view, argmax of the upsampled logits."""
     return [
-        to_mask(upsample(logits[None], *image.shape[:2])[0])
+        best_classes(class_strips(logits, *image.shape[:2]), *image.shape[:2])
         for logits, image in zip(forward(network, preprocess, images), images, strict=True)
     ]
-
-
-def to_mask(scores_CHW: Tensor) -> NDArray[np.integer]:
-    """Return the best class of each pixel: uint8, or uint16 beyond 256 classes, shape (H, W)."""
-    best = scores_CHW.argmax(dim=0).cpu().numpy()
-    return best.astype(np.uint8 if scores_CHW.shape[0] <= 256 else np.uint16)
 
 
 def predictions(

@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import torch
 from cocoseg.infer.config import InferConfig
-from cocoseg.infer.views import View, mean_probabilities, predict_views, views_of
+from cocoseg.infer.predictor import ReadyNetwork
+from cocoseg.infer.views import views_of
+from cocoseg.model.fuse import Piece, probability_strips
 from cocoseg.model.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from cocoseg.model.score import forward
+from cocoseg.model.view import View
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,6 +23,21 @@ ALL = [(scale, flip) for scale in (0.75, 1.0, 1.25) for flip in (False, True)]
 
 def as_views(pairs):
     return [View(scale, flip) for scale, flip in pairs]
+
+
+def mean_probabilities(network, preprocess, views, images):
+    """Ours: (C, H, W) for each image."""
+    for image in images:
+        height, width = image.shape[:2]
+        logits = tuple(forward(network, preprocess, [image], view)[0] for view in views)
+        strips = probability_strips([Piece(logits, 0, 0, height, width)], range(height), width)
+        yield torch.cat(list(strips)).permute(2, 0, 1)
+
+
+def predict_views(network, preprocess, views, images):
+    """Masks, by way of what the command calls."""
+    loaded = SimpleNamespace(network=network, preprocess=preprocess)
+    return ReadyNetwork(loaded, views).predict(images)
 
 
 def reference(network, image, views, side=64):
@@ -154,7 +173,40 @@ def test_probabilities_are_averaged_and_not_logits(draw):
     assert not mask.any()
 
 
+@settings(max_examples=30)
+@given(st.booleans(), st.booleans(), st.integers(1, 9), st.integers(1, 9))
+def test_a_mirroring_is_its_own_inverse(flip, vertical, height, width):
+    view = View(1.0, flip, vertical)
+    images = torch.rand(2, height, width, 3)
+    mirrored = view.mirror(images, 1, 2)
+    assert torch.equal(view.mirror(mirrored, 1, 2), images)
+    expected = images
+    if vertical:
+        expected = expected[:, torch.arange(height - 1, -1, -1)]
+    if flip:
+        expected = expected[:, :, torch.arange(width - 1, -1, -1)]
+    assert torch.equal(mirrored, expected)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_vertical_flip_is_looked_back_through_where_it_looked(flip):
+    truth, image = quadrants(64)
+    plain, flipped = (
+        predict_views(Colours(), Preprocess(64), [View(1.0, flip, vertical)], [image])[0]
+        for vertical in (False, True)
+    )
+    assert (plain != flipped).mean() < 0.1  # at edges: a quarter of the size is not symmetric
+    assert (flipped[8:24, 40:56] == truth[8:24, 40:56]).mean() > 0.5
+    assert len(np.unique(flipped)) == 3
+
+
 def test_views_are_every_scale_as_it_is_and_mirrored():
     assert [(v.scale, v.flip) for v in views_of(InferConfig())] == ALL
     config = InferConfig(tta_scales=(1.0, 2.0), tta_flip=False)
     assert [(v.scale, v.flip) for v in views_of(config)] == [(1.0, False), (2.0, False)]
+    config = InferConfig(tta_scales=(1.0,), tta_flip_vertical=True)
+    assert views_of(config) == [
+        View(1.0, False, False), View(1.0, True, False), View(1.0, False, True),
+        View(1.0, True, True),
+    ]  # fmt: skip
+    assert views_of(InferConfig(use_tta=False)) == [View()]

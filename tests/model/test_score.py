@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from cocoseg.model.preprocess import Preprocess
-from cocoseg.model.score import forward, predict_plain, predictions, score, to_mask
+from cocoseg.model.score import forward, predict_plain, predictions, score
+from cocoseg.model.view import View
 from cocoseg.shards.plan import evaluation_batches
 from cocoseg.shards.reader import ShardSet
 from PIL import Image
@@ -35,11 +36,11 @@ def by_hand(network, preprocess, image, scale=1.0):
 @pytest.mark.parametrize("scale", [0.75, 1.0, 1.25])
 def test_a_flip_mirrors_the_photograph_and_mirrors_the_logits_back(make_network, scale):
     network, preprocess, image = make_network(5), Preprocess(64), photo(40, 60)
-    (got,) = forward(network, preprocess, [image], scale, flip=True)
+    (got,) = forward(network, preprocess, [image], View(scale, flip=True))
     mirrored = np.ascontiguousarray(image[:, ::-1])
     expected = by_hand(network, preprocess, mirrored, scale).flip(2)
     assert (got - expected).abs().max() <= 1e-4
-    (plain,) = forward(network, preprocess, [image], scale)
+    (plain,) = forward(network, preprocess, [image], View(scale))
     assert (got - plain).abs().max() > 0.1  # the network sees a difference
 
 
@@ -69,17 +70,6 @@ def test_each_input_shape_goes_through_in_one_batch(make_network):
 def test_prediction_leaves_no_gradients(make_network):
     (logits,) = forward(make_network(5), Preprocess(64), [photo(40, 60)])
     assert not logits.requires_grad
-
-
-@pytest.mark.parametrize(
-    ("classes", "dtype"), [(2, np.uint8), (256, np.uint8), (257, np.uint16), (300, np.uint16)]
-)
-def test_a_mask_holds_the_best_class_in_the_smallest_dtype(classes, dtype):
-    scores = torch.zeros(classes, 2, 3)
-    scores[classes - 1, 0, 1] = 1
-    mask = to_mask(scores)
-    assert mask.dtype == dtype
-    assert mask.tolist() == [[0, classes - 1, 0], [0, 0, 0]]
 
 
 @pytest.fixture(scope="module")
