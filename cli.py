@@ -275,7 +275,9 @@ def train(
     help="A run, a checkpoint folder, a Hugging Face name, or a .pt file.",
 )
 @click.option(
-    "--input", metavar="PATH", help="An image, a folder of images, or a folder of shards."
+    "--input",
+    metavar="PATH",
+    help="An image, a folder of images, a pattern, a .txt list, or a folder of shards.",
 )
 @click.option("--output", metavar="DIR", help="Folder for the masks.")
 @click.option(
@@ -284,11 +286,33 @@ def train(
 @click.option("--batch-size", type=int, metavar="N", help="Images a batch. [8]")
 @click.option("--color", is_flag=True, default=None, help="Also write coloured masks to DIR/color.")
 @click.option("--overlay", is_flag=True, default=None, help="Also write overlays to DIR/overlay.")
+@click.option(
+    "--confidence",
+    is_flag=True,
+    default=None,
+    help="Also write 8-bit confidences to DIR/confidence.",
+)
+@click.option(
+    "--probabilities",
+    is_flag=True,
+    default=None,
+    help="Also write all probabilities, float16, to DIR/probabilities.",
+)
+@click.option(
+    "--min-confidence", type=float, metavar="P", help="Mark less probable pixels 255. [0]"
+)
+@click.option(
+    "--ids", type=click.Choice(["train", "coco"]), help="What masks hold: train or category ids."
+)
+@click.option("--coco-json", is_flag=True, default=None, help="Also write DIR/coco.json (RLE).")
 @common_options
 def infer(
     config_file: str | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool, **flags: Any
 ) -> None:
-    """Predict a train-id mask (single-channel PNG, original size) for every image."""
+    """Predict a train-id mask (single-channel PNG, original size) for every image.
+
+    Run it again to go on; under torchrun, each process takes its share.
+    """
     settings = _settings("infer", config_file, overrides, flags, {"use_tta": "--tta/--no-tta"})
     from .infer.predict import plan_prediction, predict
 
@@ -297,6 +321,8 @@ def infer(
         plan = plan_prediction(value.infer).to_dict()
         return _print(plan, as_json, _lines(plan))
     result = predict(value.infer, value.model, progress=_progress())
+    if result is None:  # rank 0 alone reports
+        return None
     _print(result.to_dict(), as_json, _lines(result.to_dict()))
     if result.unreadable:
         _log(f"{len(result.unreadable)} images could not be read")

@@ -7,6 +7,7 @@ an object is put in one request. Folders on object stores are just prefixes.
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import io
 import mmap
@@ -105,6 +106,24 @@ def _walk(folder: str, prefix: str, entered: set[tuple[int, int]]) -> Iterator[s
                 yield from _walk(entry.path, f"{prefix}{entry.name}/", entered)
             elif is_file:
                 yield prefix + entry.name
+
+
+def glob_files(url: str, pattern: str) -> list[str]:
+    """Return the paths of the files below a folder that match, relative to it, sorted.
+
+    Parameters
+    ----------
+    pattern
+        With ``*``, ``?`` and ``[…]`` within a name, and ``**`` for any number of folders.
+    """
+    if not is_remote(url):
+        root = _local(url)
+        found = glob.glob(pattern, root_dir=root, recursive=True)
+        return sorted(path for path in found if os.path.isfile(os.path.join(root, path)))
+    fs, root_path = filesystem(url)
+    root_path = root_path.rstrip("/")
+    paths = patiently(url, lambda: fs.glob(f"{root_path}/{pattern}"))
+    return sorted(path.removeprefix(root_path).lstrip("/") for path in paths)
 
 
 def list_folders(url: str) -> list[str]:
@@ -280,6 +299,11 @@ def scratch_folder(url: str) -> Iterator[Path]:
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def is_half_written(name: str) -> bool:
+    """Tell whether a file's name is one that files have until they are whole."""
+    return os.path.basename(name).startswith(_TEMPORARY)
 
 
 def remove_scratch(url: str, pid: int | None = None) -> None:

@@ -1,6 +1,6 @@
 """Settings of ``cocoseg infer`` and ``cocoseg eval``."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -14,7 +14,8 @@ class InferConfig(ReadConfig):
     checkpoint: Annotated[str, PathMarker(only_existing=True)] | None = None
     """A run, a checkpoint folder, a Hugging Face name, or a .pt/.pth file (with --config)."""
     input: PathField | None = None
-    """What 'infer' predicts: an image, a folder of images (recursive), or a folder of shards."""
+    """What 'infer' predicts: an image, a folder of images (recursive), a pattern such as
+    'photos/**/*.jpg', a .txt file that lists images, or a folder of shards."""
     shards: tuple[PathField, ...] = ()
     """What 'eval' scores: folders of shards."""
     output: PathField | None = None
@@ -36,6 +37,16 @@ class InferConfig(ReadConfig):
     """Share of a tile that it has in common with the next, at least."""
     batch_size: PositiveInt = 8
     """Images a batch. Of the last bits of a score it is a part: keep it to compare exactly."""
+    ids: Literal["train", "coco"] = "train"
+    """What masks hold: train ids, or the category ids of the classes."""
+    min_confidence: float = Field(0.0, ge=0, le=1)
+    """Pixels whose class is less probable are ignored (255) in masks; 0 keeps all."""
+    confidence: bool = False
+    """Write the probability of each pixel's class to OUTPUT/confidence/: 8 bits, 255 is 1.0."""
+    probabilities: bool = False
+    """Write all probabilities to OUTPUT/probabilities/*.npy: float16, (height, width, classes)."""
+    coco_json: bool = False
+    """Write OUTPUT/coco.json: one annotation for each class of an image, as RLE."""
     color: bool = False
     """Write VOC-coloured masks to OUTPUT/color/."""
     overlay: bool = False

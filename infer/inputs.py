@@ -1,7 +1,7 @@
-"""What ``infer`` predicts: an image, the images below a folder, or the photographs in shards."""
+"""What ``infer`` predicts: images by name, folder, pattern or list, or photographs in shards."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -15,7 +15,12 @@ from ..shards.config import ReadConfig
 from ..shards.manifest import MANIFEST_NAME
 from ..shards.reader import ShardSet
 
-COLOR, OVERLAY = "color", "overlay"  # folders of the output that hold pictures for people
+FOLDERS = ("color", "overlay", "confidence", "probabilities")
+"""Folders of the output for everything but masks."""
+PROGRESS = ".progress"
+"""Folder of the output for what is done so far."""
+_LISTS = (".txt", ".lst")
+_WILD = "*?["
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,8 @@ class InputImage:
     """Relative path of its mask, without the extension."""
     read: Callable[[], NDArray[np.uint8]]
     """Decodes it, upright: uint8 RGB, shape (H, W, 3). Raises `DataError`."""
+    stamp: str = ""
+    """Changes with its content, as far as that can be told without reading it."""
 
 
 def list_inputs(path: str, output: str, config: ReadConfig | None = None) -> list[InputImage]:
@@ -36,7 +43,9 @@ def list_inputs(path: str, output: str, config: ReadConfig | None = None) -> lis
     Parameters
     ----------
     path
-        An image file, a folder (searched recursively, `output` left out), or a folder of shards.
+        An image file, a folder (searched recursively, `output` left out), a pattern with ``*``,
+        ``**``, ``?`` or ``[…]``, a ``.txt`` file of one path a line (relative to it), or a folder
+        of shards.
     output
         Folder of the masks.
     config
@@ -52,7 +61,12 @@ def list_inputs(path: str, output: str, config: ReadConfig | None = None) -> lis
     if storage.is_dir(path):
         inputs = _folder(_resolved(path), output, config)
     elif storage.exists(path):
-        inputs = [_file(_resolved(path), PurePosixPath(path).stem)]
+        if path.lower().endswith(_LISTS):
+            inputs = _listed(path)
+        else:
+            inputs = [_file(_resolved(path), PurePosixPath(path).stem)]
+    elif set(path) & set(_WILD):
+        inputs = _matching(path, output)
     else:
         raise ConfigError(f"--input {path}: no such file or folder")
     _refuse_clashes(inputs, output)
@@ -69,15 +83,58 @@ def _folder(folder: str, output: str, config: ReadConfig | None) -> list[InputIm
         raise ConfigError(f"--output {output}: is the --input; give the masks their own folder")
     if storage.exists(storage.join(folder, MANIFEST_NAME)):
         return _samples(folder, config)
-    below = f"{output}/".removeprefix(f"{folder}/")  # unchanged where it lies elsewhere
-    inputs = [
-        _file(storage.join(folder, name), str(PurePosixPath(name).with_suffix("")))
-        for name in storage.walk_files(folder)
-        if name.lower().endswith(SUFFIXES) and not name.startswith(below)
-    ]
+    names = [name for name in storage.walk_files(folder) if name.lower().endswith(SUFFIXES)]
+    inputs = _below(folder, names, output)
     if not inputs:
         raise ConfigError(f"--input {folder}: holds no image ({' '.join(SUFFIXES)})")
     return inputs
+
+
+def _below(folder: str, names: Sequence[str], output: str) -> list[InputImage]:
+    """Return the photographs of such names, those below the output left out."""
+    own = f"{output}/".removeprefix(f"{folder}/")  # unchanged where it lies elsewhere
+    return [
+        _file(storage.join(folder, name), str(PurePosixPath(name).with_suffix("")))
+        for name in names
+        if not name.startswith(own)
+    ]
+
+
+def _matching(pattern: str, output: str) -> list[InputImage]:
+    """Return the files that a pattern names; their masks are named from its first wildcard on."""
+    first = min(pattern.index(sign) for sign in _WILD if sign in pattern)
+    slash = pattern.rfind("/", 0, first)
+    folder, rest = pattern[: slash + 1] or ".", pattern[slash + 1 :]
+    names = storage.glob_files(folder, rest)
+    if not names:
+        raise ConfigError(f"--input {pattern}: matches no file")
+    return _below(_resolved(folder), names, output)
+
+
+def _listed(path: str) -> list[InputImage]:
+    """Return the files that a list names; their masks are named below their common folder."""
+    try:
+        text = storage.read_bytes(path).decode()
+    except UnicodeDecodeError:
+        raise ConfigError(f"--input {path}: is no list of paths in UTF-8") from None
+    here = "" if storage.is_remote(path) else os.path.dirname(os.path.realpath(storage.join(path)))
+    lines = [line.strip() for line in text.splitlines()]
+    urls = [
+        line if storage.is_remote(line) else os.path.normpath(os.path.join(here, line))
+        for line in dict.fromkeys(lines)
+        if line
+    ]
+    if not urls:
+        raise ConfigError(f"--input {path}: lists no file")
+    if any(not (storage.is_remote(url) or os.path.isabs(url)) for url in urls):
+        raise ConfigError(f"--input {path}: a list on an object store names files by their URLs")
+    if len({storage.is_remote(url) for url in urls}) > 1:
+        raise ConfigError(
+            f"--input {path}: lists files here and on an object store; make two lists"
+        )
+    common = os.path.commonpath([url.rpartition("/")[0] or "/" for url in urls])
+    folder = urls[0][: len(common)] if storage.is_remote(urls[0]) else common
+    return [_file(url, os.path.splitext(url[len(folder) :].lstrip("/"))[0]) for url in urls]
 
 
 def _file(url: str, name: str) -> InputImage:
@@ -89,7 +146,17 @@ def _file(url: str, name: str) -> InputImage:
         except (ConfigError, DataError) as error:
             raise DataError(f"{url}: {error}") from None
 
-    return InputImage(url, name, read)
+    return InputImage(url, name, read, _stamp(url))
+
+
+def _stamp(url: str) -> str:
+    if storage.is_remote(url):
+        return ""
+    try:
+        status = os.stat(url)
+    except OSError:
+        return ""
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def _samples(folder: str, config: ReadConfig | None) -> list[InputImage]:
@@ -98,11 +165,12 @@ def _samples(folder: str, config: ReadConfig | None) -> list[InputImage]:
     def reader(position: int) -> Callable[[], NDArray[np.uint8]]:
         return lambda: shards.read_image(position)
 
-    return [
-        InputImage(f"{folder}: {key}", key, reader(position))
-        for position in range(len(shards))
-        if (key := shards.row(position).key)
-    ]
+    inputs = []
+    for position in range(len(shards)):
+        row = shards.row(position)
+        stamp = row.digests[0].hex()
+        inputs.append(InputImage(f"{folder}: {row.key}", row.key, reader(position), stamp))
+    return inputs
 
 
 def _refuse_clashes(inputs: list[InputImage], output: str) -> None:
@@ -114,13 +182,15 @@ def _refuse_clashes(inputs: list[InputImage], output: str) -> None:
         other = masks.setdefault(mask.lower(), image.source)
         if other != image.source:
             raise ConfigError(f"{other} and {image.source} would both become {mask}; rename one")
-        pictures = (storage.join(output, kind, f"{image.name}.png") for kind in (COLOR, OVERLAY))
+        pictures = (storage.join(output, kind, f"{image.name}.png") for kind in FOLDERS)
         for file in (mask, *pictures):
             if file.lower() in photographs:
                 raise ConfigError(f"--output {output}: {file} is a photograph of --input")
-        first = PurePosixPath(image.name).parts[0].lower()
-        if first in (COLOR, OVERLAY) and "/" in image.name:
+        parts = PurePosixPath(image.name).parts
+        if image.name.startswith("/") or ".." in parts:
+            raise ConfigError(f"{image.source}: its mask would land outside of {output}")
+        if parts[0].lower() in (*FOLDERS, PROGRESS) and len(parts) > 1:
             raise ConfigError(
-                f"{image.source}: its mask would land in {output}/{first}, which is for pictures; "
-                "rename that folder"
+                f"{image.source}: its mask would land in {output}/{parts[0].lower()}, which is for "
+                "pictures; rename that folder"
             )

@@ -1,27 +1,40 @@
 """From photographs to masks on disk.
 
-inputs → batches → masks → OUTPUT/REL.png (and pictures under OUTPUT/color, OUTPUT/overlay)
+inputs → batches → predictions → OUTPUT/REL.png (and what else was asked for) → predictions.jsonl
 """
 
-import io
+import contextlib
+import itertools
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
 from .. import storage
-from ..colors import mask_to_color, overlay_mask
 from ..config import to_yaml
-from ..errors import ConfigError, DataError
+from ..distributed.group import Group, process_group
+from ..errors import CocosegError, ConfigError, DataError
 from ..model.config import ModelConfig
 from .config import InferConfig
-from .inputs import COLOR, OVERLAY, InputImage, list_inputs
+from .inputs import InputImage, list_inputs
+from .outputs import Outputs
 from .predictor import ReadyNetwork
+from .progress import Progress, batch_id, identity, refuse_strangers
 from .views import views_of
+
+Pixels = NDArray[np.uint8] | DataError
+"""A photograph's pixels, or why it has none."""
+Read = tuple[InputImage, Pixels]
+Record = tuple[InputImage, Future[dict[str, Any]] | dict[str, Any]]
+"""What becomes of a photograph, perhaps not yet."""
+
+_READERS, _WRITERS = 2, 2  # threads: the network needs the cores
+_IN_FLIGHT = 4  # predictions that wait for the disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +43,12 @@ class PredictionPlan:
 
     config: InferConfig
     inputs: tuple[InputImage, ...]
+
+    @property
+    def batches(self) -> list[tuple[InputImage, ...]]:
+        """The photographs in the batches in which they go through the network."""
+        size = self.config.batch_size
+        return [self.inputs[i : i + size] for i in range(0, len(self.inputs), size)]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -48,6 +67,9 @@ class PredictionResult:
 
     output: str
     images: int
+    """With a mask, those of a run before included."""
+    kept: int
+    """Of them, how many were there already."""
     unreadable: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,6 +77,7 @@ class PredictionResult:
         return {
             "output": self.output,
             "images": self.images,
+            "kept": self.kept,
             "unreadable": list(self.unreadable),
         }
 
@@ -65,73 +88,174 @@ def plan_prediction(config: InferConfig) -> PredictionPlan:
     Raises
     ------
     ConfigError
-        See `list_inputs`; also if a path is missing.
+        See `list_inputs` and `refuse_strangers`; also if a path is missing.
     """
     if config.checkpoint is None:
         raise ConfigError("--checkpoint: give a run, a checkpoint folder or a Hugging Face name")
     if config.input is None or config.output is None:
         raise ConfigError("--input and --output: give images and a folder for their masks")
-    return PredictionPlan(config, tuple(list_inputs(config.input, config.output, config)))
+    inputs = tuple(list_inputs(config.input, config.output, config))
+    refuse_strangers(config.output, inputs)
+    return PredictionPlan(config, inputs)
 
 
-def predict(config: InferConfig, model: ModelConfig, progress: bool = False) -> PredictionResult:
-    """Predict a mask for every photograph.
+def predict(
+    config: InferConfig, model: ModelConfig, progress: bool = False
+) -> PredictionResult | None:
+    """Predict a mask for every photograph; the same call again does what is left to do.
 
-    A mask is a single-channel PNG of train ids at the photograph's upright size. A photograph that
-    cannot be read is listed; the others are done.
+    A mask is a single-channel PNG at the photograph's upright size, see `Outputs`. A photograph
+    that cannot be read is listed; the others are done. Under torchrun each process takes every
+    W-th batch.
 
     Parameters
     ----------
     progress
-        Show a bar on stderr.
+        Show a bar on stderr (rank 0).
+
+    Returns
+    -------
+    PredictionResult or None
+        None on all ranks but the first.
 
     Raises
     ------
     ConfigError, DataError
         See `plan_prediction` and `load_network`; DataError also if no photograph could be read.
+    CocosegError
+        If something cannot be written; what is done stays done.
     """
-    plan = plan_prediction(config)
-    ready = ReadyNetwork.of(config, model)
-    output = str(config.output)
-    sections = {"model": model, "infer": config}
-    storage.publish_bytes(storage.join(output, "config.yaml"), to_yaml(sections).encode())
-    unreadable: list[str] = []
-    with tqdm(total=len(plan.inputs), unit="img", disable=not progress) as bar:
-        for batch in _batches(plan.inputs, config.batch_size, unreadable):
-            masks = ready.predict([pixels for _, pixels in batch])
-            for (image, pixels), mask in zip(batch, masks, strict=True):
-                _write(config, image.name, pixels, mask)
-            bar.update(len(batch))
-    if len(unreadable) == len(plan.inputs):
-        raise DataError("no image could be read:\n  " + "\n  ".join(unreadable[:5]))
-    return PredictionResult(output, len(plan.inputs) - len(unreadable), tuple(unreadable))
+    with process_group(config.device) as group, contextlib.ExitStack() as held:
+        with group.together():
+            plan = plan_prediction(config)
+        with group.together():
+            ready = ReadyNetwork.of(config, model)
+            outputs = Outputs(config, ready.loaded.taxonomy)
+        run = identity(ready.loaded, config)
+        batches = {batch_id(run, batch): batch for batch in plan.batches}
+        told = Progress(str(config.output), list(batches))
+        if told.complete:
+            size = len(plan.inputs)
+            return PredictionResult(str(config.output), size, size, ()) if group.leads else None
+        with group.together(), _writing(str(config.output)):
+            if group.leads:
+                held.enter_context(told.begun(config.coco_json))
+                sections = {"model": model, "infer": config}
+                url = storage.join(str(config.output), "config.yaml")
+                storage.publish_bytes(url, to_yaml(sections).encode())
+        done = group.gather(told.done())[0]
+        with group.together(), _writing(str(config.output)):
+            own = list(itertools.islice(batches.items(), group.rank, None, group.world_size))
+            _predict_batches(
+                [(one, batch) for one, batch in own if one not in done],
+                ready,
+                outputs,
+                told,
+                progress and group.leads,
+            )
+        return _finish(plan, told, ready, sum(len(batches[one]) for one in done), group)
 
 
-def _batches(
-    inputs: Sequence[InputImage], size: int, unreadable: list[str]
-) -> Iterator[list[tuple[InputImage, NDArray[np.uint8]]]]:
-    batch = []
-    for image in inputs:
-        try:
-            batch.append((image, image.read()))
-        except DataError as error:
-            unreadable.append(str(error))
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def _finish(
+    plan: PredictionPlan, told: Progress, ready: ReadyNetwork, kept: int, group: Group
+) -> PredictionResult | None:
+    result = None
+    with group.together(), _writing(str(plan.config.output)):
+        if group.leads:
+            bad = told.finish(ready.loaded.taxonomy, plan.config.coco_json)
+            problems = tuple(record["error"] for record in bad)
+            if len(bad) == len(plan.inputs):
+                raise DataError("no image could be read:\n  " + "\n  ".join(problems[:5]))
+            images = len(plan.inputs) - len(bad)
+            result = PredictionResult(str(plan.config.output), images, kept, problems)
+    return result
 
 
-def _write(
-    config: InferConfig, name: str, image: NDArray[np.uint8], mask: NDArray[np.integer]
+def _predict_batches(
+    batches: Sequence[tuple[str, Sequence[InputImage]]],
+    ready: ReadyNetwork,
+    outputs: Outputs,
+    told: Progress,
+    progress: bool,
 ) -> None:
-    pictures: dict[str, NDArray[np.integer]] = {f"{name}.png": mask}
-    if config.color:
-        pictures[f"{COLOR}/{name}.png"] = mask_to_color(mask)
-    if config.overlay:
-        pictures[f"{OVERLAY}/{name}.png"] = overlay_mask(image, mask)
-    for path, pixels in pictures.items():
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, format="PNG")
-        storage.publish_bytes(storage.join(str(config.output), path), buffer.getvalue())
+    """Predict batches one after the other; the next is read and the last written meanwhile."""
+    total = sum(len(batch) for _, batch in batches)
+    writing: deque[tuple[str, list[Record]]] = deque()
+    with (
+        tqdm(total=total, unit="img", disable=not progress) as bar,
+        ThreadPoolExecutor(_READERS, "cocoseg-read") as readers,
+        ThreadPoolExecutor(_WRITERS, "cocoseg-write") as writers,
+    ):
+        for name, photographs in _read_ahead(batches, readers):
+            whole = [
+                (image, read) for image, read in photographs if not isinstance(read, DataError)
+            ]
+            records: list[Record] = [
+                (image, {"error": str(read)})
+                for image, read in photographs
+                if isinstance(read, DataError)
+            ]
+            predictions = ready.predictions(
+                [pixels for _, pixels in whole],
+                confidence=outputs.wants_confidence,
+                probabilities=outputs.config.probabilities,
+            )
+            flying: deque[Future[dict[str, Any]]] = deque()
+            for (image, pixels), prediction in zip(whole, predictions, strict=True):
+                if len(flying) == _IN_FLIGHT:
+                    flying.popleft().result()
+                flying.append(writers.submit(outputs.write, image.name, pixels, prediction))
+                records.append((image, flying[-1]))
+            writing.append((name, records))
+            while len(writing) > 1:
+                _settle(*writing.popleft(), told)
+            bar.update(len(photographs))
+        while writing:
+            _settle(*writing.popleft(), told)
+
+
+def _settle(name: str, records: Sequence[Record], told: Progress) -> None:
+    """Wait until a batch is written, and note that it is done."""
+    lines = []
+    for image, record in records:
+        made = record.result() if isinstance(record, Future) else record
+        lines.append({"image": image.source, "mask": f"{image.name}.png", **made})
+    told.publish(name, lines)
+
+
+def _read_ahead(
+    batches: Sequence[tuple[str, Sequence[InputImage]]], readers: ThreadPoolExecutor
+) -> Iterator[tuple[str, list[Read]]]:
+    """Yield each batch's photographs while those of the next are being read."""
+    coming: deque[tuple[str, list[tuple[InputImage, Future[Pixels]]]]] = deque()
+    for name, batch in batches:
+        coming.append((name, [(image, readers.submit(_read, image)) for image in batch]))
+        if len(coming) > 1:
+            yield _arrived(*coming.popleft())
+    while coming:
+        yield _arrived(*coming.popleft())
+
+
+def _arrived(
+    name: str, batch: Sequence[tuple[InputImage, Future[Pixels]]]
+) -> tuple[str, list[Read]]:
+    return name, [(image, future.result()) for image, future in batch]
+
+
+def _read(image: InputImage) -> Pixels:
+    try:
+        return image.read()
+    except DataError as error:
+        return error
+
+
+@contextlib.contextmanager
+def _writing(folder: str) -> Iterator[None]:
+    """Say in plain words why something could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise CocosegError(
+            f"--output {folder}: cannot be written: {error.strerror or error}; mend that, then run "
+            "the same command again to go on"
+        ) from None

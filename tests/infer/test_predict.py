@@ -55,8 +55,14 @@ def out(tmp_path):
     return tmp_path / "out"
 
 
+BESIDE = {"config.yaml", "predictions.jsonl"}
+"""What lies beside the masks."""
+
+
 def files(folder):
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    """Everything below a folder, but what is always beside the masks."""
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    return sorted(found - BESIDE)
 
 
 def mask_of(path):
@@ -95,7 +101,7 @@ def test_a_folder_is_predicted_and_nested_names_are_kept(infer, put, out, checkp
     paths = [put(name) for name in ("a.jpg", "b/c/d.png", "b/a.JPG", "x.y.webp")]
     ran = infer("--no-tta")
     assert ran.code == 0, ran.err
-    assert files(out) == ["a.png", "b/a.png", "b/c/d.png", "config.yaml", "x.y.png"]
+    assert files(out) == ["a.png", "b/a.png", "b/c/d.png", "x.y.png"]
     for path, name in zip(paths, ("a.png", "b/c/d.png", "b/a.png", "x.y.png"), strict=True):
         with Image.open(path) as image:
             assert_predicts(checkpoint, mask_of(out / name), np.array(image.convert("RGB")))
@@ -114,13 +120,13 @@ def test_files_that_are_no_images_by_name_are_passed_over(infer, put, photos, ou
     (photos / "notes.txt").write_text("no image")
     (photos / "instances.json").write_text("{}")
     assert infer("--no-tta").code == 0
-    assert files(out) == ["a.png", "config.yaml"]
+    assert files(out) == ["a.png"]
 
 
 def test_a_single_image_is_predicted(infer, put, out):
     path = put("deep/one.png")
     assert infer("--no-tta", source=path).code == 0
-    assert files(out) == ["config.yaml", "one.png"]
+    assert files(out) == ["one.png"]
 
 
 def test_shards_are_predicted_under_their_keys(infer, golden, stored, out, checkpoint):
@@ -202,7 +208,7 @@ def test_hostile_names_are_names(infer, put, out, name, flags):
     put(name)
     ran = infer("--no-tta", "--set", "infer.batch_size=1", *flags)
     assert ran.code == 0, ran.err
-    assert files(out) == sorted(["config.yaml", name.removesuffix(".jpg") + ".png"])
+    assert files(out) == sorted([name.removesuffix(".jpg") + ".png"])
 
 
 @pytest.mark.parametrize(
@@ -224,14 +230,14 @@ def test_a_name_that_is_not_utf_8_is_a_name(infer, put, photos, readable):
 def test_the_longest_name_that_a_disk_takes_is_a_name(infer, put, out):
     put("x" * 251 + ".jpg")
     assert infer("--no-tta", "--json").code == 0
-    assert files(out) == ["config.yaml", "x" * 251 + ".png"]
+    assert files(out) == ["x" * 251 + ".png"]
 
 
 def test_a_link_to_a_folder_of_photographs_is_that_folder(infer, put, photos, out, tmp_path):
     put("a.jpg")
     (tmp_path / "link").symlink_to(photos)
     assert infer("--no-tta", source=tmp_path / "link").code == 0
-    assert files(out) == ["a.png", "config.yaml"]
+    assert files(out) == ["a.png"]
 
 
 def test_photographs_and_masks_may_lie_on_an_object_store(infer, put, out):
@@ -244,7 +250,7 @@ def test_photographs_and_masks_may_lie_on_an_object_store(infer, put, out):
     )
     assert ran.code == 0, ran.err
     written = {path.removeprefix("/infer-test/out/") for path in store.find("/infer-test/out")}
-    assert written == {"a.png", "b/c.png", "color/a.png", "color/b/c.png", "config.yaml"}
+    assert written == {"a.png", "b/c.png", "color/a.png", "color/b/c.png", *BESIDE}
     for name in ("a.png", "b/c.png"):
         assert store.cat_file(f"/infer-test/out/{name}") == (out / name).read_bytes()
     inside = "memory://infer-test/photos/masks"
@@ -274,7 +280,7 @@ def test_a_bare_file_of_weights_predicts_as_its_folder_does(infer, put, checkpoi
 
 def test_pictures_are_written_where_they_were_asked_for_and_only_then(infer, put, out, tmp_path):
     put("a.jpg"), put("b/c.jpg")
-    masks = ["a.png", "b/c.png", "config.yaml"]
+    masks = ["a.png", "b/c.png"]
     assert infer("--no-tta").code == 0
     assert files(out) == masks
     for flags, kinds in (
@@ -403,7 +409,7 @@ def test_a_photograph_called_color_is_no_clash(infer, put, out):
     put("color.jpg"), put("b/color/x.jpg")
     assert infer("--no-tta", "--color").code == 0
     assert files(out) == [
-        "b/color/x.png", "color.png", "color/b/color/x.png", "color/color.png", "config.yaml",
+        "b/color/x.png", "color.png", "color/b/color/x.png", "color/color.png",
     ]  # fmt: skip
 
 
@@ -455,7 +461,7 @@ def test_an_output_inside_the_input_is_not_read_again(infer, put, photos, tmp_pa
         ran = infer("--no-tta", "--color", "--json", output=output)
         assert ran.code == 0, ran.err
         assert json.loads(ran.out)["images"] == 3
-    assert len(files(Path(output))) == 7
+    assert len(files(Path(output))) == 6
 
 
 def test_a_folder_whose_name_only_begins_as_the_outputs_is_read(infer, put, photos):
@@ -536,7 +542,7 @@ def test_photographs_that_cannot_be_read_are_listed_and_the_rest_is_done(
     for name in ("empty.jpg", "cut.jpg", "page.jpg"):
         assert sum(name in line for line in result["unreadable"]) == 1
     assert "3 images could not be read" in ran.err
-    assert files(out) == ["a.png", "config.yaml", "d.png", "z.png"]
+    assert files(out) == ["a.png", "d.png", "z.png"]
 
 
 def test_when_no_photograph_can_be_read_it_is_bad_data(infer, photos, draw, out):
@@ -555,7 +561,7 @@ def test_a_photograph_that_vanishes_is_listed(infer, put, photos, out):
     (photos / "folder.jpg").mkdir()
     ran = infer("--no-tta")
     assert ran.code == 0
-    assert files(out) == ["a.png", "config.yaml"]
+    assert files(out) == ["a.png"]
 
 
 def test_a_damaged_sample_of_a_shard_is_listed(infer, golden, tmp_path, out):

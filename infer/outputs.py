@@ -1,0 +1,146 @@
+"""What is written for each photograph: its mask, and whatever else was asked for."""
+
+# C classes, H W pixels of the photograph
+
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as rle
+
+from .. import storage
+from ..colors import mask_to_color, overlay_mask
+from ..errors import ConfigError
+from ..shards.png import Mask, encode_mask
+from ..taxonomy import Taxonomy
+from .config import InferConfig
+from .predictor import Prediction
+
+
+class Outputs:
+    """Writes predictions below a folder.
+
+    ``NAME.png`` is the mask; ``color/NAME.png`` and ``overlay/NAME.png`` are for people;
+    ``confidence/NAME.png`` holds the probability of the mask's class, 8 bits, 255 is 1.0;
+    ``probabilities/NAME.npy`` those of all classes, float16, shape (H, W, C).
+
+    Raises
+    ------
+    ConfigError
+        If category ids are asked for and classes have none, or several.
+    """
+
+    def __init__(self, config: InferConfig, taxonomy: Taxonomy) -> None:
+        self.config = config
+        self._ignore_index = taxonomy.ignore_index
+        self._bits = taxonomy.bits
+        self._category_ids = np.zeros(taxonomy.num_classes, np.int64)
+        if config.ids == "coco" or config.coco_json:
+            self._category_ids[1:] = _category_ids(taxonomy)
+
+    @property
+    def wants_confidence(self) -> bool:
+        """Whether `write` needs the probability of each mask's class."""
+        return self.config.confidence or self.config.min_confidence > 0
+
+    def write(self, name: str, image: NDArray[np.uint8], prediction: Prediction) -> dict[str, Any]:
+        """Write one photograph's files, each at once or not at all; return what they hold.
+
+        Parameters
+        ----------
+        name
+            Path below the folder, without an extension.
+        image
+            uint8 RGB, shape (H, W, 3).
+
+        Returns
+        -------
+        dict
+            ``height``, ``width``, ``class_pixels`` (train id → pixels) and, with ``coco_json``,
+            ``segments``: category id and RLE of each class.
+
+        Raises
+        ------
+        OSError
+            If the disk is full or fails.
+        """
+        config = self.config
+        mask: Mask = _narrowed(prediction.mask, self._bits)
+        if config.min_confidence > 0:
+            assert prediction.confidence is not None
+            doubtful = prediction.confidence < config.min_confidence
+            mask = np.where(doubtful, mask.dtype.type(self._ignore_index), mask)
+        self._put(f"{name}.png", encode_mask(self._numbered(mask)))
+        if config.color:
+            self._put(f"color/{name}.png", _png(mask_to_color(mask, self._ignore_index)))
+        if config.overlay:
+            picture = overlay_mask(image, mask, ignore_index=self._ignore_index)
+            self._put(f"overlay/{name}.png", _png(picture))
+        if config.confidence:
+            assert prediction.confidence is not None
+            gray = np.rint(prediction.confidence * 255).astype(np.uint8)
+            self._put(f"confidence/{name}.png", _png(gray))
+        if config.probabilities:
+            assert prediction.probabilities is not None
+            buffer = io.BytesIO()
+            np.save(buffer, prediction.probabilities, allow_pickle=False)
+            self._put(f"probabilities/{name}.npy", buffer.getvalue())
+        train_ids, pixels = np.unique(mask, return_counts=True)
+        record: dict[str, Any] = {
+            "height": mask.shape[0],
+            "width": mask.shape[1],
+            "class_pixels": {
+                str(one): int(count) for one, count in zip(train_ids, pixels, strict=True)
+            },
+        }
+        if config.coco_json:
+            record["segments"] = [
+                {"category_id": int(self._category_ids[one]), "segmentation": _rle(mask == one)}
+                for one in train_ids
+                if 0 < one < len(self._category_ids)
+            ]
+        return record
+
+    def _numbered(self, mask: Mask) -> Mask:
+        """Return train ids, or category ids, as the settings say; ignored pixels stay."""
+        if self.config.ids == "train":
+            return mask
+        largest = int(self._category_ids.max())
+        bits = 8 if largest < 255 and self._bits == 8 else 16
+        numbers = np.full(self._ignore_index + 1, 2**bits - 1)
+        numbers[: len(self._category_ids)] = self._category_ids
+        return _narrowed(numbers[mask], bits)
+
+    def _put(self, path: str, content: bytes) -> None:
+        storage.publish_bytes(storage.join(str(self.config.output), path), content)
+
+
+def _narrowed(mask: NDArray[np.integer], bits: int) -> Mask:
+    return mask.astype(np.uint8) if bits == 8 else mask.astype(np.uint16)
+
+
+def _category_ids(taxonomy: Taxonomy) -> list[int]:
+    odd = [entry.name for entry in taxonomy.classes[1:] if len(entry.category_ids) != 1]
+    if odd:
+        raise ConfigError(
+            f"category ids were asked for, and {', '.join(odd[:5])} {'…' * (len(odd) > 5)} of the "
+            "checkpoint has none, or several: use train ids (infer.ids: train, no --coco-json)"
+        )
+    ids = [entry.category_ids[0] for entry in taxonomy.classes[1:]]
+    if max(ids, default=0) >= 65535:
+        raise ConfigError(f"category id {max(ids)} does not fit into a mask of 16 bits")
+    return ids
+
+
+def _rle(region: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return COCO's compressed RLE, as JSON has it."""
+    encoded = rle.encode(np.asfortranarray(region, dtype=np.uint8))
+    return {"size": list(map(int, encoded["size"])), "counts": encoded["counts"].decode()}
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()

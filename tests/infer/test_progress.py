@@ -1,0 +1,287 @@
+"""Whatever ends an inference, the same call completes it to the same bytes."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from cocoseg import storage
+from cocoseg.errors import CocosegError, ConfigError
+from cocoseg.infer import outputs
+from cocoseg.infer.config import InferConfig
+from cocoseg.infer.predict import predict
+from cocoseg.model.config import ModelConfig
+from PIL import Image
+
+FLAGS = {
+    "use_tta": False, "batch_size": 2, "color": True, "confidence": True, "coco_json": True,
+    "device": "cpu",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(draw, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("progress") / "photos"
+    folder.mkdir()
+    for i in range(13):
+        Image.fromarray(draw(40 + 3 * i, 60, seed=i)).save(folder / f"{i:02d}.png")
+    return folder
+
+
+def config_of(photos, checkpoint, out, **more):
+    return InferConfig(
+        checkpoint=str(checkpoint), input=str(photos), output=str(out), **{**FLAGS, **more}
+    )
+
+
+def content(folder):
+    """Every file's bytes, settings left out."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "config.yaml"
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(photos, checkpoint, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "out"
+    predict(config_of(photos, checkpoint, out), ModelConfig())
+    return content(out)
+
+
+def test_a_finished_run_holds_no_notes(whole):
+    kinds = {name.split("/")[0] for name in whole if "/" in name}
+    assert kinds == {"color", "confidence"}
+    assert len(whole) == 3 * 13 + 2
+
+
+def test_a_finished_run_is_left_alone(photos, checkpoint, tmp_path, whole, monkeypatch):
+    config = config_of(photos, checkpoint, tmp_path)
+    assert predict(config, ModelConfig()).kept == 0
+    monkeypatch.setattr(outputs.Outputs, "write", None)
+    assert predict(config, ModelConfig()).kept == 13
+    assert content(tmp_path) == whole
+
+
+def test_what_is_done_is_kept_and_the_rest_is_completed(
+    photos, checkpoint, tmp_path, whole, monkeypatch
+):
+    written = []
+    write = outputs.Outputs.write
+
+    def counted(self, name, *more):
+        if len(written) == 9:
+            raise OSError(28, os.strerror(28))
+        written.append(name)
+        return write(self, name, *more)
+
+    config = config_of(photos, checkpoint, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs.Outputs, "write", counted)
+        with pytest.raises(CocosegError, match="No space left on device; mend that"):
+            predict(config, ModelConfig())
+    assert not (tmp_path / "predictions.jsonl").exists()
+    done = len(list((tmp_path / ".progress").glob("*.json")))
+    assert 1 <= done <= 4
+    result = predict(config, ModelConfig())
+    assert (result.images, result.kept) == (13, 2 * done)
+    assert content(tmp_path) == whole
+
+
+def test_a_second_inference_into_the_folder_is_refused(photos, checkpoint, tmp_path, whole):
+    config = config_of(photos, checkpoint, tmp_path)
+    with storage.exclusive(str(tmp_path / ".progress" / "lock")):
+        with pytest.raises(ConfigError, match="an inference is at work in it"):
+            predict(config, ModelConfig())
+        assert [path.name for path in tmp_path.iterdir()] == [".progress"]
+    predict(config, ModelConfig())
+    assert content(tmp_path) == whole
+
+
+def test_other_settings_predict_anew(photos, checkpoint, tmp_path, whole):
+    predict(config_of(photos, checkpoint, tmp_path, use_tta=True), ModelConfig())
+    assert content(tmp_path) != whole
+    assert predict(config_of(photos, checkpoint, tmp_path), ModelConfig()).kept == 0
+    assert content(tmp_path) == whole
+
+
+def test_a_photograph_that_changed_is_predicted_anew_with_its_batch(
+    photos, checkpoint, tmp_path, draw
+):
+    own = shutil.copytree(photos, tmp_path / "photos")
+    config = config_of(own, checkpoint, tmp_path / "out", coco_json=False)
+    predict(config, ModelConfig())
+    before = content(tmp_path / "out")
+    Image.fromarray(draw(33, 44, seed=99)).save(own / "04.png")
+    assert predict(config, ModelConfig()).kept == 11
+    after = content(tmp_path / "out")
+    changed = {name for name in after if after[name] != before[name]}
+    assert {"04.png", "color/04.png", "predictions.jsonl"} <= changed
+    assert not [name for name in changed if name.startswith("0") and name[:2] not in ("04", "05")]
+    Image.fromarray(draw(33, 44, seed=7)).save(own / "99.png")  # one more: fewer than a batch
+    assert predict(config, ModelConfig()).kept == 12
+
+
+def test_unreadable_photographs_are_tried_again(photos, checkpoint, tmp_path, whole):
+    own = shutil.copytree(photos, tmp_path / "photos")
+    good = (own / "05.png").read_bytes()
+    (own / "05.png").write_bytes(good[:100])
+    config = config_of(own, checkpoint, tmp_path / "out", coco_json=False)
+    result = predict(config, ModelConfig())
+    assert (result.images, len(result.unreadable)) == (12, 1)
+    lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    assert [("error" in json.loads(line)) for line in lines].count(True) == 1
+    (own / "05.png").write_bytes(good)
+    result = predict(config, ModelConfig())
+    assert (result.images, result.kept, result.unreadable) == (13, 11, ())
+    names = {name for name in whole if name.endswith(".png")}
+    assert {name: content(tmp_path / "out")[name] for name in names} == {
+        name: whole[name] for name in names
+    }
+
+
+def test_files_of_others_are_never_replaced(run_cocoseg, photos, checkpoint, tmp_path):
+    for name in ("03.png", "config.yaml", "coco.json"):
+        out = tmp_path / f"of-{name}"
+        out.mkdir()
+        (out / name).write_bytes(b"mine")
+        (out / "notes.txt").write_bytes(b"mine, too")
+        flags = ("--checkpoint", checkpoint, "--input", photos, "--output", out)
+        ran = run_cocoseg("infer", "--no-tta", *flags)
+        assert ran.code == 2
+        assert f"{name} is there, and not of an inference" in ran.err
+        assert content(out).keys() <= {name, "notes.txt"}
+        assert (out / name).read_bytes() == b"mine"
+
+
+def test_one_photograph_is_not_replaced_by_its_mask(run_cocoseg, photos, checkpoint, tmp_path):
+    own = shutil.copytree(photos, tmp_path / "photos")
+    before = content(own)
+    ran = run_cocoseg(
+        "infer", "--checkpoint", checkpoint, "--input", own / "03.png", "--output", own
+    )
+    assert ran.code == 2
+    assert content(own) == before
+
+
+def command(photos, checkpoint, out, *before):
+    sets = (f"--set=infer.{key}={str(value).lower()}" for key, value in FLAGS.items())
+    return [
+        *before, "-m", "cocoseg", "infer", "--checkpoint", str(checkpoint),
+        "--input", str(photos), "--output", str(out), *sets,
+    ]  # fmt: skip
+
+
+def test_two_processes_predict_each_photograph_once(photos, checkpoint, tmp_path, whole):
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    ran = subprocess.run(
+        command(photos, checkpoint, tmp_path, *launch),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("images") == 1  # rank 0 reports
+    assert content(tmp_path) == whole
+
+
+# ---- kills
+
+_WARM = """
+import sys, os
+import cocoseg.infer.predict, cocoseg.settings, torch, transformers
+from transformers import SegformerForSemanticSegmentation
+torch.set_num_threads(1)
+from cocoseg import cli
+for line in sys.stdin:
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        os.dup2(2, 1)
+        sys.argv = ["cocoseg", *line.rstrip("\\n").split("\\t")]
+        cli.main()
+    print(pid, flush=True)
+    _, status = os.waitpid(pid, 0)
+    print(os.waitstatus_to_exitcode(status), flush=True)
+"""
+
+
+class Warm:
+    """Runs commands out of a process that has imported everything."""
+
+    def __init__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _WARM],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+
+    def start(self, arguments):
+        print("\t".join(arguments), file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline())
+
+    def wait(self):
+        return int(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def warm():
+    warm = Warm()
+    yield warm
+    warm.process.kill()
+    warm.process.communicate()
+
+
+def stamp(out):
+    """When the settings were written: before the first batch."""
+    path = out / "config.yaml"
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def kill_at_random(warm, photos, checkpoint, out, whole, kills, seed):
+    """Kill and start again; return how many kills came amidst the work."""
+    dice, amid = random.Random(seed), 0
+    arguments = command(photos, checkpoint, out)[2:]
+    for _ in range(kills):
+        before = stamp(out)
+        pid = warm.start(arguments)
+        deadline = time.monotonic() + 20
+        while stamp(out) == before and time.monotonic() < deadline:
+            time.sleep(0.001)  # it loads the network
+        time.sleep(dice.uniform(0, 0.12))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        code = warm.wait()
+        amid += code == -signal.SIGKILL and not (out / "predictions.jsonl").exists()
+        if code == 0:
+            break
+    warm.start(arguments)
+    assert warm.wait() == 0
+    assert content(out) == whole
+    return amid
+
+
+@pytest.mark.long
+def test_kills_at_any_time_change_no_byte(
+    warm, photos, checkpoint, tmp_path, whole, record_property
+):
+    amid = sum(
+        kill_at_random(warm, photos, checkpoint, tmp_path / str(seed), whole, 5, seed)
+        for seed in range(16)
+    )
+    record_property("figure", f"infer: {amid} random SIGKILLs amidst the work: same bytes")
+    assert amid >= 30
+
+
+def test_some_kills_at_any_time_change_no_byte(warm, photos, checkpoint, tmp_path, whole):
+    amid = sum(
+        kill_at_random(warm, photos, checkpoint, tmp_path / str(seed), whole, 3, seed)
+        for seed in (100, 101)
+    )
+    assert amid >= 2
