@@ -136,6 +136,9 @@ def predict(
         told = Progress(str(config.output), list(batches))
         if told.complete:
             size = len(plan.inputs)
+            with group.together(), _writing(str(config.output)):
+                if group.leads:
+                    told.clear()  # it may have been killed while it did so itself
             return PredictionResult(str(config.output), size, size, ()) if group.leads else None
         with group.together(), _writing(str(config.output)):
             if group.leads:

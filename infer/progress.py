@@ -191,8 +191,12 @@ class Progress:
             storage.publish_bytes(url, json.dumps(content).encode())
         text = "".join(f"{line}\n" for line in lines)
         storage.publish_bytes(storage.join(self._output, PREDICTIONS), text.encode())
-        storage.remove(self._url())
+        self.clear()
         return bad
+
+    def clear(self) -> None:
+        """Remove the notes, once all is complete."""
+        storage.remove(self._url())
 
 
 def _is_bad(records: Sequence[Mapping[str, Any]]) -> bool:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from cocoseg import storage
@@ -16,6 +17,7 @@ from cocoseg.errors import CocosegError, ConfigError
 from cocoseg.infer import outputs
 from cocoseg.infer.config import InferConfig
 from cocoseg.infer.predict import predict
+from cocoseg.infer.progress import Progress
 from cocoseg.model.config import ModelConfig
 from PIL import Image
 
@@ -66,6 +68,18 @@ def test_a_finished_run_is_left_alone(photos, checkpoint, tmp_path, whole, monke
     config = config_of(photos, checkpoint, tmp_path)
     assert predict(config, ModelConfig()).kept == 0
     monkeypatch.setattr(outputs.Outputs, "write", None)
+    assert predict(config, ModelConfig()).kept == 13
+    assert content(tmp_path) == whole
+
+
+def test_a_kill_between_the_list_and_the_end_of_the_notes(
+    photos, checkpoint, tmp_path, whole, monkeypatch
+):
+    config = config_of(photos, checkpoint, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "clear", lambda self: None)
+        predict(config, ModelConfig())
+    assert (tmp_path / ".progress").exists()
     assert predict(config, ModelConfig()).kept == 13
     assert content(tmp_path) == whole
 
@@ -251,8 +265,7 @@ def kill_at_random(warm, photos, checkpoint, out, whole, kills, seed):
     for _ in range(kills):
         before = stamp(out)
         pid = warm.start(arguments)
-        deadline = time.monotonic() + 20
-        while stamp(out) == before and time.monotonic() < deadline:
+        while stamp(out) == before and Path(f"/proc/{pid}/cmdline").read_bytes():
             time.sleep(0.001)  # it loads the network
         time.sleep(dice.uniform(0, 0.12))
         with contextlib.suppress(ProcessLookupError):
