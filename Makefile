@@ -32,7 +32,7 @@ check: $(READY)  ## Format, lint, types, layers; no tests
 	MYPYPATH=.venv/typing $(BIN)/mypy --package cocoseg --exclude '/(tests|benchmarks)/'
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## Measure the ratios that benchmarks/RESULTS.md quotes; PART=prepare, scale, stream, loss, loop, model
+bench: $(READY)  ## Measure the ratios that benchmarks/RESULTS.md quotes; PART=prepare, scale, stream, loss, loop, model, infer
 	$(BIN)/python benchmarks/run.py $(PART)
 
 clean:  ## Remove .venv and caches

@@ -37,7 +37,7 @@ class Row:
         """Return a row of two times; the ratio must reach `bar`."""
         ratio = other / ours
         met = None if bar is None else ratio >= bar
-        shown = "" if bar is None else f"≥ {bar:g}"
+        shown = "" if bar is None else f"≥ {bar:.3g}"
         return cls(what, f"{other:.2f} {unit}", f"{ours:.2f} {unit}", f"{ratio:.2f}", shown, met)
 
     @classmethod

@@ -1,13 +1,13 @@
 """Ratios against the plain way, measured in one run (A B A B …, median): ``make bench``.
 
-    python benchmarks/run.py [prepare] [scale] [stream] [loss] [loop] [model]
+    python benchmarks/run.py [prepare] [scale] [stream] [loss] [loop] [model] [infer]
 
 ``prepare``: speed and memory of `cocoseg prepare` on up to 4,000 images; ``scale``: on up to
 118,287; ``stream``: reading shards; ``loss``: training's; ``loop``: training beside its bare steps;
-``model``: SegFormer against transformers' own. All of them, if none is named. What is measured is
-drawn by `cocoseg demo`, or real COCO where COCOSEG_DATA names a folder with ``coco/annotations``
-and ``coco/train2017``. COCOSEG_PEERS may name a Python that has peers installed (see
-prepare/peers.py and stream/speed.py).
+``model``: SegFormer against transformers' own; ``infer``: masks. All of them, if none is named.
+What is measured is drawn by `cocoseg demo`, or real COCO where COCOSEG_DATA names a folder with
+``coco/annotations`` and ``coco/train2017``. COCOSEG_PEERS may name a Python that has peers
+installed (see prepare/peers.py and stream/speed.py).
 """
 
 import sys
@@ -20,10 +20,11 @@ from measure import machine, note, print_rows
 from prepare.data import Pictures
 from stream import speed as stream
 
+import infer
 import model
 from prepare import scale, speed
 
-PARTS = ("prepare", "scale", "stream", "loss", "loop", "model")
+PARTS = ("prepare", "scale", "stream", "loss", "loop", "model", "infer")
 
 
 def main(parts: list[str]) -> None:
@@ -48,6 +49,8 @@ def main(parts: list[str]) -> None:
         print_rows("loss", loss.rows())
     if "model" in parts:
         print_rows("SegFormer, float32", model.rows())
+    if "infer" in parts:
+        print_rows("infer", infer.rows())
 
 
 if __name__ == "__main__":
