@@ -120,6 +120,7 @@ def rows() -> Iterator[Row]:
             ("tta", of_views, "6 views"),
             ("batch", of_batch, f"one view, batches of {batch}"),
         ):
+            differs = f"{found[f'{what} differs']:.1e} of the pixels differ"
             times = {side: 1000 * seconds for side, seconds in found[what].items()}
             yield Row.speed(
                 f"{name}, {told}: the forward passes alone",
@@ -129,7 +130,7 @@ def rows() -> Iterator[Row]:
                 "ms",
             )
             yield Row.speed(
-                f"{name}, {told}: the plain way ({found[f'{what} differs']:.1e} of the pixels differ)",
+                f"{name}, {told}: the plain way ({differs})",
                 times["plain"],
                 times["ours"],
                 1.5,
