@@ -43,6 +43,7 @@ _PNG_EXIF = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 _PNG_END = b"\0\0\0\0IEND\xae\x42\x60\x82"  # the empty IEND chunk
 _OPPOSITE = {6: 8, 8: 6}  # which turn undoes a turn; all others undo themselves
 _COUNTED_BY_SEEKING = ("GIF", "TIFF")
+_KINDS = {"1": "gray", "L": "gray", "P": "palette", "CMYK": "CMYK"}
 _TURNED_BY_PILLOW = ("TIFF",)  # these alone it turns by itself, the size when opened
 
 
@@ -186,6 +187,28 @@ def decode(
     return pixels
 
 
+def kind(content: bytes) -> str:
+    """Return what `decode` makes RGB of: ``gray``, ``palette``, ``CMYK``, ``16 bits``, ``alpha``.
+
+    Empty for plain RGB.
+
+    Raises
+    ------
+    BadPhoto
+        If the header cannot be read.
+    """
+    with _open(content) as image:
+        if _has_alpha(image):
+            return "alpha"
+        if image.mode.startswith("I;16"):
+            return "16 bits"
+        return _KINDS.get(image.mode, "")
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info
+
+
 def _decode_by_pillow(image: Image.Image, content: bytes) -> NDArray[np.uint8]:
     _load(image, content)
     if image.mode.startswith("I;16"):  # TIFF and PNG, 16 bits a sample
@@ -217,10 +240,8 @@ def _info(image: Image.Image, content: bytes) -> PhotoInfo:
     extension = _extension(image)
     orientation = _orientation(image, content)
     width, height = _stored_size(image, orientation)
-    alpha = image.mode in ("LA", "PA", "RGBA", "RGBa", "La") or "transparency" in image.info
-    return PhotoInfo(
-        extension, width, height, orientation, image.mode, alpha, _frames(image, content)
-    )
+    frames = _frames(image, content)
+    return PhotoInfo(extension, width, height, orientation, image.mode, _has_alpha(image), frames)
 
 
 def _extension(image: Image.Image) -> str:

@@ -1,5 +1,6 @@
 """What ``infer`` predicts: images by name, folder, pattern or list, or photographs in shards."""
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ class InputImage:
     """Where it comes from, for people."""
     name: str
     """Relative path of its mask, without the extension."""
-    read: Callable[[], NDArray[np.uint8]]
-    """Decodes it, upright: uint8 RGB, shape (H, W, 3). Raises `DataError`."""
+    read: Callable[[], tuple[NDArray[np.uint8], str]]
+    """Decodes it, upright: uint8 RGB, shape (H, W, 3), and `photo.kind`. Raises `DataError`."""
     stamp: str = ""
     """Changes with its content, as far as that can be told without reading it."""
 
@@ -132,15 +133,17 @@ def _listed(path: str) -> list[InputImage]:
         raise ConfigError(
             f"--input {path}: lists files here and on an object store; make two lists"
         )
-    common = os.path.commonpath([url.rpartition("/")[0] or "/" for url in urls])
-    folder = urls[0][: len(common)] if storage.is_remote(urls[0]) else common
-    return [_file(url, os.path.splitext(url[len(folder) :].lstrip("/"))[0]) for url in urls]
+    parents = [url.split("/")[:-1] for url in urls]
+    alike = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*parents, strict=False))
+    common = len(list(alike))
+    return [_file(url, os.path.splitext("/".join(url.split("/")[common:]))[0]) for url in urls]
 
 
 def _file(url: str, name: str) -> InputImage:
-    def read() -> NDArray[np.uint8]:
+    def read() -> tuple[NDArray[np.uint8], str]:
         try:
-            return photo.decode(storage.read_bytes(url))
+            content = storage.read_bytes(url)
+            return photo.decode(content), photo.kind(content)
         except OSError as error:
             raise DataError(f"{url}: {error.strerror or error}") from None
         except (ConfigError, DataError) as error:
@@ -162,8 +165,8 @@ def _stamp(url: str) -> str:
 def _samples(folder: str, config: ReadConfig | None) -> list[InputImage]:
     shards = ShardSet([folder], masks=False, config=config)
 
-    def reader(position: int) -> Callable[[], NDArray[np.uint8]]:
-        return lambda: shards.read_image(position)
+    def reader(position: int) -> Callable[[], tuple[NDArray[np.uint8], str]]:
+        return lambda: (shards.read_image(position), "")
 
     inputs = []
     for position in range(len(shards)):

@@ -5,8 +5,8 @@ inputs → batches → predictions → OUTPUT/REL.png (and what else was asked f
 
 import contextlib
 import itertools
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +23,12 @@ from ..model.config import ModelConfig
 from .config import InferConfig
 from .inputs import InputImage, list_inputs
 from .outputs import Outputs
-from .predictor import ReadyNetwork
+from .predictor import Prediction, ReadyNetwork
 from .progress import Progress, batch_id, identity, refuse_strangers
 from .views import views_of
 
-Pixels = NDArray[np.uint8] | DataError
-"""A photograph's pixels, or why it has none."""
+Pixels = tuple[NDArray[np.uint8], str] | DataError
+"""A photograph's pixels and `photo.kind`, or why it has none."""
 Read = tuple[InputImage, Pixels]
 Record = tuple[InputImage, Future[dict[str, Any]] | dict[str, Any]]
 """What becomes of a photograph, perhaps not yet."""
@@ -70,6 +70,8 @@ class PredictionResult:
     """With a mask, those of a run before included."""
     kept: int
     """Of them, how many were there already."""
+    converted: dict[str, int]
+    """Photographs that were not plain RGB, by `photo.kind`."""
     unreadable: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,6 +80,7 @@ class PredictionResult:
             "output": self.output,
             "images": self.images,
             "kept": self.kept,
+            "converted": self.converted,
             "unreadable": list(self.unreadable),
         }
 
@@ -139,7 +142,7 @@ def predict(
             with group.together(), _writing(str(config.output)):
                 if group.leads:
                     told.clear()  # it may have been killed while it did so itself
-            return PredictionResult(str(config.output), size, size, ()) if group.leads else None
+            return _result(plan, told.records(), size) if group.leads else None
         with group.together(), _writing(str(config.output)):
             if group.leads:
                 held.enter_context(told.begun(config.coco_json))
@@ -165,13 +168,20 @@ def _finish(
     result = None
     with group.together(), _writing(str(plan.config.output)):
         if group.leads:
-            bad = told.finish(ready.loaded.taxonomy, plan.config.coco_json)
-            problems = tuple(record["error"] for record in bad)
-            if len(bad) == len(plan.inputs):
-                raise DataError("no image could be read:\n  " + "\n  ".join(problems[:5]))
-            images = len(plan.inputs) - len(bad)
-            result = PredictionResult(str(plan.config.output), images, kept, problems)
+            told.finish(ready.loaded.taxonomy, plan.config.coco_json)
+            result = _result(plan, told.records(), kept)
+            if result.images == 0:
+                raise DataError("no image could be read:\n  " + "\n  ".join(result.unreadable[:5]))
     return result
+
+
+def _result(
+    plan: PredictionPlan, records: Sequence[Mapping[str, Any]], kept: int
+) -> PredictionResult:
+    bad = tuple(str(record["error"]) for record in records if "error" in record)
+    converted = Counter(str(record["converted"]) for record in records if "converted" in record)
+    output = str(plan.config.output)
+    return PredictionResult(output, len(records) - len(bad), kept, dict(converted), bad)
 
 
 def _predict_batches(
@@ -190,31 +200,39 @@ def _predict_batches(
         ThreadPoolExecutor(_WRITERS, "cocoseg-write") as writers,
     ):
         for name, photographs in _read_ahead(batches, readers):
-            whole = [
-                (image, read) for image, read in photographs if not isinstance(read, DataError)
-            ]
-            records: list[Record] = [
-                (image, {"error": str(read)})
-                for image, read in photographs
-                if isinstance(read, DataError)
-            ]
             predictions = ready.predictions(
-                [pixels for _, pixels in whole],
+                [read[0] for _, read in photographs if not isinstance(read, DataError)],
                 confidence=outputs.wants_confidence,
                 probabilities=outputs.config.probabilities,
             )
+            records: list[Record] = []
             flying: deque[Future[dict[str, Any]]] = deque()
-            for (image, pixels), prediction in zip(whole, predictions, strict=True):
+            for image, read in photographs:
+                if isinstance(read, DataError):
+                    records.append((image, {"error": str(read)}))
+                    continue
                 if len(flying) == _IN_FLIGHT:
                     flying.popleft().result()
-                flying.append(writers.submit(outputs.write, image.name, pixels, prediction))
-                records.append((image, flying[-1]))
+                written = writers.submit(_write, outputs, image, *read, next(predictions))
+                flying.append(written)
+                records.append((image, written))
             writing.append((name, records))
             while len(writing) > 1:
                 _settle(*writing.popleft(), told)
             bar.update(len(photographs))
         while writing:
             _settle(*writing.popleft(), told)
+
+
+def _write(
+    outputs: Outputs,
+    image: InputImage,
+    pixels: NDArray[np.uint8],
+    kind: str,
+    prediction: Prediction,
+) -> dict[str, Any]:
+    converted = {"converted": kind} if kind else {}
+    return {**outputs.write(image.name, pixels, prediction), **converted}
 
 
 def _settle(name: str, records: Sequence[Record], told: Progress) -> None:

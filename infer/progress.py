@@ -86,13 +86,17 @@ class Progress:
     def _url(self, *parts: str) -> str:
         return storage.join(self._output, PROGRESS, *parts)
 
+    def records(self) -> list[dict[str, Any]]:
+        """Return what the list of a finished run holds, a record for each photograph."""
+        url = storage.join(self._output, PREDICTIONS)
+        lines = storage.read_bytes(url).splitlines() if storage.exists(url) else []
+        return [json.loads(line) for line in lines]
+
     def _of_before(self) -> dict[str, list[dict[str, Any]]]:
         """Return the records of a finished run by batch; empty where there is none."""
-        url = storage.join(self._output, PREDICTIONS)
         found: dict[str, list[dict[str, Any]]] = {}
         try:
-            for line in storage.read_bytes(url).splitlines() if storage.exists(url) else ():
-                record = json.loads(line)
+            for record in self.records():
                 found.setdefault(record.pop("batch"), []).append(record)
         except (ValueError, KeyError, TypeError, AttributeError):
             return {}
@@ -154,9 +158,9 @@ class Progress:
             return [{"error": "cannot be read"}]
         return records
 
-    def finish(self, taxonomy: Taxonomy, coco_json: bool) -> list[dict[str, Any]]:
-        """Write the lists of all photographs, remove the notes; return the unreadable ones."""
-        bad, lines = [], []
+    def finish(self, taxonomy: Taxonomy, coco_json: bool) -> None:
+        """Write the lists of all photographs, and remove the notes."""
+        lines: list[str] = []
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for batch in self._ids:
@@ -164,7 +168,6 @@ class Progress:
                 segments = record.pop("segments", [])
                 lines.append(json.dumps({**record, "batch": batch}))
                 if "error" in record:
-                    bad.append(record)
                     continue
                 size = {"height": record["height"], "width": record["width"]}
                 images.append({"id": len(images) + 1, "file_name": record["image"], **size})
@@ -192,7 +195,6 @@ class Progress:
         text = "".join(f"{line}\n" for line in lines)
         storage.publish_bytes(storage.join(self._output, PREDICTIONS), text.encode())
         self.clear()
-        return bad
 
     def clear(self) -> None:
         """Remove the notes, once all is complete."""

@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import fsspec
@@ -137,6 +139,115 @@ def test_shards_are_predicted_under_their_keys(infer, golden, stored, out, check
         assert mask_of(out / f"{key}.png").shape == sample.mask.shape
 
 
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("**/*.jpg", ["a.png", "b/c.png", "b/d/e.png"]),
+        ("*.jpg", ["a.png"]),
+        ("b/*.jpg", ["c.png"]),
+        ("[ab]*/**/?.jpg", ["b/c.png", "b/d/e.png"]),
+    ],
+)
+def test_a_pattern_names_images(infer, put, photos, out, pattern, expected):
+    for name in ("a.jpg", "b/c.jpg", "b/d/e.jpg", "b/d/f.png"):
+        put(name)
+    ran = infer("--no-tta", source=photos / pattern)
+    assert ran.code == 0, ran.err
+    assert files(out) == expected
+
+
+def test_a_pattern_that_matches_nothing_is_refused(infer, put, photos, out):
+    put("a.jpg")
+    refused(infer(source=photos / "*.webp"), out, "matches no file")
+
+
+def test_a_list_names_images(infer, put, photos, out, tmp_path):
+    paths = [put(name) for name in ("a.jpg", "b/c.jpg", "b/d.jpg")]
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "some.txt").write_text(f"../photos/b/c.jpg\n\n{paths[0]}\n{paths[0]}\n")
+    assert infer("--no-tta", source=lists / "some.txt").code == 0
+    assert files(out) == ["a.png", "b/c.png"]
+    (lists / "one.txt").write_text("../photos/b/d.jpg\n../photos/b/gone.jpg\n")
+    ran = infer("--no-tta", source=lists / "one.txt", output=tmp_path / "other")
+    assert ran.code == 4
+    assert "gone.jpg" in ran.out
+    assert files(tmp_path / "other") == ["d.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "lists no file"),
+        (b"\xff\xfe", "no list of paths"),
+        (b"a.jpg\ns3://b/c.jpg", "two lists"),
+    ],
+)
+def test_a_list_that_is_none_is_refused(infer, put, photos, out, text, said):
+    put("a.jpg")
+    (photos / "list.txt").write_bytes(text)
+    refused(infer(source=photos / "list.txt"), out, said)
+
+
+def test_a_list_on_an_object_store_names_urls(infer, put, out):
+    store = fsspec.filesystem("memory")
+    for name in ("a.png", "b/c.png"):
+        store.pipe_file(f"/infer-list/{name}", put(name).read_bytes())
+    lines = "memory://infer-list/a.png\nmemory://infer-list/b/c.png\n"
+    store.pipe_file("/infer-list/list.txt", lines.encode())
+    ran = infer("--no-tta", source="memory://infer-list/list.txt")
+    assert ran.code == 0, ran.err
+    assert files(out) == ["a.png", "b/c.png"]
+
+
+def test_what_was_no_plain_rgb_is_counted(infer, put, photos, draw):
+    put("rgb.png"), put("gray.png", draw(30, 44)[..., 0]), put("gray.jpg", draw(30, 44)[..., 1])
+    Image.fromarray(draw(30, 44)).convert("CMYK").save(photos / "c.jpg")
+    clear = Image.fromarray(draw(30, 44))
+    clear.putalpha(128)
+    clear.save(photos / "a.webp")
+    Image.fromarray(draw(30, 44)).convert("P").save(photos / "p.gif")
+    Image.fromarray(draw(30, 44)[..., 0].astype(np.uint16) << 8).save(photos / "w.tif")
+    (photos / "gray.jpg").rename(photos / "grey.jpg")
+    for _ in range(2):  # a finished run knows it, too
+        told = json.loads(infer("--no-tta", "--json").out)
+        expected = {"gray": 2, "CMYK": 1, "alpha": 1, "palette": 1, "16 bits": 1}
+        assert told["converted"] == expected
+        assert told["images"] == 7
+
+
+def test_of_an_animation_the_first_picture_counts(infer, photos, draw, out):
+    frames = [Image.fromarray(draw(30, 44, seed=i)).quantize(64) for i in range(3)]
+    frames[0].save(photos / "a.gif", save_all=True, append_images=frames[1:], duration=50)
+    frames[0].save(photos / "b.gif")
+    assert infer("--no-tta").code == 0
+    assert np.array_equal(mask_of(out / "a.png"), mask_of(out / "b.png"))
+
+
+def test_a_pixel_bomb_is_listed_and_never_decoded(infer, put, photos, out):
+    put("a.png")
+    size = struct.pack(">II", 60_000, 60_000)
+    header = b"IHDR" + size + b"\x08\x00\x00\x00\x00"
+    content = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header
+    content += struct.pack(">I", zlib.crc32(header)) + struct.pack(">I", 0) + b"IDAT"
+    (photos / "bomb.png").write_bytes(content + struct.pack(">I", zlib.crc32(b"IDAT")))
+    ran = infer("--no-tta", "--json")
+    assert ran.code == 4
+    (line,) = json.loads(ran.out)["unreadable"]
+    assert "bomb.png" in line
+    assert "3600000000 pixels" in line
+    assert files(out) == ["a.png"]
+
+
+def test_an_output_that_cannot_be_written_is_told(infer, put, tmp_path):
+    put("a.png")
+    (tmp_path / "file").write_text("")
+    ran = infer("--no-tta", output=tmp_path / "file" / "out")
+    assert ran.code in (1, 2)
+    assert "Traceback" not in ran.err
+    assert str(tmp_path / "file") in ran.err
+
+
 @pytest.mark.usefixtures("image_processor")
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_a_photograph_that_exif_turns_gets_an_upright_mask(
@@ -176,7 +287,7 @@ def test_every_kind_of_photograph_is_predicted(infer, photos, draw, out, checkpo
     assert_predicts(checkpoint, mask_of(out / "a.png"), shown)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (64, 64), (7, 3)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (64, 64), (7, 3), (1, 20_000)])
 @pytest.mark.parametrize("keep_ratio", [False, True])
 def test_any_size_gets_a_mask_of_that_size(infer, put, out, make_checkpoint, size, keep_ratio):
     from cocoseg.taxonomy import coco_taxonomy
