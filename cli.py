@@ -335,8 +335,13 @@ def infer(
     metavar="CKPT",
     help="A run, a checkpoint folder, a Hugging Face name, or a .pt file.",
 )
+@click.option(
+    "--predictions",
+    metavar="FOLDER",
+    help="Instead of a checkpoint: masks that anything made, FOLDER/KEY.png of train ids.",
+)
 @click.option("--shards", multiple=True, metavar="SHARDS", help="Shards to score on; repeatable.")
-@click.option("--output", metavar="DIR", help="Folder for metrics.json and pictures.")
+@click.option("--output", metavar="DIR", help="Folder for metrics.json, CSV files and report.html.")
 @click.option(
     "--tta/--no-tta", "use_tta", default=None, help="Average several scales and flips. [on]"
 )
@@ -348,7 +353,10 @@ def infer(
 def evaluate(
     config_file: str | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool, **flags: Any
 ) -> None:
-    """Measure a checkpoint on shards: mIoU and IoU of every class, at the masks' own resolution."""
+    """Measure a checkpoint, or masks, on shards: IoU of every class, at the masks' resolution.
+
+    Look at DIR/report.html. Under torchrun, each process takes its share; the scores are the same.
+    """
     settings = _settings("eval", config_file, overrides, flags, {"use_tta": "--tta/--no-tta"})
     from .infer.evaluate import evaluate as measure
     from .infer.evaluate import plan_evaluation
@@ -358,7 +366,8 @@ def evaluate(
         plan = plan_evaluation(value.infer).to_dict()
         return _print(plan, as_json, _lines(plan))
     result = measure(value.infer, value.model, progress=_progress())
-    _print(result.to_dict(), as_json, result.table())
+    if os.environ.get("RANK", "0") == "0":  # all know the result
+        _print(result.to_dict(), as_json, result.table())
 
 
 @cli.command()

@@ -1,8 +1,10 @@
 """Scores of a segmentation, all from one integer confusion matrix.
 
 Definitions: Everingham et al., "The PASCAL Visual Object Classes Challenge: A Retrospective"
-(2015), §3.2 for IoU; Long et al., "Fully Convolutional Networks" (2015), §5 for pixel and mean
-accuracy. A class is in the mean if its union (for accuracy: its truth) is not empty.
+(2015), §3.2 for IoU; Long et al., "Fully Convolutional Networks" (2015), §5 for pixel accuracy,
+mean accuracy and frequency-weighted IoU; Dice, "Measures of the Amount of Ecologic Association
+Between Species" (1945).
+A class is in a mean if its union (for accuracy: its truth) is not empty.
 """
 
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ def confusion_matrix(
     prediction: NDArray[np.integer],
     num_classes: int,
     ignore_index: int,
+    no_prediction: int | None = None,
 ) -> NDArray[np.int64]:
     """Count pixels by (truth, prediction).
 
@@ -27,11 +30,14 @@ def confusion_matrix(
         Train ids of any shape; `ignore_index` pixels are left out.
     prediction
         Train ids of the same shape, all below `num_classes`.
+    no_prediction
+        Value, beyond all train ids, of pixels to which no class was given.
 
     Returns
     -------
     ndarray
-        int64, shape (num_classes, num_classes); rows are the truth.
+        int64, shape (C, C) with C = `num_classes`; rows are the truth. With `no_prediction`
+        (C, C + 1): the last column counts those pixels.
 
     Raises
     ------
@@ -42,11 +48,19 @@ def confusion_matrix(
         raise ValueError(f"truth {truth.shape} and prediction {prediction.shape} differ in shape")
     valid = truth != ignore_index
     rows, columns = truth[valid].astype(np.int64), prediction[valid].astype(np.int64)
-    for name, ids in (("truth", rows), ("prediction", columns)):
+    width = num_classes
+    predicted = columns
+    if no_prediction is not None:
+        width += 1
+        given = columns != no_prediction
+        predicted = columns[given]
+    for name, ids in (("truth", rows), ("prediction", predicted)):
         if ids.size and (ids.min() < 0 or ids.max() >= num_classes):
             raise ValueError(f"{name} holds train id {ids.max()}, expected 0…{num_classes - 1}")
-    counts = np.bincount(rows * num_classes + columns, minlength=num_classes**2)
-    return counts.reshape(num_classes, num_classes).astype(np.int64)
+    if no_prediction is not None:
+        columns[~given] = num_classes
+    counts = np.bincount(rows * width + columns, minlength=num_classes * width)
+    return counts.reshape(num_classes, width).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,60 +74,92 @@ class Scores:
     pixel_accuracy: float
     mean_accuracy: float
     """Mean recall over the classes present in the truth."""
+    mean_dice: float
+    """Mean Dice over the classes whose union is not empty."""
+    frequency_weighted_iou: float
+    """Mean IoU, each class weighted by its truth pixels."""
     iou: NDArray[np.float64]
     """Per class, shape (C,); NaN for an empty union."""
     accuracy: NDArray[np.float64]
     """Recall per class, shape (C,); NaN for a class absent from the truth."""
+    dice: NDArray[np.float64]
+    """2 · hits ÷ (truth + predicted) per class, shape (C,); NaN for an empty union."""
     pixels: NDArray[np.int64]
     """Truth pixels per class, shape (C,)."""
+    predicted: NDArray[np.int64]
+    """Predicted pixels per class, shape (C,)."""
 
     @classmethod
     def from_confusion(cls, matrix: NDArray[np.int64]) -> "Scores":
-        """Derive all scores from `confusion_matrix`'s result, shape (C, C)."""
-        hits = np.diag(matrix).astype(np.float64)
-        truth, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
-        union = truth + predicted - np.diag(matrix)
-        iou = _ratio(hits, union)
-        accuracy = _ratio(hits, truth)
+        """Derive all scores from `confusion_matrix`'s result.
+
+        Pixels without a prediction are misses of their class, and nobody's false positives.
+
+        Parameters
+        ----------
+        matrix
+            Shape (C, C), or (C, C + 1) with a last column of pixels without a prediction.
+        """
+        truth, predicted = matrix.sum(axis=1), matrix[:, : len(matrix)].sum(axis=0)
+        hits = np.diag(matrix)
+        union = truth + predicted - hits
+        iou = fractions(hits, union)
+        accuracy = fractions(hits, truth)
+        dice = fractions(2 * hits, truth + predicted)
+        there = truth > 0
+        weighted = float((truth[there] * iou[there]).sum())
         return cls(
-            miou=_mean(iou),
-            miou_foreground=_mean(iou[1:]),
-            pixel_accuracy=float(_ratio(hits.sum(), np.asarray(matrix.sum()))),
-            mean_accuracy=_mean(accuracy),
+            miou=mean(iou),
+            miou_foreground=mean(iou[1:]),
+            pixel_accuracy=float(fractions(hits.sum(), truth.sum())),
+            mean_accuracy=mean(accuracy),
+            mean_dice=mean(dice),
+            frequency_weighted_iou=weighted / int(truth.sum()) if there.any() else float("nan"),
             iou=iou,
             accuracy=accuracy,
+            dice=dice,
             pixels=truth,
+            predicted=predicted,
         )
 
     def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
         """Return the JSON form; NaN becomes None."""
         return {
-            "mIoU": _plain(self.miou),
-            "mIoU_foreground": _plain(self.miou_foreground),
-            "pixel_accuracy": _plain(self.pixel_accuracy),
-            "mean_accuracy": _plain(self.mean_accuracy),
+            "mIoU": plain(self.miou),
+            "mIoU_foreground": plain(self.miou_foreground),
+            "pixel_accuracy": plain(self.pixel_accuracy),
+            "mean_accuracy": plain(self.mean_accuracy),
+            "mean_Dice": plain(self.mean_dice),
+            "frequency_weighted_IoU": plain(self.frequency_weighted_iou),
             "classes": [
                 {
                     "train_id": train_id,
                     "name": name,
-                    "IoU": _plain(self.iou[train_id]),
-                    "accuracy": _plain(self.accuracy[train_id]),
+                    "IoU": plain(self.iou[train_id]),
+                    "accuracy": plain(self.accuracy[train_id]),
+                    "Dice": plain(self.dice[train_id]),
                     "pixels": int(self.pixels[train_id]),
+                    "predicted_pixels": int(self.predicted[train_id]),
                 }
                 for train_id, name in enumerate(names)
             ],
         }
 
 
-def _ratio(part: NDArray[np.float64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+def fractions(
+    part: NDArray[np.int64] | np.int64, whole: NDArray[np.int64] | np.int64
+) -> NDArray[np.float64]:
+    """Return part ÷ whole, NaN where the whole is 0."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(whole > 0, part / whole, np.nan)
+        return np.where(whole > 0, np.true_divide(part, whole), np.nan)
 
 
-def _mean(values: NDArray[np.float64]) -> float:
+def mean(values: NDArray[np.float64]) -> float:
+    """Return the mean of those that are not NaN; NaN if there is none."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else float("nan")
 
 
-def _plain(value: float | np.float64) -> float | None:
+def plain(value: float | np.float64) -> float | None:
+    """Return what JSON knows: None for NaN."""
     return None if np.isnan(value) else float(value)

@@ -18,6 +18,9 @@ class InferConfig(ReadConfig):
     'photos/**/*.jpg', a .txt file that lists images, or a folder of shards."""
     shards: tuple[PathField, ...] = ()
     """What 'eval' scores: folders of shards."""
+    predictions: PathField | None = None
+    """What 'eval' scores instead of a checkpoint: a folder of masks, FOLDER/KEY.png of train ids
+    for each sample."""
     output: PathField | None = None
     """Folder that receives masks, or scores."""
     use_tta: bool = True

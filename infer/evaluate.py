@@ -1,28 +1,42 @@
-"""Score a checkpoint on shards, at the masks' own resolution.
+"""Score a checkpoint, or masks that anything made, on shards, at the masks' own resolution.
 
-checkpoint, shards → canonical batches → confusion matrix → metrics.json (and pictures)
+checkpoint | masks, shards → canonical batches → counts, summed over processes → scores → report
 """
 
+import contextlib
 import io
+import itertools
 import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from .. import storage
 from ..colors import visualize_prediction
 from ..config import to_yaml
-from ..errors import ConfigError
-from ..metrics import Scores, confusion_matrix
+from ..distributed.group import Group, process_group
+from ..errors import CocosegError, ConfigError, DataError
 from ..model.config import ModelConfig
-from ..model.score import predictions
 from ..shards.plan import evaluation_batches
-from ..shards.reader import ShardSet
+from ..shards.reader import Sample, ShardSet, good
+from ..taxonomy import Taxonomy
 from .config import InferConfig
-from .predictor import ReadyNetwork
+from .evaluation.checkpoint import Checkpoint, load_checkpoint
+from .evaluation.images import ImageScore, ShownImage, Worst
+from .evaluation.page import render_evaluation
+from .evaluation.predicted import Predicted, PredictedByNetwork, PredictedMasks
+from .evaluation.result import Evaluation as Evaluation  # what `evaluate` returns
+from .evaluation.tally import Tally
 from .views import views_of
+
+METRICS = "metrics.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,58 +45,33 @@ class EvaluationPlan:
 
     config: InferConfig
     shards: ShardSet
+    masks: PredictedMasks | None
+    """Instead of a network."""
+
+    @property
+    def views(self) -> int:
+        """How often the network sees each image."""
+        return 0 if self.masks else len(views_of(self.config))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
         return {
             "checkpoint": self.config.checkpoint,
+            "predictions": self.config.predictions,
             "samples": len(self.shards),
             "classes": self.shards.taxonomy.num_classes,
-            "views": len(views_of(self.config)),
+            "views": self.views,
             "output": self.config.output,
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """The scores of one checkpoint on one set of shards."""
+@dataclass(slots=True)
+class _Part:
+    """What one process found of its batches."""
 
-    checkpoint: str
-    tta: bool
-    samples: int
-    names: tuple[str, ...]
-    scores: Scores
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the content of ``metrics.json``."""
-        return {
-            "checkpoint": self.checkpoint,
-            "tta": self.tta,
-            "samples": self.samples,
-            **self.scores.to_dict(self.names),
-        }
-
-    def table(self) -> str:
-        """Return the scores for people: every class that occurs, the rest counted."""
-        scores = self.scores
-        seen = [i for i in range(len(self.names)) if not np.isnan(scores.iou[i])]
-        width = max(len(self.names[i]) for i in seen) if seen else 10
-        lines = [f"{'class':<{width}}    IoU  accuracy        pixels"]
-        for i in sorted(seen, key=lambda i: -scores.iou[i]):
-            accuracy = "       -" if np.isnan(scores.accuracy[i]) else f"{scores.accuracy[i]:8.4f}"
-            pixels = f"{scores.pixels[i]:>12,}"
-            lines.append(f"{self.names[i]:<{width}} {scores.iou[i]:6.4f}  {accuracy}  {pixels}")
-        absent = len(self.names) - len(seen)
-        lines += [
-            "",
-            f"mIoU            {scores.miou:.4f}   over {len(seen)} classes"
-            + (f"; {absent} neither occur nor were predicted" if absent else ""),
-            f"without background {scores.miou_foreground:.4f}",
-            f"pixel accuracy  {scores.pixel_accuracy:.4f}",
-            f"mean accuracy   {scores.mean_accuracy:.4f}",
-            f"samples         {self.samples}{', with test-time augmentation' if self.tta else ''}",
-        ]
-        return "\n".join(lines)
+    tally: Tally
+    images: list[ImageScore]
+    worst: Worst
 
 
 def plan_evaluation(config: InferConfig) -> EvaluationPlan:
@@ -91,71 +80,187 @@ def plan_evaluation(config: InferConfig) -> EvaluationPlan:
     Raises
     ------
     ConfigError, DataError
-        If a path is missing or the shards have no manifest.
+        If a path is missing, the shards have no manifest, or `infer.predictions` has not one mask
+        for each sample (see `PredictedMasks`).
     """
-    if config.checkpoint is None:
-        raise ConfigError("--checkpoint: give a run, a checkpoint folder or a Hugging Face name")
+    if config.checkpoint is None and config.predictions is None:
+        raise ConfigError(
+            "--checkpoint: give a run, a checkpoint folder or a Hugging Face name; or "
+            "--predictions, a folder of masks"
+        )
+    if config.checkpoint is not None and config.predictions is not None:
+        raise ConfigError(
+            "--checkpoint and --predictions: give one of them ('--set infer.checkpoint=' takes "
+            "back what a config file says)"
+        )
     if config.output is None:
         raise ConfigError("--output: give a folder for the scores")
     if not config.shards:
         raise ConfigError("--shards: give at least one folder of shards")
-    return EvaluationPlan(config, ShardSet(config.shards, config=config))
+    shards = ShardSet(config.shards, config=config)
+    masks = None if config.predictions is None else PredictedMasks(config.predictions, shards)
+    return EvaluationPlan(config, shards, masks)
 
 
 def evaluate(config: InferConfig, model: ModelConfig, progress: bool = False) -> Evaluation:
-    """Score ``infer.checkpoint`` on ``infer.shards`` and write ``metrics.json``.
+    """Score ``infer.checkpoint``, or ``infer.predictions``, on ``infer.shards``.
+
+    Writes ``metrics.json`` (last), ``classes.csv``, ``images.csv``, ``report.html``, the settings
+    and, if asked for, pictures. Under torchrun each process takes every W-th batch, and rank 0
+    writes; the bytes are the same at any number of processes, on processors that compute alike.
 
     Parameters
     ----------
     progress
-        Show a bar on stderr.
+        Show a bar on stderr (rank 0).
+
+    Returns
+    -------
+    Evaluation
+        The same on every process.
 
     Raises
     ------
     ConfigError
         If the checkpoint's classes are not those of the shards; see also `plan_evaluation`.
     DataError
-        If a shard or the checkpoint is damaged.
+        If a shard, the checkpoint or a mask is damaged, or the pixels that were scored are not
+        those that the manifests count.
+    CocosegError
+        If something cannot be written; what failed on one process, on every process.
     """
-    shards = plan_evaluation(config).shards
-    ready = ReadyNetwork.of(config, model)
-    taxonomy, theirs = shards.taxonomy, ready.loaded.taxonomy
-    if theirs.names != taxonomy.names:
-        raise ConfigError(
-            f"the checkpoint has {theirs.num_classes} classes ({', '.join(theirs.names[:4])} …), "
-            f"the shards {taxonomy.num_classes} ({', '.join(taxonomy.names[:4])} …): they differ, "
-            "so no score would mean anything"
+    with process_group("cpu" if config.checkpoint is None else config.device) as group:
+        with group.together():
+            plan = plan_evaluation(config)
+        shards = plan.shards
+        with group.together():
+            checkpoint, predicted = _predicted(plan, model)
+        batches = evaluation_batches(len(shards), config.batch_size, group.world_size, group.rank)
+        with group.together(), _writing(str(config.output)):
+            part = _score(predicted, plan, batches, progress and group.leads)
+        result = _joined(part, plan, checkpoint, group)
+        with group.together():
+            _check_totals(result, shards)
+        with group.together(), _writing(str(config.output)):
+            if group.leads:
+                _write(result, config, model)
+        return result
+
+
+def _predicted(plan: EvaluationPlan, model: ModelConfig) -> tuple[Checkpoint | None, Predicted]:
+    """Make ready what predicts."""
+    if plan.masks is not None:
+        return None, plan.masks
+    ready, checkpoint = load_checkpoint(plan.config, model, plan.shards.taxonomy)
+    return checkpoint, PredictedByNetwork(ready)
+
+
+def _score(
+    predicted: Predicted, plan: EvaluationPlan, batches: Sequence[range], progress: bool
+) -> _Part:
+    """Count the batches of this process, image by image."""
+    taxonomy, config = plan.shards.taxonomy, plan.config
+    part = _Part(Tally.empty(taxonomy.num_classes), [], Worst())
+    with tqdm(total=sum(map(len, batches)), unit="img", disable=not progress) as bar:
+        for positions, samples in _read_ahead(plan.shards, batches):
+            predictions = predicted.of(samples)
+            for position, sample, one in zip(positions, samples, predictions, strict=True):
+                tally = Tally.of(sample.mask, one.mask, one.confidence, taxonomy)
+                part.tally.add(tally)
+                score = ImageScore.of(position, sample, tally.confusion)
+                part.images.append(score)
+                draw = partial(ShownImage.of, score, sample, one.mask, tally.confusion)
+                part.worst.meet(score, partial(draw, taxonomy.ignore_index))
+                if position < config.pictures:
+                    _write_picture(sample, one.mask, taxonomy, str(config.output))
+                bar.update()
+    return part
+
+
+def _read_ahead(shards: ShardSet, batches: Sequence[range]) -> Iterator[tuple[range, list[Sample]]]:
+    """Yield each batch's samples while those of the next are being read.
+
+    Raises
+    ------
+    BadSample
+        If a sample cannot be had: a score without it would be another one.
+    """
+    with ThreadPoolExecutor(1, "cocoseg-read") as reader:
+        coming = reader.submit(shards.read_many, batches[0]) if batches else None
+        for positions, following in itertools.zip_longest(batches, batches[1:]):
+            assert coming is not None
+            read = coming.result()
+            if following is not None:
+                coming = reader.submit(shards.read_many, following)
+            yield positions, [good(sample) for sample in read]
+
+
+def _joined(
+    part: _Part, plan: EvaluationPlan, checkpoint: Checkpoint | None, group: Group
+) -> Evaluation:
+    """Put together what all processes found; integers, so that their number does not matter."""
+    taxonomy = plan.shards.taxonomy
+    vector = group.sum(torch.from_numpy(part.tally.to_vector())).numpy()
+    images = (score for found in group.gather(part.images) for score in found)
+    worst = Worst(shown for found in group.gather(part.worst) for shown in found.shown)
+    return Evaluation(
+        checkpoint=checkpoint,
+        predictions=plan.config.predictions,
+        views=plan.views,
+        shards=plan.shards.folders,
+        taxonomy=taxonomy,
+        tally=Tally.from_vector(vector, taxonomy.num_classes),
+        images=tuple(sorted(images, key=lambda score: score.position)),
+        worst=tuple(worst.shown),
+    )
+
+
+def _check_totals(result: Evaluation, shards: ShardSet) -> None:
+    scored = result.tally.confusion.sum(axis=1)
+    expected = np.sum([manifest.class_pixels for manifest in shards.manifests], axis=0)
+    wrong = np.flatnonzero(scored != expected)
+    if wrong.size:
+        first = int(wrong[0])
+        raise DataError(
+            f"{int(scored[first]):,} pixels of {result.names[first]} were scored, the manifests "
+            f"count {int(expected[first]):,} ({wrong.size} classes differ): run 'cocoseg verify' "
+            "on the shards"
         )
+
+
+def _write_picture(
+    sample: Sample, prediction: NDArray[np.integer], taxonomy: Taxonomy, output: str
+) -> None:
+    picture = visualize_prediction(
+        sample.image, sample.mask, prediction, taxonomy.names, taxonomy.ignore_index
+    )
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    storage.publish_bytes(storage.join(output, "pictures", f"{sample.key}.png"), buffer.getvalue())
+
+
+def _write(result: Evaluation, config: InferConfig, model: ModelConfig) -> None:
+    """Write all files; while those of another evaluation are replaced, none says "complete"."""
     output = str(config.output)
-    matrix = np.zeros((taxonomy.num_classes, taxonomy.num_classes), np.int64)
-    batches = evaluation_batches(len(shards), config.batch_size, world_size=1, rank=0)
-    done = tqdm(
-        predictions(ready.predict, shards, batches),
-        total=len(shards),
-        unit="img",
-        disable=not progress,
-    )
-    for number, (sample, mask) in enumerate(done):
-        matrix += confusion_matrix(sample.mask, mask, taxonomy.num_classes, taxonomy.ignore_index)
-        if number < config.pictures:
-            picture = visualize_prediction(
-                sample.image, sample.mask, mask, taxonomy.names, taxonomy.ignore_index
-            )
-            buffer = io.BytesIO()
-            picture.save(buffer, format="PNG")
-            url = storage.join(output, "pictures", f"{sample.key}.png")
-            storage.publish_bytes(url, buffer.getvalue())
-    result = Evaluation(
-        ready.loaded.origin,
-        config.use_tta,
-        len(shards),
-        taxonomy.names,
-        Scores.from_confusion(matrix),
-    )
+    storage.remove(storage.join(output, METRICS))
     files = {
         "config.yaml": to_yaml({"model": model, "infer": config}),
-        "metrics.json": json.dumps(result.to_dict(), indent=1) + "\n",
+        "classes.csv": result.classes_csv(),
+        "images.csv": result.images_csv(),
+        "report.html": render_evaluation(result),
+        METRICS: json.dumps(result.to_dict(), indent=1) + "\n",
     }
     for name, text in files.items():
         storage.publish_bytes(storage.join(output, name), text.encode())
-    return result
+
+
+@contextlib.contextmanager
+def _writing(folder: str) -> Iterator[None]:
+    """Say in plain words why something could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise CocosegError(
+            f"--output {folder}: cannot be written: {error.strerror or error}; mend that, then run "
+            "the same command again"
+        ) from None

@@ -233,19 +233,23 @@ class Pictures:
 _TINY = 96  # smaller pictures are enlarged with visible pixels [pixels]
 
 
+def inline(image: Jpeg, alt: str) -> Html:
+    """Return a picture as an element that holds all of its bytes."""
+    return element(
+        "img",
+        src="data:image/jpeg;base64," + base64.b64encode(image.content).decode(),
+        alt=alt,
+        width=image.width,
+        height=image.height,
+        class_="tiny" if max(image.width, image.height) < _TINY else None,
+    )
+
+
 def _picture(picture: Picture) -> Html:
     if picture.image is None:
         shown = element("div", picture.alt, class_="missing", role="img", aria_label=picture.alt)
     else:
-        width, height = picture.image.width, picture.image.height
-        shown = element(
-            "img",
-            src="data:image/jpeg;base64," + base64.b64encode(picture.image.content).decode(),
-            alt=picture.alt,
-            width=width,
-            height=height,
-            class_="tiny" if max(width, height) < _TINY else None,
-        )
+        shown = inline(picture.image, picture.alt)
     tags = [element("div", *(tag.html() for tag in picture.tags))] if picture.tags else []
     caption = element("figcaption", element("b", picture.caption), *tags)
     return element("figure", shown, caption)

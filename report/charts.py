@@ -75,8 +75,8 @@ class Bars:
         parts = []
         for tick in axis.ticks:
             x = _NAME + room * axis.place(tick)
-            parts.append(_svg("line", class_="grid", x1=x, x2=x, y1=0, y2=height - 14))
-            parts.append(_label(x, height - 3, compact(tick), "middle", "axis"))
+            parts.append(svg("line", class_="grid", x1=x, x2=x, y1=0, y2=height - 14))
+            parts.append(label(x, height - 3, compact(tick), "middle", "axis"))
         for number, bar in enumerate(bars):
             parts.append(self._bar(bar, number * _ROW, room * axis.place(bar.value)))
         names = ", ".join(f"{bar.name} {bar.text or compact(bar.value)}" for bar in bars)
@@ -85,14 +85,14 @@ class Bars:
 
     def _bar(self, bar: Bar, top: int, length: float) -> Html:
         text = bar.text or compact(bar.value)
-        square = [_svg("rect", class_="mark", x=1, y=top + 3, width=10, height=10, fill=bar.color)]
+        square = [svg("rect", class_="mark", x=1, y=top + 3, width=10, height=10, fill=bar.color)]
         return element(
             "g",
             element("title", f"{bar.name}: {bar.text or f'{bar.value:,.12g}'}"),
             *(square if bar.color else []),
-            _label(16 if bar.color else 1, top + 12, shortened(bar.name, _LETTERS), "start"),
-            _svg("rect", class_="bar", x=_NAME, y=top + 2, width=length, height=_ROW - 5),
-            _label(_NAME + length + 4, top + 12, text, "start", "value"),
+            label(16 if bar.color else 1, top + 12, shortened(bar.name, _LETTERS), "start"),
+            svg("rect", class_="bar", x=_NAME, y=top + 2, width=length, height=_ROW - 5),
+            label(_NAME + length + 4, top + 12, text, "start", "value"),
         )
 
 
@@ -168,18 +168,18 @@ class HeatMap:
             if count
         ]
         right, top = _LEFT + columns * _CELL, bottom - rows * _CELL
-        parts.append(_svg("path", class_="frame", d=f"M{_LEFT} {top}V{bottom}H{right}"))
+        parts.append(svg("path", class_="frame", d=f"M{_LEFT} {top}V{bottom}H{right}"))
         for i in range(0, columns + 1, math.ceil(columns / 8)):
             text = self._bound(i, columns)
-            parts.append(_label(_LEFT + i * _CELL, bottom + 14, text, "middle", "axis"))
+            parts.append(label(_LEFT + i * _CELL, bottom + 14, text, "middle", "axis"))
         for i in range(0, rows + 1, math.ceil(rows / 8)):
             text = self._bound(i, rows)
-            parts.append(_label(_LEFT - 5, bottom - i * _CELL + 4, text, "end", "axis"))
+            parts.append(label(_LEFT - 5, bottom - i * _CELL + 4, text, "end", "axis"))
         middle = bottom - rows * _CELL / 2
-        parts.append(_label((_LEFT + right) / 2, bottom + 32, self.x_label, "middle"))
+        parts.append(label((_LEFT + right) / 2, bottom + 32, self.x_label, "middle"))
         turn = f"rotate(-90 12 {middle:g})"
         parts.append(
-            _svg("text", self.y_label, x=12, y=middle, text_anchor="middle", transform=turn)
+            svg("text", self.y_label, x=12, y=middle, text_anchor="middle", transform=turn)
         )
         total = sum(map(sum, self.counts))
         says = f"{self.caption} {total:,} in all, at most {most:,} in one cell."
@@ -209,11 +209,12 @@ class HeatMap:
         return f"{edge * self.step:g}" + ("+" if self.open_ended and edge == length else "")
 
 
-def _svg(tag: str, *children: str, **attributes: Attribute) -> Html:
+def svg(tag: str, *children: str, **attributes: Attribute) -> Html:
     """Return an SVG element; tenths of a pixel are enough."""
     rounded = {k: round(v, 1) if isinstance(v, float) else v for k, v in attributes.items()}
     return element(tag, *children, **rounded)
 
 
-def _label(x: float, y: float, text: str, anchor: str, class_: str | None = None) -> Html:
-    return _svg("text", text, x=x, y=y, text_anchor=anchor, class_=class_)
+def label(x: float, y: float, text: str, anchor: str, class_: str | None = None) -> Html:
+    """Return text that starts, ends or has its middle (`anchor`) at a point [px]."""
+    return svg("text", text, x=x, y=y, text_anchor=anchor, class_=class_)

@@ -77,7 +77,7 @@ td.n { white-space: nowrap; }
   display: block; width: 100%; height: auto; aspect-ratio: 4 / 3; object-fit: contain;
   background: var(--well); border-radius: 6px;
 }
-.pictures img.tiny { image-rendering: pixelated; }
+img.tiny { image-rendering: pixelated; }
 .pictures .missing {
   display: grid; place-items: center; text-align: center; padding: 1rem; color: var(--quiet);
   border: 1px dashed var(--line); overflow: hidden; overflow-wrap: anywhere;
@@ -88,6 +88,18 @@ td.n { white-space: nowrap; }
   vertical-align: bottom;
 }
 .pictures b { color: var(--text); font-weight: 600; overflow-wrap: anywhere; }
+.comparisons {
+  display: grid; gap: 1.3rem 2rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 31rem), 1fr));
+}
+.comparisons h3 { font-size: .95rem; margin: 0 0 .4rem; overflow-wrap: anywhere; }
+.comparisons h3 span { color: var(--quiet); font-weight: 400; margin-left: .8em; }
+.panels { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .5rem; }
+.panels img {
+  display: block; width: 100%; height: auto; background: var(--well); border-radius: 6px;
+}
+.panels figcaption { margin-top: .3rem; line-height: 1.4; }
+.panels figcaption b { color: var(--text); font-weight: 600; margin-right: .6em; }
 .beside { display: flex; flex-wrap: wrap; gap: 1rem 2.5rem; align-items: flex-start; }
 .beside > * { max-width: 100%; }
 .columns {
@@ -99,7 +111,11 @@ td.n { white-space: nowrap; }
 .chart text { font-size: 12px; fill: var(--text); }
 .chart text.value, .chart text.axis { font-size: 11px; fill: var(--quiet); }
 .chart .bar, .chart .heat { fill: var(--accent); }
-.chart .heat { stroke: var(--card); stroke-width: 1; }
+.chart .wrong { fill: var(--alarm); }
+.chart .heat, .chart .wrong { stroke: var(--card); stroke-width: 1; }
+.chart .diagonal { stroke: var(--quiet); stroke-dasharray: 4 4; fill: none; }
+.reliability circle.mark { fill: var(--text); stroke: var(--card); }
+.confusion svg { max-width: none; }
 .chart .grid, .chart .frame { stroke: var(--line); fill: none; }
 .chart .mark { stroke: var(--line); }
 section > * { margin-bottom: .9rem; }
@@ -116,7 +132,7 @@ section > * { margin-bottom: .9rem; }
   .scroll, .scroll.tall { overflow: visible; max-height: none; border: 0; }
   th { position: static; }
   h2, .chart figcaption, caption { break-after: avoid; }
-  tr, .pictures figure, .columns svg, .figures > div { break-inside: avoid; }
+  tr, .pictures figure, .comparisons > div, .columns svg, .figures > div { break-inside: avoid; }
   .pictures { grid-template-columns: repeat(4, minmax(0, 1fr)); }
 }
 """

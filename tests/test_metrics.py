@@ -108,7 +108,8 @@ def test_when_all_is_ignored_every_score_is_undefined_and_null_in_json():
     assert described["mIoU"] is None
     assert described["mIoU_foreground"] is None
     assert described["classes"][1] == {
-        "train_id": 1, "name": "cat", "IoU": None, "accuracy": None, "pixels": 0,
+        "train_id": 1, "name": "cat", "IoU": None, "accuracy": None, "Dice": None, "pixels": 0,
+        "predicted_pixels": 0,
     }  # fmt: skip
 
 

@@ -1,0 +1,86 @@
+"""Which network is scored, and whether its classes are those of the shards."""
+
+import os
+from dataclasses import dataclass
+
+import xxhash
+from torch import nn
+
+from ... import storage
+from ...errors import ConfigError
+from ...model.config import ModelConfig
+from ...model.weights import resolve_run
+from ...taxonomy import Taxonomy
+from ..config import InferConfig
+from ..predictor import ReadyNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A network that was scored."""
+
+    path: str
+    """As it was given: a run, say, whose best checkpoint changes."""
+    name: str
+    """Of the checkpoint's own folder or file, or on the hub."""
+    digest: str
+    """XXH3-128 of the names and values of all weights, in hex."""
+
+
+def load_checkpoint(
+    config: InferConfig, model: ModelConfig, taxonomy: Taxonomy
+) -> tuple[ReadyNetwork, Checkpoint]:
+    """Load ``infer.checkpoint`` to score it on shards of a taxonomy.
+
+    Raises
+    ------
+    ConfigError, DataError
+        If it cannot be loaded (see `load_network`), or has other classes.
+    """
+    given = str(config.checkpoint)
+    resolved, name = _resolved(given)
+    ready = ReadyNetwork.of(config.model_copy(update={"checkpoint": resolved}), model)
+    _check_classes(given, ready.loaded.taxonomy, taxonomy)
+    return ready, Checkpoint(given, name, _digest(ready.loaded.network))
+
+
+def _is_bare(checkpoint: str) -> bool:
+    """Tell whether it is a file of weights, which knows no names of classes."""
+    return checkpoint.endswith((".pt", ".pth"))
+
+
+def _resolved(given: str) -> tuple[str, str]:
+    """Return what a run or a link stands for now, and its name.
+
+    A run that is still training may exchange its best checkpoint at any time.
+    """
+    found = given if _is_bare(given) else resolve_run(given)
+    if storage.is_remote(found):
+        return found, os.path.basename(found.rstrip("/"))
+    if not storage.exists(found):  # on the hub, or nowhere
+        return found, found
+    real = os.path.realpath(found.removeprefix("file://"))
+    return given if _is_bare(given) else real, os.path.basename(real)
+
+
+def _check_classes(given: str, theirs: Taxonomy, ours: Taxonomy) -> None:
+    same = theirs.num_classes == ours.num_classes if _is_bare(given) else theirs.names == ours.names
+    if same:
+        return
+    raise ConfigError(
+        f"--checkpoint {given}: has {theirs.num_classes} classes ({_first(theirs)}), "
+        f"the shards {ours.num_classes} ({_first(ours)}): they differ, so no score would mean "
+        "anything; give the shards that it was trained for, or a checkpoint of these classes"
+    )
+
+
+def _first(taxonomy: Taxonomy) -> str:
+    return ", ".join(taxonomy.names[:4]) + (" …" if taxonomy.num_classes > 4 else "")
+
+
+def _digest(network: nn.Module) -> str:
+    digest = xxhash.xxh3_128()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().view(-1).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,115 @@
+"""The score of each image, and the worst of them with their pictures."""
+
+# H W pixels
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...metrics import Scores
+from ...report.blocks import Jpeg
+from ...report.thumbnails import overlay_thumbnail, thumbnail
+from ...shards.reader import Sample
+
+WORST = 24
+"""How many images the report shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageScore:
+    """The score of one image alone."""
+
+    position: int
+    """Of the sample in the shards."""
+    key: str
+    height: int
+    width: int
+    pixels: int
+    """That were scored: all but the ignored ones."""
+    miou: float
+    """Mean IoU over the classes that are there or were predicted; NaN if all is ignored."""
+    pixel_accuracy: float
+    worst_class: int
+    """Train id of the lowest IoU, the first of equal ones; -1 if all is ignored."""
+    worst_iou: float
+
+    @classmethod
+    def of(cls, position: int, sample: Sample, confusion: NDArray[np.int64]) -> "ImageScore":
+        """Score one image from its confusion matrix, shape (C, C + 1)."""
+        scores = Scores.from_confusion(confusion)
+        known = not math.isnan(scores.miou)
+        worst = int(np.nanargmin(scores.iou)) if known else -1
+        return cls(
+            position=position,
+            key=sample.key,
+            height=sample.mask.shape[0],
+            width=sample.mask.shape[1],
+            pixels=int(confusion.sum()),
+            miou=scores.miou,
+            pixel_accuracy=scores.pixel_accuracy,
+            worst_class=worst,
+            worst_iou=float(scores.iou[worst]) if known else math.nan,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ShownImage:
+    """An image with its pictures."""
+
+    score: ImageScore
+    image: Jpeg
+    truth: Jpeg
+    prediction: Jpeg
+    true_classes: tuple[int, ...]
+    """Train ids in the truth, the largest first, background last."""
+    predicted_classes: tuple[int, ...]
+    """Train ids in the prediction where the truth is not ignored, in the same order."""
+
+    @classmethod
+    def of(
+        cls,
+        score: ImageScore,
+        sample: Sample,
+        prediction: NDArray[np.integer],
+        confusion: NDArray[np.int64],
+        ignore_index: int,
+    ) -> "ShownImage":
+        """Draw an image, its truth and its prediction, small."""
+        return cls(
+            score,
+            thumbnail(sample.image),
+            overlay_thumbnail(sample.image, sample.mask, ignore_index),
+            overlay_thumbnail(sample.image, prediction, ignore_index),
+            _by_size(confusion.sum(axis=1)),
+            _by_size(confusion[:, :-1].sum(axis=0)),
+        )
+
+
+def _by_size(pixels: NDArray[np.int64]) -> tuple[int, ...]:
+    there = [int(train_id) for train_id in np.flatnonzero(pixels)]
+    return tuple(sorted(there, key=lambda train_id: (train_id == 0, -pixels[train_id])))
+
+
+class Worst:
+    """The `WORST` images of the lowest mIoU met so far; of equal ones, the first in the shards.
+
+    The worst of all are among the worst of each part: so parts can be dealt to processes.
+    """
+
+    def __init__(self, shown: Iterable[ShownImage] = ()) -> None:
+        self.shown: Sequence[ShownImage] = sorted(shown, key=lambda one: _rank(one.score))[:WORST]
+        """The worst first."""
+
+    def meet(self, score: ImageScore, draw: Callable[[], ShownImage]) -> None:
+        """Keep an image if it is among the worst; only then it is drawn."""
+        if math.isnan(score.miou):
+            return
+        if len(self.shown) < WORST or _rank(score) < _rank(self.shown[-1].score):
+            self.shown = Worst([*self.shown, draw()]).shown
+
+
+def _rank(score: ImageScore) -> tuple[float, int]:
+    return score.miou, score.position

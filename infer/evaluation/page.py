@@ -1,0 +1,251 @@
+"""``report.html``: the scores, which classes are confused, and where the worst mistakes are."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ...colors import VOID_COLOR
+from ...metrics import mean
+from ...report.blocks import (
+    Beside,
+    Block,
+    Cell,
+    Figure,
+    Figures,
+    Note,
+    Number,
+    Paragraph,
+    Table,
+    Tag,
+)
+from ...report.charts import Bar, Bars
+from ...report.classes import class_tag
+from ...report.comparison import Comparison, Comparisons, Panel
+from ...report.confusion import ConfusionMap
+from ...report.page import Section, render
+from ...report.reliability import ReliabilityBin, ReliabilityDiagram
+from .calibration import BINS, Calibration
+from .images import ShownImage
+from .result import NO_PREDICTION, Evaluation
+
+_TAGS = 5  # class names under a picture
+_ABSENT = 40  # names of classes that are nowhere
+_STEPS = 10  # bars of the images by mIoU
+
+
+def render_evaluation(result: Evaluation) -> str:
+    """Return the report as the text of one HTML file that needs no other."""
+    checkpoint = result.checkpoint
+    what = checkpoint.name if checkpoint else _last(str(result.predictions))
+    title = f"Evaluation of {what} on {', '.join(map(_last, result.shards))}"
+    return render(title, list(_sections(result)))
+
+
+def _last(path: str) -> str:
+    """Return the end of a path: enough to tell, and nobody's folders are spread with the page."""
+    return "/".join(path.rstrip("/").split("/")[-2:])
+
+
+def _sections(result: Evaluation) -> Iterator[Section]:
+    yield Section("Overview", list(_overview(result)))
+    yield Section("Classes", list(_classes(result)))
+    yield Section("Confusions", list(_confusions(result)))
+    yield Section("Images", list(_images(result)))
+    if result.calibration is not None:
+        yield Section("Calibration", list(_calibration(result.calibration)))
+    yield Section("What was scored", list(_inputs(result)))
+
+
+# ---- overview
+
+
+def _overview(result: Evaluation) -> Iterator[Block]:
+    scores, seen = result.scores, len(result.seen)
+    classes = f"over {seen:,} of {len(result.names):,} classes"
+    figures = [
+        Figure("mIoU", _percent(scores.miou), classes),
+        Figure("mIoU without background", _percent(scores.miou_foreground)),
+        Figure("boundary mIoU", _percent(mean(result.boundary_iou)), "how well outlines are met"),
+        Figure("mean Dice", _percent(scores.mean_dice)),
+        Figure("frequency-weighted IoU", _percent(scores.frequency_weighted_iou)),
+        Figure("pixel accuracy", _percent(scores.pixel_accuracy)),
+        Figure("mean accuracy", _percent(scores.mean_accuracy)),
+    ]
+    if result.calibration is not None:
+        detail = "distance of probability and truth"
+        figures.append(Figure("calibration error", _percent(result.calibration.ece), detail))
+    figures.append(Figure("images", f"{result.samples:,}"))
+    yield Figures(figures)
+    if result.without_prediction:
+        share = result.without_prediction / int(result.tally.confusion.sum())
+        yield Note(
+            f"{result.without_prediction:,} pixels ({share:.2%}) have no prediction: they count as "
+            "misses of their classes."
+        )
+
+
+def _percent(share: float) -> str:
+    return "–" if math.isnan(share) else f"{share:.2%}"
+
+
+# ---- classes
+
+
+def _classes(result: Evaluation) -> Iterator[Block]:
+    scores = result.scores
+    falling = sorted(result.seen, key=lambda train_id: -scores.iou[train_id])
+    bars = [
+        Bar(tag.text, float(scores.iou[train_id]), tag.color, f"{scores.iou[train_id]:.1%}")
+        for train_id in falling
+        for tag in [class_tag(result.taxonomy, train_id)]
+    ]
+    yield Bars("IoU by class, the best first.", bars)
+    fractions = ("IoU", "boundary IoU", "accuracy", "Dice")
+    values = (scores.iou, result.boundary_iou, scores.accuracy, scores.dice)
+    rows: list[list[Cell]] = [
+        [
+            train_id,
+            class_tag(result.taxonomy, train_id),
+            *(_score(float(column[train_id])) for column in values),
+            int(scores.pixels[train_id]),
+            int(scores.predicted[train_id]),
+        ]
+        for train_id in result.seen
+    ]
+    columns = ("train id", "class", *fractions, "true pixels", "predicted pixels")
+    yield Table("Classes; click a heading to sort", columns, rows)
+    absent = sorted(set(range(len(result.names))) - set(result.seen))
+    if absent:
+        names = ", ".join(class_tag(result.taxonomy, i).text for i in absent[:_ABSENT])
+        more = " …" if len(absent) > _ABSENT else ""
+        yield Paragraph(
+            f"Neither in the masks nor predicted, and in no mean: {len(absent):,} classes "
+            f"({names}{more})."
+        )
+
+
+def _score(share: float) -> Cell:
+    return "" if math.isnan(share) else Number(share, f"{share:.2%}")
+
+
+# ---- confusions
+
+
+def _confusions(result: Evaluation) -> Iterator[Block]:
+    tags = [class_tag(result.taxonomy, i) for i in range(len(result.names))]
+    predicted = [*tags, Tag(NO_PREDICTION, f"#{bytes(VOID_COLOR).hex()}")]
+    if result.seen:
+        yield ConfusionMap(
+            "What becomes of the pixels of each class: blue is right, red is wrong; the stronger, "
+            "the larger the share of the class. Point at a cell for its numbers.",
+            tags,
+            predicted,
+            result.tally.confusion,
+        )
+    rows: list[list[Cell]] = [
+        [
+            tags[one.truth],
+            predicted[one.predicted],
+            one.pixels,
+            Number(one.share, f"{one.share:.1%}"),
+        ]
+        for one in result.confusions
+    ]
+    if rows:
+        columns = ("truth", "predicted", "pixels", "share of the class")
+        yield Table("The most frequent confusions", columns, rows)
+    else:
+        yield Paragraph("Not a single pixel is wrong.")
+
+
+# ---- images
+
+
+def _images(result: Evaluation) -> Iterator[Block]:
+    known = np.array([one.miou for one in result.images if not math.isnan(one.miou)])
+    steps = np.minimum((known * _STEPS).astype(int), _STEPS - 1)
+    counts = np.bincount(steps, minlength=_STEPS).tolist()
+    bars = [
+        Bar(f"{i / _STEPS:.0%} – {(i + 1) / _STEPS:.0%}", count, text=f"{count:,}")
+        for i, count in enumerate(counts)
+    ]
+    yield Bars("Images by their own mIoU, over the classes that are there or predicted.", bars)
+    if result.worst:
+        yield Paragraph(
+            f"The {len(result.worst):,} worst of {result.samples:,}, the worst first; images.csv "
+            "lists all."
+        )
+        yield Comparisons([_comparison(result, shown) for shown in result.worst])
+
+
+def _comparison(result: Evaluation, shown: ShownImage) -> Comparison:
+    score = shown.score
+    panels = (
+        Panel("image", shown.image),
+        Panel("truth", shown.truth, _tags(result, shown.true_classes)),
+        Panel("prediction", shown.prediction, _tags(result, shown.predicted_classes)),
+    )
+    detail = f"mIoU {score.miou:.1%}, {score.pixel_accuracy:.1%} of the pixels right"
+    return Comparison(score.key, detail, panels)
+
+
+def _tags(result: Evaluation, train_ids: Sequence[int]) -> list[Tag]:
+    things = [i for i in train_ids if i]  # background has no colour
+    tags = [class_tag(result.taxonomy, i) for i in things[:_TAGS]]
+    return tags + [Tag(f"+{len(things) - _TAGS}")] * (len(things) > _TAGS)
+
+
+# ---- calibration
+
+
+def _calibration(calibration: Calibration) -> Iterator[Block]:
+    bins = [
+        ReliabilityBin(
+            i / BINS,
+            (i + 1) / BINS,
+            int(calibration.pixels[i]),
+            float(calibration.accuracy[i]),
+            float(calibration.confidence[i]),
+        )
+        for i in range(BINS)
+    ]
+    diagram = ReliabilityDiagram(
+        "How often pixels are right, by the probability of their class. Below the dashed line the "
+        "network is surer than it should be. The stronger a bar, the more pixels.",
+        bins,
+    )
+    rows: list[list[Cell]] = [
+        [
+            Number(one.low, f"{one.low:.1%} – {one.high:.1%}"),
+            one.pixels,
+            _score(one.confidence),
+            _score(one.accuracy),
+        ]
+        for one in bins
+        if one.pixels
+    ]
+    columns = ("probability", "pixels", "mean probability", "right")
+    yield Beside((diagram, Table("Bins of probability", columns, rows)))
+
+
+# ---- what was scored
+
+
+def _inputs(result: Evaluation) -> Iterator[Block]:
+    rows: list[tuple[Cell, ...]] = []
+    if result.checkpoint is not None:
+        rows += [
+            ("checkpoint", result.checkpoint.name),
+            ("digest of its weights (XXH3-128)", result.checkpoint.digest),
+            ("views of each image", str(result.views)),
+        ]
+    else:
+        rows.append(("masks", _last(str(result.predictions))))
+    rows += [("shards", _last(folder)) for folder in result.shards]
+    rows.append(("pixels that were scored", f"{int(result.tally.confusion.sum()):,}"))
+    yield Table("Inputs", ("what", "which"), rows)
+    yield Paragraph(
+        "Scores are those of all pixels together, at the masks' own resolution; metrics.json has "
+        "them in full, classes.csv and images.csv as tables."
+    )

@@ -1,0 +1,140 @@
+"""Where predictions come from: a network, or masks that anything made."""
+
+# H W pixels
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+import yaml
+
+from ... import storage
+from ...errors import ConfigError, DataError
+from ...shards.decode import decode_mask
+from ...shards.reader import Sample, ShardSet
+from ..inputs import FOLDERS
+from ..predictor import Prediction, ReadyNetwork
+
+
+class Predicted(Protocol):
+    """Gives a prediction for each sample."""
+
+    def of(self, samples: Sequence[Sample]) -> Iterable[Prediction]:
+        """Return the predictions of samples that go through the network together.
+
+        Each `Prediction` has a mask of train ids, shape (H, W), with the ignore index where there
+        is no prediction; and where probabilities are known, the `confidence` of its class. Asking
+        for the confidence must not change the mask.
+        """
+
+
+class PredictedByNetwork:
+    """Predictions of a checkpoint, with the probability of each pixel's class."""
+
+    def __init__(self, ready: ReadyNetwork) -> None:
+        self._ready = ready
+
+    def of(self, samples: Sequence[Sample]) -> Iterable[Prediction]:
+        """Predict samples; see `Predicted`."""
+        return self._ready.predictions([sample.image for sample in samples], confidence=True)
+
+
+class PredictedMasks:
+    """Label PNGs of any program: ``FOLDER/KEY.png`` of each sample, and no other.
+
+    What else lies in the folder, and pictures in the folders that ``infer`` makes for them, does
+    not matter.
+
+    Parameters
+    ----------
+    folder
+        Local path or URL.
+    shards
+        Whose samples are scored.
+
+    Raises
+    ------
+    ConfigError
+        If the folder is not there, holds category ids by its own account, or two samples share a
+        key.
+    DataError
+        If a mask is missing, or one too many.
+    """
+
+    def __init__(self, folder: str, shards: ShardSet) -> None:
+        if not storage.is_dir(folder):
+            raise ConfigError(f"--predictions {folder}: no such folder")
+        self._folder = folder
+        self._taxonomy = shards.taxonomy
+        _refuse_category_ids(folder)
+        keys = [shards.row(position).key for position in range(len(shards))]
+        wanted = {f"{key}.png" for key in keys}
+        if len(wanted) < len(keys):
+            twice = Counter(keys).most_common(1)[0][0]
+            raise ConfigError(
+                f"--predictions {folder}: {twice}.png would belong to two samples of that key; "
+                "score the folders of shards one by one"
+            )
+        there = set(storage.walk_files(folder))
+        missing = sorted(wanted - there)
+        if missing:
+            raise DataError(
+                f"{storage.join(folder, missing[0])}: is missing{_more(missing)}; the shards hold "
+                f"{len(keys):,} samples, and each needs a mask"
+            )
+        extra = sorted(
+            name
+            for name in there - wanted
+            if name.endswith(".png") and name.partition("/")[0] not in FOLDERS
+        )
+        if extra:
+            raise DataError(
+                f"{storage.join(folder, extra[0])}: belongs to no sample of the shards"
+                f"{_more(extra)}; remove what is not to be scored, or add its shards"
+            )
+
+    def of(self, samples: Sequence[Sample]) -> Iterable[Prediction]:
+        """Read the masks of samples; see `Predicted`.
+
+        Raises
+        ------
+        DataError
+            If a mask is no single-channel grayscale PNG, has another size than its photograph, or
+            holds what is no train id.
+        """
+        return map(self._read, samples)
+
+    def _read(self, sample: Sample) -> Prediction:
+        url = storage.join(self._folder, f"{sample.key}.png")
+        mask = decode_mask(storage.read_bytes(url), url, expected=sample.mask.shape)
+        classes, ignored = self._taxonomy.num_classes, self._taxonomy.ignore_index
+        wrong = mask[(mask >= classes) & (mask != ignored)]
+        if wrong.size:
+            raise DataError(
+                f"{url}: holds {int(wrong.max())}; expected train ids 0…{classes - 1}, and "
+                f"{ignored} where there is no prediction"
+            )
+        narrow = np.uint8 if self._taxonomy.bits == 8 else np.uint16
+        return Prediction(mask.astype(narrow, copy=False))
+
+
+def _more(names: Sequence[str]) -> str:
+    return f", and {len(names) - 1:,} more" if len(names) > 1 else ""
+
+
+def _refuse_category_ids(folder: str) -> None:
+    """Refuse masks that ``infer`` wrote with category ids: most of them look like train ids."""
+    url = storage.join(folder, "config.yaml")
+    if not storage.is_file(url):
+        return
+    try:
+        settings = yaml.safe_load(storage.read_bytes(url))
+        ids = settings["infer"]["ids"]
+    except (yaml.YAMLError, ValueError, KeyError, TypeError):  # another program's
+        return
+    if ids != "train":
+        raise ConfigError(
+            f"--predictions {folder}: its config.yaml says that the masks hold category ids "
+            f"(infer.ids: {ids}); predict again with train ids"
+        )
