@@ -41,6 +41,8 @@ class Bars:
     """Lengths follow the logarithm: for values that span powers of ten."""
     limit: int = 80
     """Bars that are drawn; the rest is summed up in a sentence."""
+    most: float = 0
+    """Where the axis ends, unless a value is larger: 1 for shares of a whole."""
 
     def __post_init__(self) -> None:
         wrong = next((b for b in self.bars if not 0 <= b.value < math.inf), None)
@@ -50,7 +52,7 @@ class Bars:
     def html(self) -> Html:
         """Return the markup."""
         drawn, rest = self.bars[: self.limit], self.bars[self.limit :]
-        axis = _Axis.over([bar.value for bar in self.bars], self.log)
+        axis = _Axis.over([self.most, *(bar.value for bar in self.bars)], self.log)
         columns = max(1, math.ceil(len(drawn) / _COLUMN))
         each = math.ceil(len(drawn) / columns)
         charts = (

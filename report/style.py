@@ -107,7 +107,7 @@ img.tiny { image-rendering: pixelated; }
 }
 .chart figcaption { margin-bottom: .5rem; max-width: 75ch; }
 .chart svg { display: block; max-width: 100%; height: auto; }
-.columns svg { width: 100%; max-width: 34rem; }
+.columns svg { width: 100%; max-width: 26rem; }
 .chart text { font-size: 12px; fill: var(--text); }
 .chart text.value, .chart text.axis { font-size: 11px; fill: var(--quiet); }
 .chart .bar, .chart .heat { fill: var(--accent); }

@@ -126,3 +126,129 @@ def test_when_all_is_ignored_every_score_is_undefined_and_null_in_json():
 def test_values_that_are_no_train_ids_are_api_misuse(truth, prediction, message):
     with pytest.raises(ValueError, match=message):
         confusion_matrix(truth, prediction, 3, IGNORE)
+
+
+def mmseg_scores(pairs, num_classes, ignore_index):
+    """mmsegmentation's `IoUMetric` (`mmseg/evaluation/metrics/iou_metric.py`), in NumPy.
+
+    `intersect_and_union` of each image by histograms, sums over images, `total_area_to_metrics`.
+    """
+    intersect, union, predicted, labels = np.zeros((4, num_classes))
+    bins = np.arange(num_classes + 1)
+    for label, pred in pairs:
+        kept = label != ignore_index
+        pred, label = pred[kept].astype(int), label[kept].astype(int)
+        # torch.histc(min=0, max=num_classes - 1) leaves out what is beyond
+        hits, _ = np.histogram(pred[pred == label], bins)
+        area_pred, _ = np.histogram(pred[pred < num_classes], bins)
+        area_label, _ = np.histogram(label, bins)
+        intersect, union = intersect + hits, union + area_pred + area_label - hits
+        predicted, labels = predicted + area_pred, labels + area_label
+    with np.errstate(all="ignore"):
+        return {
+            "aAcc": intersect.sum() / labels.sum(),
+            "IoU": intersect / union,
+            "Acc": intersect / labels,
+            "Dice": 2 * intersect / (predicted + labels),
+        }
+
+
+@st.composite
+def images(draw):
+    """Some images of up to 300 classes, of which few occur; some pixels without a prediction."""
+    num_classes = draw(st.sampled_from([1, 2, 5, 81, 255, 256, 300]))
+    ignore_index = 255 if num_classes <= 255 else 65535
+    dtype = np.uint8 if ignore_index == 255 else np.uint16
+    few = draw(st.lists(st.integers(0, num_classes - 1), min_size=1, max_size=5))
+    elements = st.sampled_from([*few, ignore_index])
+    shapes = st.tuples(st.integers(0, 5), st.integers(1, 5))
+    pairs = [
+        tuple(draw(hnp.arrays(dtype, shape, elements=elements)) for _ in range(2))
+        for shape in draw(st.lists(shapes, min_size=1, max_size=3))
+    ]
+    return pairs, num_classes, ignore_index
+
+
+def matrix_of(pairs, num_classes, ignore_index):
+    return sum(
+        confusion_matrix(truth, found, num_classes, ignore_index, no_prediction=ignore_index)
+        for truth, found in pairs
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice")
+@given(images())
+def test_scores_are_those_of_mmsegmentation(case):
+    pairs, num_classes, ignore_index = case
+    ours = Scores.from_confusion(matrix_of(*case))
+    theirs = mmseg_scores(pairs, num_classes, ignore_index)
+    for mine, name in ((ours.iou, "IoU"), (ours.accuracy, "Acc"), (ours.dice, "Dice")):
+        np.testing.assert_allclose(mine, theirs[name], rtol=1e-12)
+    for mine, name in ((ours.miou, "IoU"), (ours.mean_accuracy, "Acc"), (ours.mean_dice, "Dice")):
+        np.testing.assert_allclose(mine, np.nanmean(theirs[name]), rtol=1e-12)
+    np.testing.assert_allclose(ours.pixel_accuracy, theirs["aAcc"], rtol=1e-12)
+
+
+@given(images())
+def test_frequency_weighted_iou_weighs_the_iou_of_each_pixel_s_class(case):
+    pairs, _, ignore_index = case
+    ours = Scores.from_confusion(matrix_of(*case))
+    pixels = np.concatenate([truth[truth != ignore_index] for truth, _ in pairs])
+    expected = ours.iou[pixels].mean() if pixels.size else math.nan
+    np.testing.assert_allclose(ours.frequency_weighted_iou, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("num_classes", [2, 7, 300])
+def test_scores_are_those_of_torchmetrics(num_classes):
+    torch = pytest.importorskip("torch")
+    classification = pytest.importorskip("torchmetrics.classification")
+    ignored = 65535
+    rng = np.random.default_rng(num_classes)
+    truth = rng.integers(0, num_classes, (3, 40, 50))
+    found = np.where(
+        rng.random(truth.shape) < 0.6, truth, rng.integers(0, num_classes, (3, 40, 50))
+    )
+    truth[rng.random(truth.shape) < 0.1] = ignored
+    ours = Scores.from_confusion(confusion_matrix(truth, found, num_classes, ignored))
+
+    def theirs(name, average):
+        options = {"num_classes": num_classes, "average": average, "ignore_index": ignored}
+        metric = getattr(classification, name)(**options)
+        return metric(torch.tensor(found), torch.tensor(truth)).numpy()
+
+    np.testing.assert_allclose(ours.iou, theirs("MulticlassJaccardIndex", None), rtol=1e-5)
+    np.testing.assert_allclose(ours.miou, theirs("MulticlassJaccardIndex", "macro"), rtol=1e-5)
+    np.testing.assert_allclose(ours.accuracy, theirs("MulticlassAccuracy", None), rtol=1e-5)
+    np.testing.assert_allclose(
+        ours.pixel_accuracy, theirs("MulticlassAccuracy", "micro"), rtol=1e-5
+    )
+    np.testing.assert_allclose(ours.dice, theirs("MulticlassF1Score", None), rtol=1e-5)
+    weighted = theirs("MulticlassJaccardIndex", "weighted")
+    np.testing.assert_allclose(ours.frequency_weighted_iou, weighted, rtol=1e-5)
+
+
+@given(images(), st.randoms(use_true_random=False))
+def test_scores_follow_their_classes_when_these_are_renumbered(case, dice):
+    pairs, num_classes, ignore_index = case
+    order = list(range(num_classes))
+    dice.shuffle(order)
+    numbers = np.full(ignore_index + 1, ignore_index, np.uint16)
+    numbers[:num_classes] = order
+    before = Scores.from_confusion(matrix_of(*case))
+    renumbered = [(numbers[truth], numbers[found]) for truth, found in pairs]
+    after = Scores.from_confusion(matrix_of(renumbered, num_classes, ignore_index))
+    np.testing.assert_array_equal(after.iou[order], before.iou)
+    np.testing.assert_array_equal(after.dice[order], before.dice)
+    np.testing.assert_allclose(after.miou, before.miou, rtol=1e-12)
+    assert same(after.pixel_accuracy, before.pixel_accuracy)
+
+
+def test_pixels_without_a_prediction_are_misses_of_their_class_and_nobody_s_false_positives():
+    truth, found = np.array([1, 1, 2, IGNORE]), np.array([1, IGNORE, 2, IGNORE])
+    matrix = confusion_matrix(truth, found, 3, IGNORE, no_prediction=IGNORE)
+    assert matrix.tolist() == [[0, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 0]]
+    scores = Scores.from_confusion(matrix)
+    assert scores.iou[1:].tolist() == [0.5, 1]
+    assert scores.pixel_accuracy == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="prediction holds train id 3"):
+        confusion_matrix(truth, np.array([1, 3, 2, 0]), 3, IGNORE, no_prediction=IGNORE)

@@ -100,7 +100,7 @@ def _classes(result: Evaluation) -> Iterator[Block]:
         for train_id in falling
         for tag in [class_tag(result.taxonomy, train_id)]
     ]
-    yield Bars("IoU by class, the best first.", bars)
+    yield Bars("IoU by class, the best first.", bars, most=1)
     fractions = ("IoU", "boundary IoU", "accuracy", "Dice")
     values = (scores.iou, result.boundary_iou, scores.accuracy, scores.dice)
     rows: list[list[Cell]] = [

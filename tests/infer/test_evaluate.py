@@ -1,12 +1,18 @@
 """`cocoseg eval`: its scores are those of the masks that `infer` writes."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from cocoseg.shards.png import encode_mask
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture
@@ -198,3 +204,147 @@ def test_a_path_left_out_is_asked_for(run_cocoseg, checkpoint, golden, out, left
     del paths[left_out]
     ran = run_cocoseg("eval", *(part for pair in paths.items() for part in pair))
     refused(ran, out, 2, left_out)
+
+
+def scored_checkpoint(out):
+    return json.loads((out / "metrics.json").read_text())["checkpoint"]
+
+
+def test_the_checkpoint_is_told_by_its_own_name_and_digest(measure, checkpoint, tmp_path, out):
+    """What 'best' is changes while a run goes on."""
+    run = tmp_path / "run"
+    digests = []
+    for step in (3, 12):
+        folder = shutil.copytree(checkpoint, run / "checkpoints" / f"step-{step:08}")
+        (run / "best").unlink(missing_ok=True)
+        (run / "best").symlink_to(folder.relative_to(run))
+        for given in (run, run / "best", folder):
+            assert measure("--no-tta", checkpoint=given).code == 0
+            told = scored_checkpoint(out)
+            assert (told["path"], told["name"]) == (str(given), f"step-{step:08}")
+            digests.append(told["digest"])
+    assert len(set(digests)) == 1
+    weights = load_file(folder / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] += 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert measure("--no-tta", checkpoint=run).code == 0
+    assert scored_checkpoint(out)["digest"] != digests[0]
+    assert "step-00000012" in (out / "report.html").read_text()
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """Weights of a tiny network without names of classes, and the settings that belong to them."""
+
+    def write(num_classes):
+        from cocoseg.model.registry import architecture
+        from transformers import AutoModelForSemanticSegmentation
+
+        torch.manual_seed(1)
+        settings = architecture("segformer-tiny")
+        settings.num_labels = num_classes
+        path = tmp_path / f"{num_classes}.pt"
+        torch.save(AutoModelForSemanticSegmentation.from_config(settings).state_dict(), path)
+        return path
+
+    return write
+
+
+TINY = ("--set", "model.name=segformer-tiny", "--set", "model.input_size=32", "--no-tta")
+
+
+def test_bare_weights_of_another_number_of_classes_are_refused(measure, bare, out):
+    said = "5.pt: has 5 classes (background, class 1, class 2, class 3 …), the shards 81"
+    refused(measure(*TINY, checkpoint=bare(5)), out, 2, said)
+
+
+def test_bare_weights_are_scored_by_the_names_of_the_shards(
+    measure, bare, golden, tmp_path, out, run_cocoseg
+):
+    assert measure(*TINY, checkpoint=bare(81)).code == 0
+    assert scored_checkpoint(out)["name"] == "81.pt"
+    shards = copy_of(golden.shards("val"), tmp_path)
+    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest["taxonomy"]["classes"][1]["name"] = "a person"
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    assert measure(*TINY, checkpoint=bare(81), shards=[shards]).code == 0
+    assert json.loads((out / "metrics.json").read_text())["classes"][1]["name"] == "a person"
+
+
+def test_probabilities_are_calibrated_over_all_pixels(measure, out):
+    assert measure("--no-tta").code == 0
+    found = json.loads((out / "metrics.json").read_text())
+    bins = found["calibration"]["bins"]
+    assert sum(one["pixels"] for one in bins) == found["pixels"]
+    right = sum(one["pixels"] * (one["accuracy"] or 0) for one in bins)
+    assert right / found["pixels"] == pytest.approx(found["pixel_accuracy"])
+    for one in bins:
+        if one["pixels"]:
+            assert one["above"] <= one["confidence"] <= one["up_to"] + 1e-7
+    assert 0 < found["calibration"]["ECE"] < 1
+
+
+def test_shards_whose_manifest_counts_other_pixels_are_refused(measure, golden, tmp_path, out):
+    shards = copy_of(golden.shards("val"), tmp_path)
+    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest["class_pixels"][1] += 1
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    refused(measure("--no-tta", shards=[shards]), out, 3, "pixels of person were scored")
+
+
+def test_a_folder_that_cannot_be_written_is_told(measure, out):
+    out.write_text("a file")
+    ran = measure("--no-tta")
+    assert (ran.code, "Traceback" in ran.err) == (1, False)
+    assert "cannot be written" in ran.err
+
+
+def torchrun(processes, *arguments):
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+    return subprocess.Popen(
+        [*launch, str(processes), "-m", "cocoseg", "eval", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def test_processes_together_write_the_bytes_of_one(checkpoint, golden, tmp_path):
+    folders = [part for split in ("train", "val") for part in ("--shards", golden.shards(split))]
+    written, printed = [], []
+    for processes in (1, 3):
+        output = tmp_path / "scores"
+        ran = torchrun(
+            *(processes, "--checkpoint", checkpoint, *folders, "--output", output, "--no-tta"),
+            *("--batch-size", 2, "--pictures", 5, "--json", "--set", "infer.device=cpu"),
+        )
+        out, err = ran.communicate(timeout=240)
+        assert ran.returncode == 0, err
+        files = (path for path in sorted(output.rglob("*")) if path.is_file())
+        written.append({str(path.relative_to(output)): path.read_bytes() for path in files})
+        printed.append(json.loads(out))
+        shutil.rmtree(output)
+    assert {"metrics.json", "classes.csv", "images.csv", "report.html"} < written[0].keys()
+    assert len([name for name in written[0] if name.startswith("pictures")]) == 5
+    assert written[0] == written[1]
+    assert printed[0] == printed[1]
+
+
+def test_what_one_process_meets_ends_all_and_is_told_once(golden, stored, tmp_path):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    samples = stored(golden.shards("val"))
+    for key, sample in samples.items():
+        (masks / f"{key}.png").write_bytes(encode_mask(sample.mask))
+    second = list(samples)[1]
+    (masks / f"{second}.png").write_bytes(b"no picture")
+    ran = torchrun(
+        *(2, "--predictions", masks, "--shards", golden.shards("val"), "--batch-size", 1),
+        *("--output", tmp_path / "scores"),
+    )
+    out, err = ran.communicate(timeout=240)
+    assert ran.returncode != 0
+    assert err.count(f"error: {masks / second}.png: mask") == 1
+    assert out == ""
+    assert not (tmp_path / "scores").exists()
