@@ -6,6 +6,7 @@ import hashlib
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from cocoseg.report.blocks import (
     Beside,
@@ -22,8 +23,11 @@ from cocoseg.report.blocks import (
     Tag,
 )
 from cocoseg.report.charts import Bar, Bars, HeatMap, nice_step
+from cocoseg.report.comparison import Comparison, Comparisons, Panel
+from cocoseg.report.confusion import ConfusionMap
 from cocoseg.report.markup import compact, element, shortened
 from cocoseg.report.page import Section, render
+from cocoseg.report.reliability import ReliabilityBin, ReliabilityDiagram
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -60,9 +64,12 @@ class Page(HTMLParser):
         return [text for name, text in self.texts if name == tag]
 
 
+JPEG = Jpeg(b"\xff\xd8", 8, 6)
+
+
 def every_block(text):
     """One of each kind, with `text` wherever text can be."""
-    picture = Picture(Jpeg(b"\xff\xd8", 8, 6), text, text, (Tag(text, "#804020"), Tag(text)))
+    picture = Picture(JPEG, text, text, (Tag(text, "#804020"), Tag(text)))
     return (
         Beside((Paragraph(text), Note(text))),
         Items((text, text)),
@@ -71,6 +78,9 @@ def every_block(text):
         Bars(text, (Bar(text, 3, "#102030", text), Bar(text, 0)), log=True),
         HeatMap(text, text, text, 40.0, ((0, 3), (1, 0)), open_ended=True),
         Pictures((picture, Picture(None, text, text))),
+        Comparisons((Comparison(text, text, (Panel(text, JPEG, (Tag(text, "#102030"),)),)),)),
+        ConfusionMap(text, (Tag(text), Tag(text)), (Tag(text), Tag(text)), np.eye(2, dtype=int)),
+        ReliabilityDiagram(text, (ReliabilityBin(0, 0.5, 9, 0.2, 0.4),)),
     )
 
 
@@ -152,7 +162,8 @@ def test_a_row_of_another_length_is_refused():
 
 def test_pictures_have_alternative_texts_and_sizes():
     page = page_of(*every_block("what is seen"))
-    (image,) = page.all("img")
+    image, compared = page.all("img")
+    assert compared["alt"] == "what is seen, what is seen: what is seen"
     assert image["alt"] == "what is seen"
     assert (image["width"], image["height"]) == ("8", "6")
     assert base64.b64decode(image["src"].partition(",")[2]) == b"\xff\xd8"
@@ -182,6 +193,14 @@ def test_logarithmic_bars_show_powers_of_ten_as_equal_steps():
     assert first - second == pytest.approx(second - third, abs=0.2)
     assert third > 0
     assert none == 0
+
+
+def test_bars_of_shares_end_where_the_whole_does():
+    whole, half = (
+        lengths(Bars("c", (Bar("a", 1), Bar("b", 0.5)))),
+        lengths(Bars("c", (Bar("b", 0.5),), most=1)),
+    )
+    assert half == whole[1:]
 
 
 def test_bars_beyond_the_limit_are_summed_up():
