@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Numbers of a strip: on a CPU what its second-level cache holds, on a GPU what keeps it busy.
+# Numbers of a piece's rows: on a CPU what its second-level cache holds, on a GPU what fills it.
 _STRIP_CPU, _STRIP_GPU = 2**19, 2**26
+_MOST = 16  # times as many of all pieces together: a photograph may be wide, and its pieces narrow
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ def class_strips(logits_Chw: Tensor, height: int, width: int) -> Iterator[Tensor
         float32 (float64 of such logits), shape (R, W, C).
     """
     rows = _Rows(logits_Chw, height, width)
-    for strip in _strips(range(height), width, logits_Chw):
+    for strip in _strips(range(height), width, width, logits_Chw):
         yield rows.upsampled(strip)
 
 
@@ -68,8 +69,8 @@ def probability_strips(pieces: Sequence[Piece], rows: range, width: int) -> Iter
         float32 (float64 of such logits), shape (R, W, C).
     """
     views = [[_Rows(one, piece.height, piece.width) for one in piece.logits] for piece in pieces]
-    like = pieces[0].logits[0]
-    for strip in _strips(rows, width, like):
+    widest = max(piece.width for piece in pieces)
+    for strip in _strips(rows, widest, width, pieces[0].logits[0]):
         mean: Tensor | None = None
         for piece, of_piece in zip(pieces, views, strict=True):
             here = range(max(strip.start, piece.top), min(strip.stop, piece.top + piece.height))
@@ -129,9 +130,9 @@ def _places(many: int, few: int, like: Tensor) -> tuple[Tensor, Tensor]:
     return behind.long().to(like.device), (at - behind).to(like.device, like.dtype)
 
 
-def _strips(rows: range, width: int, like_Chw: Tensor) -> Iterator[range]:
-    numbers = _STRIP_GPU if like_Chw.is_cuda else _STRIP_CPU
-    length = max(1, numbers // (width * len(like_Chw)))
+def _strips(rows: range, widest: int, width: int, like_Chw: Tensor) -> Iterator[range]:
+    numbers, classes = _STRIP_GPU if like_Chw.is_cuda else _STRIP_CPU, len(like_Chw)
+    length = max(1, min(numbers // (widest * classes), _MOST * numbers // (width * classes)))
     for first in range(rows.start, rows.stop, length):
         yield range(first, min(first + length, rows.stop))
 
