@@ -152,7 +152,7 @@ def _predicted(plan: EvaluationPlan, model: ModelConfig) -> tuple[Checkpoint | N
     if plan.masks is not None:
         return None, plan.masks
     ready, checkpoint = load_checkpoint(plan.config, model, plan.shards.taxonomy)
-    return checkpoint, PredictedByNetwork(ready)
+    return checkpoint, PredictedByNetwork(ready, plan.views)
 
 
 def _score(

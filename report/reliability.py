@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .charts import label, svg
 from .markup import Html, compact, element
 
-_SIDE, _LEFT, _TOP, _BOTTOM = 320, 48, 10, 40  # of the square, and the space around it [px]
+_SIDE, _LEFT, _TOP, _BOTTOM = 320, 58, 10, 40  # of the square, and the space around it [px]
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,7 @@ th button {
 th button::after { content: "↕"; margin-left: .3em; opacity: .35; font-weight: 400; }
 th[aria-sort=ascending] button::after { content: "↑"; opacity: 1; }
 th[aria-sort=descending] button::after { content: "↓"; opacity: 1; }
+td:has(.tag) { min-width: 8rem; }
 .n { text-align: right; }
 td.n { white-space: nowrap; }
 .tag { display: inline-block; margin-right: .7em; overflow-wrap: anywhere; }

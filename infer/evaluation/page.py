@@ -69,8 +69,11 @@ def _overview(result: Evaluation) -> Iterator[Block]:
         Figure("boundary mIoU", _percent(mean(result.boundary_iou)), "how well outlines are met"),
         Figure("mean Dice", _percent(scores.mean_dice)),
         Figure("frequency-weighted IoU", _percent(scores.frequency_weighted_iou)),
-        Figure("pixel accuracy", _percent(scores.pixel_accuracy)),
-        Figure("mean accuracy", _percent(scores.mean_accuracy)),
+        Figure(
+            "pixel accuracy",
+            _percent(scores.pixel_accuracy),
+            f"mean over classes {_percent(scores.mean_accuracy)}",
+        ),
     ]
     if result.calibration is not None:
         detail = "distance of probability and truth"

@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from cocoseg.infer.evaluation.predicted import PredictedByNetwork
+from cocoseg.infer.predictor import ReadyNetwork
+from cocoseg.model.preprocess import Preprocess
+from cocoseg.model.score import predict_plain
+from cocoseg.model.view import View
+from cocoseg.model.weights import LoadedNetwork
 from cocoseg.shards.png import encode_mask
+from cocoseg.shards.reader import ShardSet
+from cocoseg.taxonomy import coco_taxonomy
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -297,6 +305,23 @@ def test_a_folder_that_cannot_be_written_is_told(measure, out):
     ran = measure("--no-tta")
     assert (ran.code, "Traceback" in ran.err) == (1, False)
     assert "cannot be written" in ran.err
+
+
+def test_one_view_is_scored_by_its_logits_even_where_probabilities_are_equal(make_network, golden):
+    """As training does; of a new network, float32 probabilities of near logits are equal."""
+    network = make_network(81)
+    with torch.no_grad():
+        network.decode_head.classifier.weight.mul_(1e-4)
+        network.decode_head.classifier.bias.zero_()
+    loaded = LoadedNetwork(network, Preprocess(64), coco_taxonomy(), "new")
+    ready = ReadyNetwork(loaded, [View()])
+    shards = ShardSet([str(golden.shards("val"))])
+    samples = [shards.read(position) for position in range(len(shards))]
+    images = [sample.image for sample in samples]
+    scored = list(PredictedByNetwork(ready, 1).of(samples))
+    for one, mask in zip(scored, predict_plain(network, loaded.preprocess, images), strict=True):
+        assert np.array_equal(one.mask, mask)
+        assert one.confidence.min() > 1 / 82
 
 
 def torchrun(processes, *arguments):
