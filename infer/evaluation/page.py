@@ -44,7 +44,7 @@ def render_evaluation(result: Evaluation) -> str:
 
 def _last(path: str) -> str:
     """Return the end of a path: enough to tell, and nobody's folders are spread with the page."""
-    return "/".join(path.rstrip("/").split("/")[-2:])
+    return "/".join(path.rpartition("://")[2].rstrip("/").split("/")[-2:])
 
 
 def _sections(result: Evaluation) -> Iterator[Section]:

@@ -4,8 +4,10 @@ import csv
 import json
 import shutil
 
+import fsspec
 import numpy as np
 import pytest
+from cocoseg import storage
 from cocoseg.shards.png import encode_mask
 from PIL import Image
 
@@ -204,3 +206,35 @@ def test_a_dry_run_says_what_would_be_scored(measure, out):
     plan = json.loads(measure("--dry-run", "--json").out)
     assert (plan["samples"], plan["views"], plan["checkpoint"]) == (4, 0, None)
     assert not out.exists()
+
+
+def test_masks_and_scores_may_lie_in_an_object_store(run_cocoseg, golden, masks, out, measure):
+    store = fsspec.filesystem("memory")
+    store.put(str(masks), "/masks", recursive=True)
+    urls = ("--predictions", "memory://masks", "--output", "memory://scores")
+    ran = run_cocoseg("eval", *urls, "--shards", golden.shards("val"))
+    assert ran.code == 0, ran.err
+    assert measure().code == 0
+    assert store.cat("/scores/report.html").startswith(b"<!DOCTYPE html>")
+    for name in ("metrics.json", "classes.csv", "images.csv"):
+        there, here = store.cat(f"/scores/{name}"), (out / name).read_bytes()
+        assert there.replace(b"memory://masks", b"") == here.replace(str(masks).encode(), b"")
+
+
+def test_an_evaluation_that_is_ended_while_it_writes_leaves_no_sign_of_completeness(
+    measure, out, monkeypatch
+):
+    assert measure().code == 0
+    publish = storage.publish_bytes
+
+    def full(url, content):
+        if url.endswith("images.csv"):
+            raise OSError(28, "No space left on device")
+        publish(url, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "publish_bytes", full)
+        ran = measure()
+    refused(ran, out, 1, "cannot be written: No space left on device")
+    assert measure().code == 0
+    assert metrics(out)["mIoU"] == 1
