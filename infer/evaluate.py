@@ -3,7 +3,6 @@
 checkpoint | masks, shards → canonical batches → counts, summed over processes → scores → report
 """
 
-import contextlib
 import io
 import itertools
 import json
@@ -22,7 +21,7 @@ from .. import storage
 from ..colors import visualize_prediction
 from ..config import to_yaml
 from ..distributed.group import Group, process_group
-from ..errors import CocosegError, ConfigError, DataError
+from ..errors import ConfigError, DataError
 from ..model.config import ModelConfig
 from ..shards.plan import evaluation_batches
 from ..shards.reader import Sample, ShardSet, good
@@ -34,6 +33,7 @@ from .evaluation.page import render_evaluation
 from .evaluation.predicted import Predicted, PredictedByNetwork, PredictedMasks
 from .evaluation.result import Evaluation as Evaluation  # what `evaluate` returns
 from .evaluation.tally import Tally
+from .outputs import writing
 from .views import views_of
 
 METRICS = "metrics.json"
@@ -136,12 +136,12 @@ def evaluate(config: InferConfig, model: ModelConfig, progress: bool = False) ->
         with group.together():
             checkpoint, predicted = _predicted(plan, model)
         batches = evaluation_batches(len(shards), config.batch_size, group.world_size, group.rank)
-        with group.together(), _writing(str(config.output)):
+        with group.together(), writing(str(config.output)):
             part = _score(predicted, plan, batches, progress and group.leads)
         result = _joined(part, plan, checkpoint, group)
         with group.together():
             _check_totals(result, shards)
-        with group.together(), _writing(str(config.output)):
+        with group.together(), writing(str(config.output)):
             if group.leads:
                 _write(result, config, model)
         return result
@@ -152,7 +152,7 @@ def _predicted(plan: EvaluationPlan, model: ModelConfig) -> tuple[Checkpoint | N
     if plan.masks is not None:
         return None, plan.masks
     ready, checkpoint = load_checkpoint(plan.config, model, plan.shards.taxonomy)
-    return checkpoint, PredictedByNetwork(ready, plan.views)
+    return checkpoint, PredictedByNetwork(ready)
 
 
 def _score(
@@ -252,15 +252,3 @@ def _write(result: Evaluation, config: InferConfig, model: ModelConfig) -> None:
     }
     for name, text in files.items():
         storage.publish_bytes(storage.join(output, name), text.encode())
-
-
-@contextlib.contextmanager
-def _writing(folder: str) -> Iterator[None]:
-    """Say in plain words why something could not be written."""
-    try:
-        yield
-    except OSError as error:
-        raise CocosegError(
-            f"--output {folder}: cannot be written: {error.strerror or error}; mend that, then run "
-            "the same command again"
-        ) from None

@@ -2,7 +2,9 @@
 
 # C classes, H W pixels of the photograph
 
+import contextlib
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,29 @@ from pycocotools import mask as rle
 
 from .. import storage
 from ..colors import mask_to_color, overlay_mask
-from ..errors import ConfigError
+from ..errors import CocosegError, ConfigError
 from ..shards.png import Mask, encode_mask
 from ..taxonomy import Taxonomy
 from .config import InferConfig
 from .predictor import Prediction
+
+
+@contextlib.contextmanager
+def writing(folder: str) -> Iterator[None]:
+    """Say in plain words why something could not be written.
+
+    Raises
+    ------
+    CocosegError
+        In place of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CocosegError(
+            f"--output {folder}: cannot be written: {error.strerror or error}; mend that, then run "
+            "the same command again"
+        ) from None
 
 
 class Outputs:

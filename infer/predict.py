@@ -18,11 +18,11 @@ from tqdm import tqdm
 from .. import storage
 from ..config import to_yaml
 from ..distributed.group import Group, process_group
-from ..errors import CocosegError, ConfigError, DataError
+from ..errors import ConfigError, DataError
 from ..model.config import ModelConfig
 from .config import InferConfig
 from .inputs import InputImage, list_inputs
-from .outputs import Outputs
+from .outputs import Outputs, writing
 from .predictor import Prediction, ReadyNetwork
 from .progress import Progress, batch_id, identity, refuse_strangers
 from .views import views_of
@@ -134,23 +134,23 @@ def predict(
         with group.together():
             ready = ReadyNetwork.of(config, model)
             outputs = Outputs(config, ready.loaded.taxonomy)
-        run = identity(ready.loaded, config)
+        run = identity(ready, config)
         batches = {batch_id(run, batch): batch for batch in plan.batches}
         told = Progress(str(config.output), list(batches))
         if told.complete:
             size = len(plan.inputs)
-            with group.together(), _writing(str(config.output)):
+            with group.together(), writing(str(config.output)):
                 if group.leads:
                     told.clear()  # it may have been killed while it did so itself
             return _result(plan, told.records(), size) if group.leads else None
-        with group.together(), _writing(str(config.output)):
+        with group.together(), writing(str(config.output)):
             if group.leads:
                 held.enter_context(told.begun(config.coco_json))
                 sections = {"model": model, "infer": config}
                 url = storage.join(str(config.output), "config.yaml")
                 storage.publish_bytes(url, to_yaml(sections).encode())
         done = group.gather(told.done())[0]
-        with group.together(), _writing(str(config.output)):
+        with group.together(), writing(str(config.output)):
             own = list(itertools.islice(batches.items(), group.rank, None, group.world_size))
             _predict_batches(
                 [(one, batch) for one, batch in own if one not in done],
@@ -166,7 +166,7 @@ def _finish(
     plan: PredictionPlan, told: Progress, ready: ReadyNetwork, kept: int, group: Group
 ) -> PredictionResult | None:
     result = None
-    with group.together(), _writing(str(plan.config.output)):
+    with group.together(), writing(str(plan.config.output)):
         if group.leads:
             told.finish(ready.loaded.taxonomy, plan.config.coco_json)
             result = _result(plan, told.records(), kept)
@@ -268,15 +268,3 @@ def _read(image: InputImage) -> Pixels:
         return image.read()
     except DataError as error:
         return error
-
-
-@contextlib.contextmanager
-def _writing(folder: str) -> Iterator[None]:
-    """Say in plain words why something could not be written."""
-    try:
-        yield
-    except OSError as error:
-        raise CocosegError(
-            f"--output {folder}: cannot be written: {error.strerror or error}; mend that, then run "
-            "the same command again to go on"
-        ) from None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -91,6 +92,14 @@ class ReadyNetwork:
         tiling = Tiling(size, config.tile_overlap) if config.tile_above else None
         return cls(loaded, views_of(config), tiling, config.tile_above, config.batch_size)
 
+    def digest(self) -> str:
+        """Return the XXH3-128 of the names and values of all weights, in hex."""
+        digest = xxhash.xxh3_128()
+        for name, value in sorted(self.loaded.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.cpu().contiguous().view(-1).numpy().tobytes())
+        return digest.hexdigest()
+
     def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.integer]]:
         """Return the masks of photographs, uint8 RGB of shape (H, W, 3) each."""
         return [prediction.mask for prediction in self.predictions(images)]
@@ -126,18 +135,16 @@ class ReadyNetwork:
         for i, image in enumerate(images):
             height, width = image.shape[:2]
             logits = views.pop(i, None)
+            one_view = logits is not None and len(logits) == 1
             if logits is None:
                 assert self._tiling is not None
-                yield _of_probabilities(
-                    self._tiling.strips(image, self._logits), image, confidence, probabilities
-                )
-            elif len(logits) == 1 and not (confidence or probabilities):
+                strips = self._tiling.strips(image, self._logits)
+            elif one_view:
                 strips = class_strips(logits[0], height, width)
-                yield Prediction(best_classes(strips, height, width))
             else:
                 piece = Piece(logits, 0, 0, height, width)
                 strips = probability_strips([piece], range(height), width)
-                yield _of_probabilities(strips, image, confidence, probabilities)
+            yield _read_off(strips, (height, width), one_view, confidence, probabilities)
 
     def _is_cut(self, image: NDArray[np.uint8]) -> bool:
         return self._tiling is not None and max(image.shape) > self._tile_above
@@ -180,22 +187,31 @@ class ReadyNetwork:
         )
 
 
-def _of_probabilities(
-    strips: Iterator[Tensor], image: NDArray[np.uint8], confidence: bool, probabilities: bool
+def _read_off(
+    strips: Iterator[Tensor],
+    size: tuple[int, int],
+    of_logits: bool,
+    confidence: bool,
+    probabilities: bool,
 ) -> Prediction:
-    """Read off a photograph's probabilities what is wanted of them."""
-    size = image.shape[:2]
+    """Take what is wanted from strips of probabilities, or of one view's logits.
+
+    The mask is that of the logits even where probabilities are wanted: those of logits that hardly
+    differ are equal in float32, and another class would win.
+    """
     sure = np.empty(size, np.float32) if confidence else None
     every: list[NDArray[np.float16]] = []
 
     def watched() -> Iterator[Tensor]:
         first = 0
         for strip_RWC in strips:
-            if sure is not None:
-                sure[first : first + len(strip_RWC)] = strip_RWC.amax(dim=2).cpu().numpy()
-                first += len(strip_RWC)
-            if probabilities:
-                every.append(strip_RWC.half().cpu().numpy())
+            if confidence or probabilities:
+                p_RWC = strip_RWC.softmax(dim=2) if of_logits else strip_RWC
+                if sure is not None:
+                    sure[first : first + len(p_RWC)] = p_RWC.amax(dim=2).cpu().numpy()
+                    first += len(p_RWC)
+                if probabilities:
+                    every.append(p_RWC.half().cpu().numpy())
             yield strip_RWC
 
     mask = best_classes(watched(), *size)

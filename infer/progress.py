@@ -18,30 +18,26 @@ from pycocotools import mask as rle
 
 from .. import storage
 from ..errors import ConfigError
-from ..model.weights import LoadedNetwork
 from ..taxonomy import Taxonomy
 from .config import InferConfig
 from .inputs import PROGRESS, InputImage
+from .predictor import ReadyNetwork
 
 _LOCK_NAME = "lock"
 PREDICTIONS, COCO_JSON = "predictions.jsonl", "coco.json"
 _VERSION = 1  # of what the same photographs are predicted to
 _WITHOUT_EFFECT = {
-    *("checkpoint", "input", "shards", "output", "device", "pictures"),
+    *("checkpoint", "input", "shards", "predictions", "output", "device", "pictures"),
     *("remote", "cache_dir", "cache_bytes"),
 }
 
 
-def identity(loaded: LoadedNetwork, config: InferConfig) -> str:
+def identity(ready: ReadyNetwork, config: InferConfig) -> str:
     """Return what stands for the weights and the settings that masks depend on."""
-    digest = xxhash.xxh3_128()
-    for name, value in sorted(loaded.network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.cpu().contiguous().view(-1).numpy().tobytes())
+    preprocess, taxonomy = ready.loaded.preprocess, ready.loaded.taxonomy
     settings = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
-    told = [_VERSION, settings, loaded.preprocess.to_dict(), loaded.taxonomy.to_dict()]
-    digest.update(json.dumps(told, sort_keys=True).encode())
-    return digest.hexdigest()
+    told = [_VERSION, ready.digest(), settings, preprocess.to_dict(), taxonomy.to_dict()]
+    return xxhash.xxh3_128_hexdigest(json.dumps(told, sort_keys=True).encode())
 
 
 def batch_id(of_run: str, batch: Sequence[InputImage]) -> str:

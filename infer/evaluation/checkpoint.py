@@ -3,9 +3,6 @@
 import os
 from dataclasses import dataclass
 
-import xxhash
-from torch import nn
-
 from ... import storage
 from ...errors import ConfigError
 from ...model.config import ModelConfig
@@ -41,7 +38,7 @@ def load_checkpoint(
     resolved, name = _resolved(given)
     ready = ReadyNetwork.of(config.model_copy(update={"checkpoint": resolved}), model)
     _check_classes(given, ready.loaded.taxonomy, taxonomy)
-    return ready, Checkpoint(given, name, _digest(ready.loaded.network))
+    return ready, Checkpoint(given, name, ready.digest())
 
 
 def _is_bare(checkpoint: str) -> bool:
@@ -76,11 +73,3 @@ def _check_classes(given: str, theirs: Taxonomy, ours: Taxonomy) -> None:
 
 def _first(taxonomy: Taxonomy) -> str:
     return ", ".join(taxonomy.names[:4]) + (" …" if taxonomy.num_classes > 4 else "")
-
-
-def _digest(network: nn.Module) -> str:
-    digest = xxhash.xxh3_128()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.cpu().contiguous().view(-1).numpy().tobytes())
-    return digest.hexdigest()

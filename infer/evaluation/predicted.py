@@ -30,30 +30,14 @@ class Predicted(Protocol):
 
 
 class PredictedByNetwork:
-    """Predictions of a checkpoint, with the probability of each pixel's class.
+    """Predictions of a checkpoint, with the probability of each pixel's class."""
 
-    Parameters
-    ----------
-    ready
-        The network.
-    views
-        How many views `ready` averages.
-    """
-
-    def __init__(self, ready: ReadyNetwork, views: int) -> None:
+    def __init__(self, ready: ReadyNetwork) -> None:
         self._ready = ready
-        self._views = views
 
     def of(self, samples: Sequence[Sample]) -> Iterable[Prediction]:
         """Predict samples; see `Predicted`."""
-        images = [sample.image for sample in samples]
-        sure = self._ready.predictions(images, confidence=True)
-        if self._views > 1:
-            return sure
-        # A single view's mask is the argmax of its logits, as in training: float32 probabilities
-        # of logits that hardly differ are equal, and another class may win.
-        masks = self._ready.predict(images)
-        return (Prediction(mask, one.confidence) for mask, one in zip(masks, sure, strict=True))
+        return self._ready.predictions([sample.image for sample in samples], confidence=True)
 
 
 class PredictedMasks:

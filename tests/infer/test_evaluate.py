@@ -318,7 +318,7 @@ def test_one_view_is_scored_by_its_logits_even_where_probabilities_are_equal(mak
     shards = ShardSet([str(golden.shards("val"))])
     samples = [shards.read(position) for position in range(len(shards))]
     images = [sample.image for sample in samples]
-    scored = list(PredictedByNetwork(ready, 1).of(samples))
+    scored = list(PredictedByNetwork(ready).of(samples))
     for one, mask in zip(scored, predict_plain(network, loaded.preprocess, images), strict=True):
         assert np.array_equal(one.mask, mask)
         assert one.confidence.min() > 1 / 82

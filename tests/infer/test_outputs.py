@@ -69,6 +69,14 @@ def test_probabilities_confidence_and_mask_agree(infer, tta):
         assert np.array_equal(same[sure], mask[sure])
 
 
+def test_asking_for_confidence_changes_no_mask(infer):
+    """One view's mask is that of its logits; probabilities may tie where those differ."""
+    plain, more = infer("plain", "--no-tta"), infer("more", "--no-tta", "--confidence")
+    for i in range(3):
+        name = f"{i}/photo.png"
+        assert (plain / name).read_bytes() == (more / name).read_bytes()
+
+
 def test_doubtful_pixels_are_ignored(infer):
     out = infer("out", "--no-tta", "--confidence", "--min-confidence", "0.3", "--color")
     plain = infer("plain", "--no-tta")
