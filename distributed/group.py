@@ -121,5 +121,9 @@ def process_group(device_name: str) -> Iterator[Group]:
     )
     try:
         yield Group(rank, world_size, device, dist.new_group(backend="gloo", timeout=_PATIENCE))
-    finally:
-        dist.destroy_process_group()
+    except BaseException as error:
+        # NCCL waits for the others here: they come only if they have failed by the same.
+        if isinstance(error, CocosegError) and error.shared:
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()

@@ -10,6 +10,7 @@ from .. import storage
 from ..distributed.group import Group
 from ..errors import DataError
 from ..shards.reader import BadSample
+from .checkpoint import explained
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +70,12 @@ class BadSamples:
     def publish(self) -> None:
         """Write the list; without bad samples there is none."""
         url = storage.join(self.run, BAD_SAMPLES)
-        if self._found:
-            lines = "".join(json.dumps(record) + "\n" for record in self._found.values())
-            storage.publish_bytes(url, lines.encode())
-        else:
-            storage.remove(url)
+        with explained(self.run, url):
+            if self._found:
+                lines = "".join(json.dumps(record) + "\n" for record in self._found.values())
+                storage.publish_bytes(url, lines.encode())
+            else:
+                storage.remove(url)
 
     def state_dict(self, step: int) -> list[dict[str, Any]]:
         """Return what a checkpoint after `step` steps keeps: none of a step that is yet to come."""

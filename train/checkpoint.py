@@ -143,7 +143,7 @@ def save_checkpoint(
     """
     parent = storage.join(run, CHECKPOINTS)
     target = storage.join(parent, checkpoint_name(step))
-    with _told(run, target), storage.scratch_folder(parent) as scratch:
+    with explained(run, target), storage.scratch_folder(parent) as scratch:
         folder = scratch / checkpoint_name(step)
         folder.mkdir()
         save_network(folder, network, preprocess, taxonomy)
@@ -192,7 +192,7 @@ def point(run: str, name: str, step: int) -> None:
     """
     target = f"{CHECKPOINTS}/{checkpoint_name(step)}"
     url = storage.join(run, name)
-    with _told(run, url):
+    with explained(run, url):
         if storage.is_remote(run):
             storage.publish_bytes(url, f"{target}\n".encode())
             return
@@ -222,17 +222,19 @@ def restore_pointers(run: str, step: int, best_step: int | None) -> bool:
     CocosegError
         If they cannot be written.
     """
-    point(run, "last", step)
+    if pointed_step(run, "last") != step:
+        point(run, "last", step)
     named = pointed_step(run, "best") if best_step is None else best_step
     if named is None:
         return False
     folder = storage.join(run, CHECKPOINTS, checkpoint_name(named))
     if _is_whole(folder):
-        point(run, "best", named)
+        if pointed_step(run, "best") != named:
+            point(run, "best", named)
         return True
     log.warning("%s: the best checkpoint is gone or broken; the next score is the best", folder)
     url = storage.join(run, "best")
-    with _told(run, url):
+    with explained(run, url):
         storage.remove(url)
     return False
 
@@ -413,7 +415,7 @@ def prune(run: str, keep_last: int, best_step: int | None) -> None:
         if kept < keep_last:
             kept += _is_whole(folder)
         elif step not in spared:
-            with _told(run, folder):
+            with explained(run, folder):
                 _remove(folder, parent)
 
 
@@ -439,7 +441,7 @@ def _remove(folder: str, parent: str) -> None:
 
 
 @contextlib.contextmanager
-def _told(run: str, url: str) -> Iterator[None]:
+def explained(run: str, url: str) -> Iterator[None]:
     """Say in plain words why something of a run could not be written."""
     try:
         yield

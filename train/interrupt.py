@@ -2,13 +2,15 @@
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ECHO = 2.0  # seconds: who signals all processes, and torchrun, which passes it on, do so twice
 
 
 class Interrupts:
-    """Notes the first signal; a second one, or any outside of `postponed`, ends at once.
+    """Notes the first signal; a later one (no echo), or any outside of `postponed`, ends at once.
 
     A context manager for the main thread; in other threads it changes nothing.
     """
@@ -18,6 +20,7 @@ class Interrupts:
         """Whether the run should end at the next opportunity."""
         self.postponed = False
         """Whether there is something to save first."""
+        self._first = 0.0
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "Interrupts":
@@ -35,6 +38,8 @@ class Interrupts:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.came or not self.postponed:
+        now = time.monotonic()
+        if not self.postponed or (self.came and now - self._first > _ECHO):
             raise KeyboardInterrupt
-        self.came = True
+        if not self.came:
+            self.came, self._first = True, now

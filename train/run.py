@@ -1,5 +1,6 @@
 """One training run: it begins, or goes on from the newest checkpoint of its folder, and ends."""
 
+import contextlib
 import logging
 import os
 import warnings
@@ -10,7 +11,7 @@ import torch
 
 from .. import storage
 from ..distributed.group import Group, process_group
-from ..errors import ConfigError
+from ..errors import CocosegError, ConfigError
 from ..model.config import ModelConfig
 from ..model.device import pick_device
 from ..processes import end_with_launcher, keep_freed_memory
@@ -100,8 +101,11 @@ def run(
             try:
                 trainer.open(model, augment)
                 trainer.train(progress and group.leads)
-            finally:
-                trainer.close()
+            except BaseException:
+                with contextlib.suppress(CocosegError):  # what failed first is told
+                    trainer.close()
+                raise
+            trainer.close()
         if not group.leads:
             return None
         log.info("%s", trainer.ended)

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -28,6 +29,7 @@ from .bad_samples import BadSamples
 from .batches import MicroBatch, TrainingSamples, micro_batches
 from .checkpoint import (
     Checkpoint,
+    explained,
     point,
     prune,
     restore_pointers,
@@ -169,7 +171,8 @@ class Trainer:
                 self._tell_changes(state)
                 whole = restore_pointers(str(self.config.save_dir), now.step, now.best_step)
         other = self.plan.scored_on is not None and now.scored_on != self.plan.scored_on
-        if other or not self.group.gather(whole)[0]:
+        lost = now.best_step is not None and not self.group.gather(whole)[0]
+        if other or lost:
             now.best_score, now.best_step, now.stale = None, None, 0
 
     def _tell_changes(self, state: Mapping[str, Any]) -> None:
@@ -190,9 +193,10 @@ class Trainer:
         sections = {"model": model, "augment": augment, "train": self.config}
         with self.group.together():
             if self.group.leads:
-                storage.make_folder(run_folder)
-                config = to_yaml(sections).encode()
-                storage.publish_bytes(storage.join(run_folder, "config.yaml"), config)
+                url = storage.join(run_folder, "config.yaml")
+                with explained(run_folder, url):
+                    storage.make_folder(run_folder)
+                    storage.publish_bytes(url, to_yaml(sections).encode())
                 self.journal = Journal(run_folder, self.now.step, self.now.validated)
                 self.bad.publish()
                 log.info("%s", introduction(self.config, model, self.plan, self.learn))
@@ -277,10 +281,18 @@ class Trainer:
         CocosegError
             On every process: what failed on any, or `Interrupted`, once the steps done are saved.
         """
-        for batches in steps:
+        coming = iter(steps)
+        while True:
+            failures = list(self.unwritten)
+            batches: Sequence[MicroBatch] | None = ()
+            try:
+                batches = next(coming, None)
+            except Exception as error:  # a process of the loader is gone, or our own bug
+                failures.append(self._of_loader(error))
+            if batches is None:
+                return
             bad = [one for batch in batches for one in batch.bad]
-            failures = [batch.failure for batch in batches if batch.failure is not None]
-            failures += self.unwritten
+            failures += [batch.failure for batch in batches if batch.failure is not None]
             divisors = [sum(batch.denominators[i] for batch in batches) for i in range(2)]
             told = [*divisors, len(bad), len(failures), self.interrupts.came]
             summed = self.group.sum(torch.tensor(told, dtype=torch.float64)).tolist()
@@ -296,6 +308,13 @@ class Trainer:
                 self.keep()
                 raise
             yield batches, pixels, images
+
+    def _of_loader(self, error: Exception) -> CocosegError:
+        rank = f"rank {self.group.rank}: " if self.group.world_size > 1 else ""
+        return CocosegError(
+            f"{rank}the loader failed: {error}; if one of its processes was killed: "
+            "docs/how-to.md, 'Out of memory'\n" + "".join(traceback.format_exception(error))
+        )
 
     def step(self, batches: Sequence[MicroBatch], pixels: float, images: float) -> StepResult:
         """Take one optimizer step and note what came of it."""
@@ -373,7 +392,8 @@ class Trainer:
                 )
             except CocosegError as error:
                 self.unwritten.append(error)
-        now.loss_sum, now.loss_steps = 0.0, 0
+        if not self.unwritten:
+            now.loss_sum, now.loss_steps = 0.0, 0
         return {
             "loss": f"{loss:.3f}",
             "mIoU": "-" if now.best_score is None else f"{now.best_score:.3f}",
@@ -388,6 +408,7 @@ class Trainer:
         """
         shards = self.plan.val_shards
         assert shards is not None
+        before = dataclasses.replace(self.now)
         try:
             scores = validate(
                 self.scored,
@@ -403,11 +424,13 @@ class Trainer:
                 if self.journal is not None:
                     self._write_scores(self.journal, scores)  # its pictures want the eval mode, too
         except CocosegError as error:
+            self.now = before  # the validation is owed
             self.keep()
             if isinstance(error, Interrupted):
                 self._stop_interrupted()
             raise
         except Exception:  # such as too little memory: perhaps of one process, so it asks no other
+            self.now = before
             if self.group.leads and self.now.step > self.saved:
                 self._write_checkpoint()
             raise
@@ -488,11 +511,14 @@ class Trainer:
         if self.average is not None:
             state["raw_weights"] = self.learn.network.state_dict()
         taxonomy = self.plan.shards.taxonomy
+        try:
+            self.journal.publish()  # lines of steps without a checkpoint are dropped; none is lost
+        except CocosegError as error:
+            self.unwritten.append(error)
         save_checkpoint(run_folder, step, self.scored, self.learn.preprocess, taxonomy, state)
         if self.now.best_step is not None:
             point(run_folder, "best", self.now.best_step)
         prune(run_folder, self.config.keep_last, self.now.best_step)
-        self.journal.publish()
 
     def close(self) -> None:
         """Finish the files that `open` began."""

@@ -1,9 +1,12 @@
 """What fails costs no step that was done and is told once; what cannot be meant is refused."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cocoseg import storage
+from cocoseg.distributed import group as group_module
 from cocoseg.distributed.group import Group, process_group
 from cocoseg.errors import CocosegError, ConfigError, DataError, StoreError
 from cocoseg.shards.reader import ShardSet
@@ -42,8 +45,19 @@ def test_a_validation_that_fails_costs_no_step(
     assert steps == [3, 6]  # what was owed was made up for
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (StoreError("the store does not answer"), "the store does not answer"),
+        (RuntimeError("worker 3 is gone"), r"the loader failed: worker 3 is gone(.|\n)*Traceback"),
+    ],
+)
 def test_a_loader_that_fails_costs_no_step(
-    train_small: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train_small: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    told: str,
 ) -> None:
     reads = 0
     read = ShardSet.read_many
@@ -52,11 +66,11 @@ def test_a_loader_that_fails_costs_no_step(
         nonlocal reads
         reads += 1
         if reads == 4:  # the second micro-batch of the second step
-            raise StoreError("the store does not answer")
+            raise error
         return read(self, numbers)
 
     monkeypatch.setattr(ShardSet, "read_many", fails)
-    with pytest.raises(StoreError, match="does not answer"):
+    with pytest.raises(CocosegError, match=told):
         train_small(tmp_path)
     assert list_steps(str(tmp_path)) == [1]
 
@@ -75,6 +89,72 @@ def test_a_journal_that_cannot_be_written_ends_the_run_after_saving(
     with pytest.raises(CocosegError, match="cannot be written"):
         train_small(tmp_path)
     assert list_steps(str(tmp_path)) == [2]
+
+
+def test_scores_that_could_not_be_written_are_measured_again(
+    train_small: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Journal.write
+
+    def fails(self, step: int, **values: object) -> None:
+        if "val_mIoU" in values:
+            raise CocosegError("metrics.jsonl cannot be written")
+        write(self, step, **values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "write", fails)
+        with pytest.raises(CocosegError, match="cannot be written"):
+            train_small(tmp_path)
+    assert list_steps(str(tmp_path)) == [3]
+    assert train_small(tmp_path).best_step in (3, 6)
+    assert [line["step"] for line in journal(tmp_path) if "val_mIoU" in line] == [3, 6]
+
+
+def test_what_ends_a_run_is_told_and_not_what_fails_at_its_end(
+    train_small: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise CocosegError("at the end")
+
+    def first(*_: object, **__: object) -> None:
+        raise CocosegError("first")
+
+    monkeypatch.setattr(Journal, "close", fails)
+    monkeypatch.setattr("cocoseg.train.trainer.save_checkpoint", first)
+    with pytest.raises(CocosegError, match="first"):
+        train_small(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "bad-samples.jsonl"])
+def test_files_that_cannot_be_written_are_told_in_plain_words(
+    train_small: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def fails(url: str, *more: object) -> None:
+        if url.endswith(name):
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(storage, "publish_bytes", fails)
+    monkeypatch.setattr(storage, "remove", fails)
+    with pytest.raises(CocosegError, match=f"{name}: cannot be written: Permission denied"):
+        train_small(tmp_path)
+
+
+def test_a_group_is_left_together_or_by_the_dead_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Destroying it waits for the others on GPUs, who may wait for this process."""
+    destroyed: list[bool] = []
+    for name in ("init_process_group", "new_group"):
+        monkeypatch.setattr(group_module.dist, name, lambda *_, **__: None)
+    monkeypatch.setattr(group_module.dist, "destroy_process_group", lambda: destroyed.append(True))
+    monkeypatch.setattr(group_module, "join", lambda patience: (None, 0, 2))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shared = CocosegError("of all")
+    shared.shared = True
+    for error, times in ((None, 1), (shared, 1), (CocosegError("of one"), 0), (MemoryError(), 0)):
+        destroyed.clear()
+        with contextlib.suppress(CocosegError, MemoryError), process_group("cpu"):
+            if error is not None:
+                raise error
+        assert len(destroyed) == times, error
 
 
 def test_what_fails_on_rank_0_alone_is_told_once_and_ends_all(torchrun, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cocoseg.train import interrupt
 from cocoseg.train.checkpoint import list_steps
 
 
@@ -54,3 +55,18 @@ def test_the_end_is_clean(
     while members(process.pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert members(process.pid) == []
+
+
+def test_an_echo_of_a_signal_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who ends a group of processes, and torchrun, which passes it on, both send one."""
+    now = [100.0]
+    monkeypatch.setattr(interrupt.time, "monotonic", lambda: now[0])
+    with interrupt.Interrupts() as interrupts:
+        interrupts.postponed = True
+        for later in (0.0, 0.01, 1.0):
+            now[0] += later
+            signal.raise_signal(signal.SIGTERM)
+            assert interrupts.came
+        now[0] += 1.5
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
