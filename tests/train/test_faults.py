@@ -403,7 +403,7 @@ def saved(runs: Runs) -> int:
 
 
 def test_a_signal_saves_the_step_that_was_reached(make_runs: Any, undisturbed: Any) -> None:
-    """Between steps, in validation, while saving, in a step; then at the start, and twice."""
+    """Between steps, in validation, while saving, in a step; then at the start, and with an echo."""
     runs = make_runs()
     for i, (point, call, steps) in enumerate(
         [
@@ -424,8 +424,9 @@ def test_a_signal_saves_the_step_that_was_reached(make_runs: Any, undisturbed: A
     assert "Traceback" not in ended.err
     assert saved(runs) == 7
     ended = interrupt(runs, 1, ("step", 0, 2, "self-SIGTERM"), ("optimizer", 0, 1, "self-SIGINT"))
-    assert ended.code == 130  # the second one ends it at once
-    assert "interrupted; run the same command again" in ended.err
+    assert ended.code == 130
+    assert saved(runs) == 9
+    assert "interrupted after step 9, which is saved" in ended.err
     assert "Traceback" not in ended.err
     assert runs.start(1).wait().code == 0
     runs.check_same(undisturbed(1))
