@@ -403,7 +403,7 @@ def saved(runs: Runs) -> int:
 
 
 def test_a_signal_saves_the_step_that_was_reached(make_runs: Any, undisturbed: Any) -> None:
-    """Between steps, in validation, while saving, in a step; then at the start, and with an echo."""
+    """Between steps, in validation, while saving, in a step; at the start; and with an echo."""
     runs = make_runs()
     for i, (point, call, steps) in enumerate(
         [
