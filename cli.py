@@ -59,6 +59,7 @@ def cli() -> None:
     torchrun … -m cocoseg train --shards S --output RUN      train a SegFormer
     cocoseg infer --checkpoint RUN --input D --output O      predict masks
     cocoseg eval --checkpoint RUN --shards S --output O      measure mIoU
+    cocoseg export onnx --checkpoint RUN --output F.onnx     for other programs; also hf, program
     cocoseg doctor --shards S                                why does it not work here?
     """
 
@@ -402,6 +403,116 @@ def doctor(
     _print(diagnosis.to_dict(), as_json, diagnosis.table())
     if diagnosis.problems:
         sys.exit(ExitCode.FAILURE)
+
+
+def graph_options(command: Command) -> Command:
+    """Add the options of a graph in one file."""
+    options = (
+        click.option(
+            "--input-type",
+            type=click.Choice(["uint8", "float32"]),
+            help="RGB photographs, or what is normalised already. [uint8]",
+        ),
+        click.option(
+            "--output-type",
+            type=click.Choice(["logits", "mask"]),
+            help="Logits, a quarter of the size, or the mask of train ids. [logits]",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def export_options(output: str) -> Callable[[Command], Command]:
+    """Return what adds the options of every export to a command."""
+
+    def add(command: Command) -> Command:
+        options = (
+            click.option(
+                "--checkpoint",
+                metavar="CKPT",
+                help="A run, a checkpoint folder, a Hugging Face name, or a .pt file.",
+            ),
+            click.option("--output", metavar=output, help="What is written."),
+            click.option(
+                "--overwrite", is_flag=True, default=None, help="Replace an output that differs."
+            ),
+        )
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+@cli.group("export")
+def export_group() -> None:
+    """Write a checkpoint for other programs: ONNX, torch.export, the Hugging Face hub.
+
+    Each is run and compared with the network first; what differs is not written.
+    """
+
+
+@export_group.command("onnx")
+@export_options("FILE.onnx")
+@graph_options
+@click.option("--opset", type=int, metavar="N", help="ONNX operator set. [18]")
+@common_options
+def export_onnx(
+    config_file: str | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool, **flags: Any
+) -> None:
+    """Write FILE.onnx, for onnxruntime and others; batch, height and width are open."""
+    _export_graph("onnx", config_file, overrides, dry_run, as_json, flags)
+
+
+@export_group.command("program")
+@export_options("FILE.pt2")
+@graph_options
+@common_options
+def export_program(
+    config_file: str | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool, **flags: Any
+) -> None:
+    """Write FILE.pt2, a program of torch.export, which needs torch alone to run."""
+    _export_graph("program", config_file, overrides, dry_run, as_json, flags)
+
+
+@export_group.command("hf")
+@export_options("FOLDER")
+@click.option("--metrics", metavar="FILE", help="Scores for the card: eval's metrics.json.")
+@common_options
+def export_hf(
+    config_file: str | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool, **flags: Any
+) -> None:
+    """Write FOLDER for transformers and the hub, with a model card and without training state."""
+    settings = _settings("export", config_file, overrides, flags)
+    from .infer.export.folder import export_folder, plan_folder
+
+    config, model = settings.value.export, settings.value.model
+    if dry_run:
+        plan = plan_folder(config, model).to_dict()
+        return _print(plan, as_json, _lines(plan))
+    result = export_folder(config, model)
+    _print(result.to_dict(), as_json, _lines(result.lines()))
+
+
+def _export_graph(
+    name: str,
+    config_file: str | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+    flags: Mapping[str, Any],
+) -> None:
+    settings = _settings("export", config_file, overrides, flags)
+    from .infer.export.graph import FORMATS, export_graph, plan_graph
+
+    config, model = settings.value.export, settings.value.model
+    if dry_run:
+        plan = plan_graph(FORMATS[name], config, model).to_dict()
+        return _print(plan, as_json, _lines(plan))
+    result = export_graph(FORMATS[name], config, model)
+    _print(result.to_dict(), as_json, _lines(result.lines()))
 
 
 @cli.group("config")

@@ -2,6 +2,7 @@
 
 from .config import Section
 from .infer.config import InferConfig
+from .infer.export.config import ExportConfig
 from .model.config import ModelConfig
 from .prepare.config import IndexConfig, PrepareConfig
 from .train.config import AugmentConfig, TrainConfig
@@ -16,3 +17,4 @@ class Settings(Section):
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
     infer: InferConfig = InferConfig()
+    export: ExportConfig = ExportConfig()

@@ -96,7 +96,7 @@ def save_network(
 ) -> None:
     """Write a Hugging Face folder: config, weights, image processor, and our taxonomy."""
     model: Any = network
-    with _quiet():
+    with quiet():
         model.save_pretrained(folder)
     for name, content in (
         (PREPROCESS_NAME, preprocess.to_dict()),
@@ -295,7 +295,7 @@ def _local(reference: str) -> str:
 
 def _pretrained(kind: Any, source: str, name: str, **options: Any) -> Any:
     try:
-        with _quiet():
+        with quiet():
             return kind.from_pretrained(source, **options)
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
         raise DataError(f"{name}: weights are damaged: {_brief(error)}") from None
@@ -315,7 +315,7 @@ def _brief(error: Exception) -> str:
 def _preprocess_of(folder: str) -> Preprocess:
     mixin = transformers.image_processing_base.ImageProcessingMixin
     try:
-        with _quiet():
+        with quiet():
             content = mixin.get_image_processor_dict(folder)[0]
         return Preprocess.from_dict(content)
     except (OSError, ValueError, TypeError) as error:
@@ -326,7 +326,7 @@ def _preprocess_of(folder: str) -> Preprocess:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers' reports and bars; what they say is checked by `_network`."""
     logging = transformers.utils.logging
     verbosity = logging.get_verbosity()

@@ -12,7 +12,7 @@ from cocoseg.settings import Settings
 
 COMMANDS = [
     *("prepare", "verify", "index", "train", "infer", "eval", "demo", "doctor"),
-    *("config show", "config schema"),
+    *("config show", "config schema", "export hf", "export onnx", "export program"),
 ]
 
 
@@ -25,7 +25,7 @@ def test_the_commands_are_these():
     assert sorted(COMMANDS) == sorted(found)
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS, "config"])
+@pytest.mark.parametrize("command", ["", *COMMANDS, "config", "export"])
 def test_help_of_every_command_fits_a_terminal_and_is_no_error(run_cocoseg, command):
     for flag in ("--help", "-h"):
         ran = run_cocoseg(*command.split(), flag)
@@ -33,7 +33,7 @@ def test_help_of_every_command_fits_a_terminal_and_is_no_error(run_cocoseg, comm
         assert ran.out.startswith("Usage: ")
         assert max(map(len, ran.out.splitlines())) <= 100
         assert "\\b" not in ran.out
-    if command and command != "config":
+    if command not in ("", "config", "export"):
         for option in ("--config", "--set", "--dry-run", "--json"):
             assert option in ran.out
 

@@ -1,0 +1,672 @@
+"""`cocoseg export`: what other programs run is what transformers' own network computes."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import logging
+import re
+import zipfile
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import transformers
+import yaml
+from cocoseg.errors import CocosegError, ConfigError, DataError
+from cocoseg.infer.config import InferConfig
+from cocoseg.infer.export import graph
+from cocoseg.infer.export.config import ExportConfig
+from cocoseg.infer.export.folder import export_folder, plan_folder
+from cocoseg.infer.export.graph import FORMATS, export_graph
+from cocoseg.infer.export.network import ExportedNetwork, Reference, trial_images, trial_shapes
+from cocoseg.infer.export.parity import TOLERANCE, compare
+from cocoseg.infer.predictor import ReadyNetwork
+from cocoseg.model.config import ModelConfig
+from cocoseg.model.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, upsample
+from cocoseg.model.weights import load_network, save_network
+from cocoseg.taxonomy import SemanticClass, Taxonomy, coco_taxonomy
+from PIL import Image
+from torch.nn import functional as F
+from transformers import AutoModelForSemanticSegmentation, MobileNetV2Config
+
+SIDE = 64
+SIZES = [(64, 64), (64, 160), (97, 131)]
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint, tmp_path_factory):
+    """The folder that the examples of the page start from, and the facts of each export."""
+    folder = tmp_path_factory.mktemp("exported")
+    facts = {}
+    for name in FORMATS:
+        output = folder / f"coco{FORMATS[name].suffix}"
+        config = ExportConfig(checkpoint=str(checkpoint), output=str(output))
+        facts[name] = export_graph(FORMATS[name], config, ModelConfig()).to_dict()
+    config = ExportConfig(checkpoint=str(checkpoint), output=str(folder / "coco"))
+    facts["hf"] = export_folder(config, ModelConfig()).to_dict()
+    return folder, facts
+
+
+@pytest.fixture
+def theirs(checkpoint):
+    """Logits of transformers, normalised by hand: nothing of ours."""
+    network = AutoModelForSemanticSegmentation.from_pretrained(checkpoint).eval()
+
+    def logits(images):
+        pixels = (images / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+        with torch.no_grad():
+            values = torch.from_numpy(pixels.transpose(0, 3, 1, 2)).float()
+            return network(pixel_values=values).logits.numpy()
+
+    return logits
+
+
+def close(ours, expected):
+    return ours.shape == expected.shape and np.abs(ours - expected).max() < 1e-5 * max(
+        1, np.abs(expected).max()
+    )
+
+
+# --- graphs
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("size", SIZES)
+def test_an_onnx_computes_what_transformers_does_at_any_size(exported, theirs, draw, batch, size):
+    session = onnxruntime.InferenceSession(exported[0] / "coco.onnx")
+    images = np.stack([draw(*size, seed) for seed in range(batch)])
+    (logits,) = session.run(["logits"], {"image": images})
+    assert close(logits, theirs(images))
+
+
+@pytest.fixture(scope="module")
+def program(exported):
+    return FORMATS["program"].run(exported[0] / "coco.pt2")
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_program_computes_what_transformers_does_at_any_size(program, theirs, draw, batch, size):
+    images = np.stack([draw(*size, seed) for seed in range(batch)])
+    assert close(program(torch.from_numpy(images)).numpy(), theirs(images))
+
+
+def test_an_onnx_names_its_axes_and_says_what_it_is(exported):
+    folder, facts = exported
+    model = onnx.load(folder / "coco.onnx")
+    axes = {
+        value.name: [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    assert axes["image"] == ["batch", "height", "width", 3]
+    assert axes["logits"][:2] == ["batch", 81]
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [entry.version for entry in model.opset_import if not entry.domain] == [18]
+    assert facts["onnx"]["opset"] == 18
+    told = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(told["class_names"]) == list(coco_taxonomy().names)
+    assert (told["ignore_index"], told["input_size"], told["opset"]) == ("255", "64", "18")
+    assert json.loads(told["mean"]) == list(IMAGENET_MEAN)
+    assert json.loads(told["std"]) == list(IMAGENET_STD)
+    assert told["normalisation"] == "in the graph"
+    assert json.loads(told["dynamic"]) == ["batch", "height", "width"]
+
+
+@pytest.mark.parametrize("name", ["onnx", "program", "hf"])
+def test_the_comparison_is_told(exported, name):
+    parity = exported[1][name]["parity"]
+    assert 0 <= parity["largest_relative_difference"] < TOLERANCE
+    assert {batch for batch, _, _ in parity["shapes"]} == {1, 2}
+    assert len({tuple(size) for _, *size in parity["shapes"]}) == 3
+
+
+def test_no_file_tells_of_the_computer_that_made_it(exported, checkpoint):
+    folder, _ = exported
+    content = (folder / "coco.onnx").read_bytes()
+    with zipfile.ZipFile(folder / "coco.pt2") as archive:
+        content += b"".join(archive.read(name) for name in archive.namelist())
+    content += b"".join(path.read_bytes() for path in (folder / "coco").iterdir())
+    for path in (Path(graph.__file__).parents[2], checkpoint.parent, Path(torch.__file__).parent):
+        assert str(path).encode() not in content
+    assert b"stack_trace" not in content
+
+
+def test_normalised_input_and_masks(checkpoint, theirs, draw, tmp_path):
+    settings = {"input_type": "float32", "output_type": "mask"}
+    config = ExportConfig(checkpoint=str(checkpoint), output=str(tmp_path / "m.pt2"), **settings)
+    result = export_graph(FORMATS["program"], config, ModelConfig())
+    assert result.plan.to_dict()["input"] == "pixel_values: float32 (batch, 3, height, width)"
+    images = draw(90, 120)[None]
+    mask = FORMATS["program"].run(tmp_path / "m.pt2")(
+        Preprocess(SIDE).normalise(torch.tensor(images))
+    )
+    expected = F.interpolate(torch.from_numpy(theirs(images)), (90, 120), mode="bilinear").argmax(1)
+    assert mask.dtype == torch.uint8
+    assert len(mask.unique()) > 3
+    assert float((mask != expected).float().mean()) < 1e-3
+
+
+DEEPLAB = Taxonomy(tuple(SemanticClass(name) for name in ("background", "cat", "dog")))
+
+
+def test_a_network_of_one_size_is_exported_so_and_that_is_said(tmp_path, caplog):
+    torch.manual_seed(0)
+    settings = MobileNetV2Config(num_labels=3, depth_multiplier=0.25, min_depth=8)
+    network = AutoModelForSemanticSegmentation.from_config(settings)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)
+    save_network(tmp_path / "deeplab", network, Preprocess(SIDE), DEEPLAB)
+    config = ExportConfig(checkpoint=str(tmp_path / "deeplab"), output=str(tmp_path / "d.onnx"))
+    with caplog.at_level(logging.WARNING, "cocoseg"):
+        result = export_graph(FORMATS["onnx"], config, ModelConfig())
+    assert result.dynamic == ("batch",)
+    assert "height and width are fixed at 64: a mobilenet_v2" in caplog.text
+    assert result.parity.worst.largest_logit > 1e-3
+    (given,) = onnxruntime.InferenceSession(tmp_path / "d.onnx").get_inputs()
+    assert given.shape == ["batch", 64, 64, 3]
+
+
+# --- comparisons that find bugs
+
+
+def _swapped(images, network):
+    return network(images.flip(3))
+
+
+def _without_mean(images, network):
+    return network.network(pixel_values=images.permute(0, 3, 1, 2) / 255).logits
+
+
+def _one_class_off(images, network):
+    return network(images).roll(1, 1)
+
+
+def _transposed(images, network):
+    return network(images).mT
+
+
+def _slightly(images, network):
+    return network(images) * 1.001
+
+
+def _not_a_number(images, network):
+    return network(images).log()
+
+
+BUGS = [_swapped, _without_mean, _one_class_off, _transposed, _slightly, _not_a_number]
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint):
+    return load_network(str(checkpoint), ModelConfig())
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_bug_in_logits_is_found(loaded, bug):
+    network = ExportedNetwork(loaded, normalises=True, to_mask=False)
+    shapes = trial_shapes(SIDE, any_size=True)
+    reference = Reference(loaded)
+    with torch.inference_mode():
+        right = compare(network, reference, shapes)
+        wrong = compare(lambda images: bug(images, network), reference, shapes)
+    assert right.worst.relative < TOLERANCE / 10
+    assert wrong.worst.relative > TOLERANCE
+
+
+def test_a_bug_in_masks_is_found(loaded):
+    network = ExportedNetwork(loaded, normalises=True, to_mask=True)
+    plain = ExportedNetwork(loaded, normalises=True, to_mask=False)
+
+    def cornered(images):
+        size = images.shape[1:3]
+        logits = F.interpolate(plain(images), size, mode="bilinear", align_corners=True)
+        return logits.argmax(1)
+
+    def nearest(images):
+        return F.interpolate(plain(images), images.shape[1:3], mode="nearest").argmax(1)
+
+    bugs = [cornered, nearest, lambda images: network(images) + 1]
+    with torch.inference_mode():
+        shapes = trial_shapes(SIDE, any_size=True)
+        reference = Reference(loaded)
+        assert compare(network, reference, shapes, of_masks=True).worst.relative < TOLERANCE / 10
+        for bug in bugs:
+            assert compare(bug, reference, shapes, of_masks=True).worst.relative > TOLERANCE
+        flipped = compare(
+            lambda images: network(images).mT, reference, [(1, 64, 64)], of_masks=True
+        )
+    assert flipped.worst.relative > TOLERANCE
+
+
+def test_the_reference_is_transformers_own_network(loaded, theirs):
+    own = Reference(loaded)
+    ours = {type(module).__module__ for module in loaded.network.modules()}
+    plain = {type(module).__module__ for module in own._network.modules()}
+    assert any(name.startswith("cocoseg.") for name in ours)
+    assert not any(name.startswith("cocoseg.") for name in plain)
+    images = trial_images(2, 64, 96)
+    assert close(own.logits(images).numpy(), theirs(images.numpy()))
+
+
+@pytest.fixture
+def faked(monkeypatch):
+    """A format whose file is a few bytes, quick to write, and that runs as it is told to."""
+
+    def fake(run=None, write=lambda program, description, opset, path: path.write_bytes(b"x")):
+        loads = {}
+
+        def capture(network, input_size, *, any_size):
+            loads["network"] = network
+
+        def plain(path):
+            return lambda images: run(images, loads["network"])
+
+        monkeypatch.setattr(graph, "capture", capture)
+        changed = dataclasses.replace(FORMATS["program"], write=write, run=plain)
+        monkeypatch.setitem(FORMATS, "program", changed)
+
+    return fake
+
+
+@pytest.mark.parametrize("bug", [_swapped, _slightly])
+def test_what_computes_something_else_is_refused_and_nothing_is_published(
+    run_cocoseg, faked, checkpoint, tmp_path, bug
+):
+    faked(torch.no_grad()(bug))
+    output = tmp_path / "out" / "m.pt2"
+    ran = run_cocoseg("export", "program", "--checkpoint", checkpoint, "--output", output)
+    assert (ran.code, ran.out) == (1, "")
+    assert "does not compute what the network does" in ran.err
+    assert "tolerance 0.0001" in ran.err
+    assert list(output.parent.iterdir()) == []
+
+
+def test_what_is_ended_while_it_writes_leaves_nothing(run_cocoseg, faked, checkpoint, tmp_path):
+    def half(program, description, opset, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    faked(write=half)
+    output = tmp_path / "out" / "m.pt2"
+    ran = run_cocoseg("export", "program", "--checkpoint", checkpoint, "--output", output)
+    assert ran.code == 130
+    assert list(output.parent.iterdir()) == []
+
+
+def test_what_cannot_be_exported_says_so(run_cocoseg, faked, checkpoint, tmp_path):
+    def fails(program, description, opset, path):
+        raise NotImplementedError("no operator\nand pages more")
+
+    faked(write=fails)
+    output = tmp_path / "m.pt2"
+    ran = run_cocoseg("export", "program", "--checkpoint", checkpoint, "--output", output)
+    assert ran.code == 1
+    assert "a segformer cannot be exported as program: no operator. 'cocoseg export hf'" in ran.err
+    assert not output.exists()
+
+
+def test_logits_that_are_no_numbers_are_a_broken_checkpoint(loaded):
+    broken = load_network(loaded.origin, ModelConfig())
+    with torch.no_grad():
+        broken.network.decode_head.classifier.bias[0] = float("nan")
+    with pytest.raises(DataError, match="no finite numbers"):
+        compare(lambda images: images, Reference(broken), [(1, 64, 64)])
+
+
+# --- outputs that are there
+
+
+def test_the_same_again_is_kept_and_another_is_refused(run_cocoseg, exported, checkpoint):
+    folder, _ = exported
+    for name in ("coco.onnx", "coco.pt2"):
+        kind = {"coco.onnx": "onnx", "coco.pt2": "program"}[name]
+        line = ("export", kind, "--checkpoint", checkpoint, "--output", folder / name)
+        before = (folder / name).stat().st_mtime_ns
+        ran = run_cocoseg(*line, "--json")
+        told = json.loads(ran.out)
+        assert (ran.code, told["state"]) == (0, "kept, it is there already")
+        assert told["dynamic"] == ["batch", "height", "width"]
+        for more in (("--output-type", "mask"), ("--output-type", "mask", "--dry-run")):
+            ran = run_cocoseg(*line, *more)
+            assert ran.code == 2
+            assert "is there already" in ran.err
+            assert "--overwrite" in ran.err
+        assert (folder / name).stat().st_mtime_ns == before
+    line = ("export", "hf", "--checkpoint", checkpoint, "--output", folder / "coco")
+    assert json.loads(run_cocoseg(*line, "--json").out)["state"] == "kept, it is there already"
+
+
+def test_overwrite_replaces(run_cocoseg, faked, checkpoint, tmp_path):
+    faked(torch.no_grad()(lambda images, network: network(images)))
+    output = tmp_path / "m.pt2"
+    output.write_bytes(b"something else")
+    line = ("export", "program", "--checkpoint", checkpoint, "--output", output)
+    assert run_cocoseg(*line).code == 2
+    assert output.read_bytes() == b"something else"
+    assert run_cocoseg(*line, "--overwrite").code == 0
+    assert output.read_bytes() == b"x"
+
+
+def test_a_folder_is_replaced_only_if_an_export_made_it(run_cocoseg, three_classes, tmp_path):
+    output = tmp_path / "model"
+    line = ("export", "hf", "--checkpoint", three_classes, "--output", output)
+    assert run_cocoseg(*line).code == 0
+    (output / "config.json").write_text("{}")
+    ran = run_cocoseg(*line)
+    assert ran.code == 2
+    assert "is there already, and differs" in ran.err
+    (output / "training_state.pt").write_bytes(b"")
+    ran = run_cocoseg(*line, "--overwrite")
+    assert ran.code == 2
+    assert "holds other files (training_state.pt)" in ran.err
+    assert (output / "config.json").read_text() == "{}"
+    (output / "training_state.pt").unlink()
+    assert run_cocoseg(*line, "--overwrite").code == 0
+    assert json.loads((output / "config.json").read_text())["model_type"] == "segformer"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_object_store_is_given_whole_exports(
+    run_cocoseg, faked, three_classes, tmp_path, memory
+):
+    faked(torch.no_grad()(lambda images, network: network(images)))
+    line = ("export", "program", "--checkpoint", three_classes, "--output", f"{memory}/m.pt2")
+    assert run_cocoseg(*line).code == 0
+    line = ("export", "hf", "--checkpoint", three_classes, "--output", f"{memory}/model")
+    assert json.loads(run_cocoseg(*line, "--json").out)["state"] == "written"
+    assert json.loads(run_cocoseg(*line, "--json").out)["state"] == "kept, it is there already"
+    names = fsspec.filesystem("memory").find(memory)
+    assert {name.rpartition("/")[2] for name in names} == {
+        *("m.pt2", "README.md", "config.json", "model.safetensors"),
+        *("preprocessor_config.json", "taxonomy.json"),
+    }
+
+
+@pytest.fixture
+def memory():
+    yield "memory://exports"
+    fsspec.filesystem("memory").rm("/exports", recursive=True)
+
+
+def test_a_folder_that_differs_from_the_network_is_refused(three_classes, tmp_path, monkeypatch):
+    def nudged(folder, network, preprocess, taxonomy):
+        network.decode_head.classifier.weight.data *= 1.01
+        save_network(folder, network, preprocess, taxonomy)
+        network.decode_head.classifier.weight.data /= 1.01
+
+    monkeypatch.setattr("cocoseg.infer.export.folder.save_network", nudged)
+    config = ExportConfig(checkpoint=str(three_classes), output=str(tmp_path / "model"))
+    with pytest.raises(CocosegError, match="does not compute what the network does"):
+        export_folder(config, ModelConfig())
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- command line
+
+
+def test_without_the_packages_the_error_says_what_to_install(
+    run_cocoseg, checkpoint, tmp_path, monkeypatch
+):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, *more: None if name.startswith("onnx") else find(name, *more),
+    )
+    ran = run_cocoseg(
+        *("export", "onnx", "--checkpoint", checkpoint, "--output", tmp_path / "m.onnx")
+    )
+    assert ran.code == 2
+    assert "not installed: onnx, onnxscript, onnxruntime" in ran.err
+    assert "pip install 'cocoseg[export]'" in ran.err
+
+
+BAD = {
+    "no checkpoint": ("onnx --output {t}/m.onnx", "--checkpoint: give a run"),
+    "no output": ("onnx --checkpoint {c}", "--output: give a file, NAME.onnx"),
+    "no folder": ("hf --checkpoint {c}", "--output: give a folder"),
+    "another suffix": ("program --checkpoint {c} --output {t}/m.pt", "NAME.pt2"),
+    "a folder for a file": ("onnx --checkpoint {c} --output {t}/d.onnx", "NAME.onnx"),
+    "a file for a folder": ("hf --checkpoint {c} --output {t}/file", "is a file"),
+    "no such checkpoint": ("hf --checkpoint {t}/absent --output {t}/m", "no such folder"),
+    "an opset too old": ("onnx --checkpoint {c} --output {t}/m.onnx --opset 11", "--opset"),
+    "no such scores": ("hf --checkpoint {c} --output {t}/m --metrics {t}/no", "no such file"),
+}
+
+
+@pytest.mark.parametrize(("line", "message"), BAD.values(), ids=BAD)
+def test_bad_usage(run_cocoseg, three_classes, tmp_path, line, message):
+    (tmp_path / "d.onnx").mkdir()
+    (tmp_path / "file").write_text("")
+    words = line.format(t=tmp_path, c=three_classes).split()
+    ran = run_cocoseg("export", *words)
+    assert (ran.code, ran.out) == (2, "")
+    assert message in ran.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.onnx", "file"]
+
+
+@pytest.mark.parametrize(
+    ("name", "output"), [("onnx", "m.onnx"), ("program", "m.pt2"), ("hf", "m")]
+)
+def test_a_dry_run_tells_the_plan_and_writes_nothing(
+    run_cocoseg, three_classes, tmp_path, name, output
+):
+    line = ("export", name, "--checkpoint", three_classes, "--output", tmp_path / output)
+    ran = run_cocoseg(*line, "--dry-run", "--json")
+    plan = json.loads(ran.out)
+    assert (ran.code, plan["format"], plan["classes"]) == (0, name, 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the folder
+
+
+def front_matter(folder):
+    _, front, text = (folder / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(front), text
+
+
+def test_transformers_loads_the_folder_by_itself(exported, theirs, draw, image_processor):
+    folder = exported[0] / "coco"
+    assert {path.name for path in folder.iterdir()} == {
+        *("README.md", "config.json", "model.safetensors"),
+        *("preprocessor_config.json", "taxonomy.json"),
+    }
+    network = AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
+    images = draw(64, 64)[None]
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    with torch.no_grad():
+        logits = network(**processor(Image.fromarray(images[0]), return_tensors="pt")).logits
+    assert close(logits.numpy(), theirs(images))
+    assert network.config.id2label[17] == coco_taxonomy().names[17]
+    assert network.config.semantic_loss_ignore_index == 255
+    segments = transformers.pipeline("image-segmentation", model=str(folder))(
+        Image.fromarray(images[0])
+    )
+    assert {one["label"] for one in segments} <= set(coco_taxonomy().names)
+
+
+def test_the_label_reduction_of_ade20k_never_sneaks_in(three_classes, tmp_path):
+    folder = tmp_path / "ade"
+    folder.mkdir()
+    for path in three_classes.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    told = json.loads((folder / "preprocessor_config.json").read_text())
+    told |= {"do_reduce_labels": True, "reduce_labels": True}
+    (folder / "preprocessor_config.json").write_text(json.dumps(told))
+    config = ExportConfig(checkpoint=str(folder), output=str(tmp_path / "model"))
+    export_folder(config, ModelConfig())
+    told = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
+    assert told["do_reduce_labels"] is False
+    assert "reduce_labels" not in told
+
+
+ORIGINS = {
+    "random": ("segformer-tiny", None, None, "trained from random ones"),
+    "nvlabs": ("nvidia/mit-b0", "other", "nvidia/mit-b0", "research and evaluation only"),
+    "another": (
+        "someone/segformer",
+        "unknown",
+        "someone/segformer",
+        "research and evaluation only",
+    ),
+    "a folder": ("/home/me/weights", "unknown", None, "research and evaluation only"),
+}
+
+
+@pytest.mark.parametrize(("name", "licence", "base", "note"), ORIGINS.values(), ids=ORIGINS)
+def test_the_card_tells_origin_data_and_licence(three_classes, tmp_path, name, licence, base, note):
+    folder = tmp_path / "step-00000007"
+    folder.mkdir()
+    for path in three_classes.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    state = {"settings": {"model.name": name}, "identity": {"shards": ["aa", "bb"]}, "step": 7}
+    torch.save(state, folder / "training_state.pt")
+    config = ExportConfig(checkpoint=str(folder), output=str(tmp_path / "my-model"))
+    export_folder(config, ModelConfig())
+    front, text = front_matter(tmp_path / "my-model")
+    assert front["library_name"] == "transformers"
+    assert front["pipeline_tag"] == "image-segmentation"
+    assert (front.get("license"), front.get("base_model")) == (licence, base)
+    assert note in text
+    assert ("NVlabs" in text) == (name != "segformer-tiny")
+    assert (
+        f"2 training shards, 7 optimizer steps. Digest of the data: `{digest('aa', 'bb')}`" in text
+    )
+    assert "| 1 | cat |" in text
+    assert "/home/me" not in text
+    assert not (tmp_path / "my-model" / "training_state.pt").exists()
+
+
+def digest(*shards):
+    return hashlib.sha256("\n".join(shards).encode()).hexdigest()
+
+
+def test_an_unknown_origin_is_said(exported):
+    front, text = front_matter(exported[0] / "coco")
+    assert front["license"] == "unknown"
+    assert "research and evaluation only" in text
+    assert "is not recorded in the checkpoint" in text
+
+
+def test_a_damaged_training_state_is_bad_data(three_classes, tmp_path):
+    for path in three_classes.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "training_state.pt").write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"training_state\.pt: cannot be read"):
+        plan_folder(
+            ExportConfig(checkpoint=str(tmp_path), output=str(tmp_path / "m")), ModelConfig()
+        )
+
+
+def test_a_run_is_exported_with_its_data_and_scores(run_cocoseg, golden, tmp_path):
+    tiny = ("--set=model.name=segformer-tiny", "--set=model.input_size=32")
+    ran = run_cocoseg(
+        *("train", "--shards", golden.shards("train"), "--output", tmp_path / "run", *tiny),
+        *("--set=train.max_steps=1", "--set=train.workers=0", "--set=train.device=cpu"),
+    )
+    assert ran.code == 0, ran.err
+    ran = run_cocoseg(
+        *("eval", "--checkpoint", tmp_path / "run", "--shards", golden.shards("val"), "--no-tta"),
+        *("--output", tmp_path / "scores", "--set=infer.device=cpu"),
+    )
+    assert ran.code == 0, ran.err
+    metrics = tmp_path / "scores" / "metrics.json"
+    line = ("export", "hf", "--checkpoint", tmp_path / "run", "--output", tmp_path / "model")
+    ran = run_cocoseg(*line, "--metrics", metrics, "--json")
+    assert ran.code == 0, ran.err
+    manifest = json.loads((golden.shards("train") / "manifest.json").read_text())
+    data = digest(*(shard["sha256"] for shard in manifest["shards"]))
+    assert json.loads(ran.out)["data_digest"] == data
+    front, text = front_matter(tmp_path / "model")
+    scored = json.loads(metrics.read_text())
+    ((result,),) = [entry["results"] for entry in front["model-index"]]
+    assert result["metrics"][0]["value"] == scored["mIoU"]
+    assert f"| mean IoU | {scored['mIoU']:.4f} |" in text
+    assert data in text
+    assert str(tmp_path) not in (tmp_path / "model" / "README.md").read_text()
+    scored["checkpoint"]["digest"] = "0" * 32
+    metrics.write_text(json.dumps(scored))
+    ran = run_cocoseg(*line, "--metrics", metrics, "--overwrite")
+    assert ran.code == 2
+    assert "are not scores of these weights" in ran.err
+
+
+def test_scores_that_are_none_are_bad_data(three_classes, tmp_path):
+    (tmp_path / "m.json").write_text("[]")
+    config = ExportConfig(
+        checkpoint=str(three_classes), output=str(tmp_path / "m"), metrics=str(tmp_path / "m.json")
+    )
+    with pytest.raises(DataError, match="has no mIoU"):
+        plan_folder(config, ModelConfig())
+
+
+def test_a_file_of_weights_is_exported_with_its_architecture(three_classes, tmp_path):
+    network = AutoModelForSemanticSegmentation.from_pretrained(three_classes)
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    config = ExportConfig(checkpoint=str(tmp_path / "w.pt"), output=str(tmp_path / "m"))
+    model = ModelConfig(name=str(three_classes), input_size=SIDE)
+    assert export_folder(config, model).parity.worst.relative < TOLERANCE
+    with pytest.raises(ConfigError, match=r"NAME\.onnx"):
+        export_graph(FORMATS["onnx"], config, model)
+
+
+# --- the page
+
+
+def blocks(root):
+    return re.findall(r"```python\n(.*?)```", (root / "docs" / "export.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(3), ids=["onnx", "program", "hf"])
+def test_the_examples_of_the_page_run_and_give_the_masks_of_infer(
+    root, exported, checkpoint, draw, monkeypatch, image_processor, number
+):
+    folder, _ = exported
+    photo = draw(150, 200)
+    Image.fromarray(photo).save(folder / "photo.png")
+    monkeypatch.chdir(folder)
+    plain = Image.open
+    monkeypatch.setattr(Image, "open", lambda path: plain(str(path).replace(".jpg", ".png")))
+    page = blocks(root)
+    assert len(page) == 3
+    found = {}
+    exec(compile(page[number], "docs/export.md", "exec"), found)
+    mask = torch.as_tensor(found["mask"])
+    config = InferConfig(checkpoint=str(checkpoint), use_tta=False, device="cpu")
+    ready = ReadyNetwork.of(config, ModelConfig())
+    (expected,) = map(torch.from_numpy, ready.predict([photo]))
+    if number == 0:  # at the resolution of the logits
+        resized = torch.tensor(Preprocess(SIDE).resize(photo))[None]
+        expected = Reference(ready.loaded).logits(resized)[0].argmax(0)
+    assert mask.shape == expected.shape
+    assert len(mask.unique()) > 3
+    assert float((mask != expected).float().mean()) < 1e-3
+
+
+def test_the_facts_that_the_page_lists_are_in_the_files(root, exported):
+    folder, _ = exported
+    page = (root / "docs" / "export.md").read_text()
+    listed = set(
+        re.findall(r"`(\w+)`", page.split("**Facts in the file.**")[1].split("**Opset")[0])
+    )
+    told = dict(FORMATS["onnx"].describe(str(folder / "coco.onnx")))
+    assert set(told) == listed - {"metadata_props"}
+    described = FORMATS["program"].describe(str(folder / "coco.pt2"))
+    assert set(described) == set(told) - {"opset"}
+    loaded = load_network(str(folder / "coco"), ModelConfig())
+    assert told["weights"] == described["weights"] == ReadyNetwork(loaded, ()).digest()
+
+
+def test_upsampling_is_that_of_inference(loaded, theirs):
+    images = trial_images(1, 70, 90)
+    network = ExportedNetwork(loaded, normalises=True, to_mask=True)
+    with torch.inference_mode():
+        mask = network(images)
+    expected = upsample(torch.from_numpy(theirs(images.numpy())), 70, 90).argmax(1)
+    assert float((mask != expected).float().mean()) < 1e-3
