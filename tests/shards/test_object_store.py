@@ -148,6 +148,10 @@ def test_ranges_are_several_at_a_time_and_one_a_sample(store, url, truth, tmp_pa
     store.proxy.clear()
     assert_same(shards.read_many(range(8)), truth)
     assert store.proxy.count(".tar") == 8
+    for _ in range(20):  # on a busy machine one may end before the next is asked for
+        if store.proxy.most_in_flight > 1:
+            break
+        shards.read_many(range(8))
     assert store.proxy.most_in_flight > 1
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".npy"}  # the index alone
 
