@@ -1,12 +1,9 @@
 """Masks from photographs: against the network's own forward passes, and against the plain way."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
-from measure import Row
+from measure import Row, last_line
 
 _START = """
 import copy, json, sys, time
@@ -115,7 +112,7 @@ _PIXELS, _CLASSES = 2000 * 3000, 81
 def rows() -> Iterator[Row]:
     """Measure 480 × 640 photographs at 512², one thread, and memory at 2000 × 3000."""
     for name, rounds, batch, of_views, of_batch in _CASES:
-        found = json.loads(_run(_SPEED, name, rounds, batch))
+        found = json.loads(last_line(_SPEED, name, rounds, batch))
         for what, bar, told in (
             ("tta", of_views, "6 views"),
             ("batch", of_batch, f"one view, batches of {batch}"),
@@ -136,7 +133,7 @@ def rows() -> Iterator[Row]:
                 1.5,
                 "ms",
             )
-    alone, ours = (float(_run(_MEMORY, "segformer-b0", side)) for side in ("forwards", "ours"))
+    alone, ours = (float(last_line(_MEMORY, "segformer-b0", side)) for side in ("forwards", "ours"))
     full_map = 4 * _CLASSES * _PIXELS / 1e6
     yield Row.limit(
         f"6 views of 2000 × 3000: peak memory above the forward passes', full-resolution maps of "
@@ -146,15 +143,3 @@ def rows() -> Iterator[Row]:
         "maps",
         f"{alone:.0f} MB",
     )
-
-
-def _run(script: str, *arguments: object) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
-    return done.stdout.splitlines()[-1]

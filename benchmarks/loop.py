@@ -1,19 +1,15 @@
 """The training loop: what it costs beside the bare step, and how long it waits for data."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from measure import Row
+from measure import Row, last_line
 from prepare.data import Pictures
 
 _SHARD = 64  # samples
 _BOTH = """
 import copy, json, statistics, sys, tempfile, time
-from unittest import mock
 import torch
 from cocoseg.model.config import ModelConfig
 from cocoseg.train import trainer as module
@@ -96,7 +92,7 @@ def rows(pictures: Pictures, scratch: Path) -> Iterator[Row]:
     data = pictures.replicate(scratch / "loop", len(pictures.images))
     shards = data.shards(scratch / "loop-shards", _SHARD)
     for name, size, batch, steps in (("segformer-tiny", 128, 8, 65), ("segformer-b0", 256, 2, 45)):
-        bare, ours = json.loads(_run(_BOTH, shards, name, size, batch, steps))
+        bare, ours = json.loads(last_line(_BOTH, shards, name, size, batch, steps))
         yield Row.limit(
             f"the loop's own bookkeeping, {name}, batch {batch}, {size}²: share of the bare step",
             100 * (ours - bare) / bare,
@@ -104,7 +100,7 @@ def rows(pictures: Pictures, scratch: Path) -> Iterator[Row]:
             "%",
             f"{1000 * bare:.1f} ms",
         )
-    told = json.loads(_run(_WAIT, shards, 0.1, 8, 512, 150))
+    told = json.loads(last_line(_WAIT, shards, 0.1, 8, 512, 150))
     yield Row.limit(
         "waiting for data: steps of 100 ms, 8 × 512², two workers: share of the time",
         100 * told["data_wait"],
@@ -112,16 +108,3 @@ def rows(pictures: Pictures, scratch: Path) -> Iterator[Row]:
         "%",
         f"{told['images_per_second']:.1f} images/s",
     )
-
-
-def _run(script: str, *arguments: object) -> str:
-    """Return the last line that a script prints, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ,
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
-    return done.stdout.splitlines()[-1]

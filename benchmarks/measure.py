@@ -93,6 +93,19 @@ def in_turn(functions: Mapping[str, Callable[[], float]], rounds: int) -> dict[s
     return {name: statistics.median(values) for name, values in found.items()}
 
 
+def last_line(script: str, *arguments: object) -> str:
+    """Return the last line that a Python script prints, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return done.stdout.splitlines()[-1]
+
+
 @contextlib.contextmanager
 def one_core() -> Iterator[None]:
     """Keep this process, and those it starts, on one core."""

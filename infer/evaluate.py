@@ -21,8 +21,9 @@ from .. import storage
 from ..colors import visualize_prediction
 from ..config import to_yaml
 from ..distributed.group import Group, process_group
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError
 from ..model.config import ModelConfig
+from ..model.score import check_totals
 from ..shards.plan import evaluation_batches
 from ..shards.reader import Sample, ShardSet, good
 from ..taxonomy import Taxonomy
@@ -140,7 +141,7 @@ def evaluate(config: InferConfig, model: ModelConfig, progress: bool = False) ->
             part = _score(predicted, plan, batches, progress and group.leads)
         result = _joined(part, plan, checkpoint, group)
         with group.together():
-            _check_totals(result, shards)
+            check_totals(result.tally.confusion, shards)
         with group.together(), writing(str(config.output)):
             if group.leads:
                 _write(result, config, model)
@@ -213,19 +214,6 @@ def _joined(
         images=tuple(sorted(images, key=lambda score: score.position)),
         worst=tuple(worst.shown),
     )
-
-
-def _check_totals(result: Evaluation, shards: ShardSet) -> None:
-    scored = result.tally.confusion.sum(axis=1)
-    expected = np.sum([manifest.class_pixels for manifest in shards.manifests], axis=0)
-    wrong = np.flatnonzero(scored != expected)
-    if wrong.size:
-        first = int(wrong[0])
-        raise DataError(
-            f"{int(scored[first]):,} pixels of {result.names[first]} were scored, the manifests "
-            f"count {int(expected[first]):,} ({wrong.size} classes differ): run 'cocoseg verify' "
-            "on the shards"
-        )
 
 
 def _write_picture(

@@ -137,7 +137,7 @@ def predict(
         run = identity(ready, config)
         batches = {batch_id(run, batch): batch for batch in plan.batches}
         told = Progress(str(config.output), list(batches))
-        if told.complete:
+        if group.gather(told.complete)[0]:
             size = len(plan.inputs)
             with group.together(), writing(str(config.output)):
                 if group.leads:
@@ -149,7 +149,7 @@ def predict(
                 sections = {"model": model, "infer": config}
                 url = storage.join(str(config.output), "config.yaml")
                 storage.publish_bytes(url, to_yaml(sections).encode())
-        done = group.gather(told.done())[0]
+        done = group.gather(told.done() if group.leads else set())[0]
         with group.together(), writing(str(config.output)):
             own = list(itertools.islice(batches.items(), group.rank, None, group.world_size))
             _predict_batches(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import CocosegError
+from ..errors import CocosegError, DataError
 from ..metrics import confusion_matrix
 from ..processes import loader_options
 from ..shards.reader import Sample, ShardSet, good
@@ -108,6 +108,33 @@ def score(
     for sample, mask in predictions(predict, shards, batches, workers):
         matrix += confusion_matrix(sample.mask, mask, taxonomy.num_classes, taxonomy.ignore_index)
     return matrix
+
+
+def check_totals(matrix: NDArray[np.int64], shards: ShardSet, whose: str = "") -> None:
+    """Make sure that every pixel of the shards was scored, and no other.
+
+    Parameters
+    ----------
+    matrix
+        Confusion matrix of all samples, int64, (C, …); rows are the truth.
+    whose
+        How the error begins.
+
+    Raises
+    ------
+    DataError
+        If the manifests count other pixels.
+    """
+    scored = matrix.sum(axis=1)
+    expected = np.sum([manifest.class_pixels for manifest in shards.manifests], axis=0)
+    wrong = np.flatnonzero(scored != expected)
+    if wrong.size:
+        first = int(wrong[0])
+        raise DataError(
+            f"{whose}{int(scored[first]):,} pixels of {shards.taxonomy.names[first]} were scored, "
+            f"the manifests count {int(expected[first]):,} ({wrong.size} classes differ): run "
+            "'cocoseg verify' on the shards"
+        )
 
 
 class _Samples(Dataset[Sequence[Sample | CocosegError]]):

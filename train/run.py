@@ -132,13 +132,13 @@ def forecast(
     alone = Group(0, 1, torch.device("cpu"))
     with agree_on_newest(run_folder, alone) as checkpoint:
         _refuse_to_resume(train, checkpoint)
-        state = None if checkpoint is None else checkpoint.state
-    plan = plan_run(train, model, augment, state and state["identity"])
+        begun = None if checkpoint is None else checkpoint.state["identity"]
+    plan = plan_run(train, model, augment, begun)
     check_extra(augment)
     StepLoss.of(train, plan.shards.taxonomy, plan.class_weights)
     if os.environ.get("RANK", "0") != "0":
         return None
-    return {"from_step": 0 if state is None else state["progress"]["step"], **plan.to_dict()}
+    return {"from_step": 0 if checkpoint is None else checkpoint.step, **plan.to_dict()}
 
 
 def _run_folder(train: TrainConfig) -> str:

@@ -8,10 +8,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..distributed.group import Group
-from ..errors import DataError
 from ..metrics import Scores
 from ..model.preprocess import Preprocess
-from ..model.score import predict_plain, score
+from ..model.score import check_totals, predict_plain, score
 from ..shards.plan import evaluation_batches
 from ..shards.reader import ShardSet
 
@@ -59,17 +58,5 @@ def validate(
         matrix = score(predict, shards, batches, workers)
     summed = group.sum(torch.from_numpy(matrix)).numpy()
     with group.together():
-        _check_totals(summed, shards)
+        check_totals(summed, shards, "validation scored wrongly: ")
     return Scores.from_confusion(summed)
-
-
-def _check_totals(matrix: NDArray[np.int64], shards: ShardSet) -> None:
-    expected = np.sum([manifest.class_pixels for manifest in shards.manifests], axis=0)
-    wrong = np.flatnonzero(matrix.sum(axis=1) != expected)
-    if wrong.size:
-        first = int(wrong[0])
-        raise DataError(
-            f"validation scored {int(matrix[first].sum()):,} pixels of "
-            f"{shards.taxonomy.names[first]}, the manifests count {int(expected[first]):,} "
-            f"({wrong.size} classes differ): run 'cocoseg verify' on the validation shards"
-        )

@@ -515,7 +515,7 @@ ORIGINS = {
         "someone/segformer",
         "research and evaluation only",
     ),
-    "a folder": ("/home/me/weights", "unknown", None, "research and evaluation only"),
+    "a folder": ("/disk/me/weights", "unknown", None, "research and evaluation only"),
 }
 
 
@@ -539,7 +539,7 @@ def test_the_card_tells_origin_data_and_licence(three_classes, tmp_path, name, l
         f"2 training shards, 7 optimizer steps. Digest of the data: `{digest('aa', 'bb')}`" in text
     )
     assert "| 1 | cat |" in text
-    assert "/home/me" not in text
+    assert "/disk/me" not in text
     assert not (tmp_path / "my-model" / "training_state.pt").exists()
 
 
