@@ -217,7 +217,7 @@ def _predict_batches(
                 flying.append(written)
                 records.append((image, written))
             writing.append((name, records))
-            while len(writing) > 1:
+            if len(writing) > 1:
                 _settle(*writing.popleft(), told)
             bar.update(len(photographs))
         while writing:

@@ -131,9 +131,10 @@ class Progress:
                 storage.remove(storage.join(self._output, name))
 
     def _take_over(self, coco_json: bool) -> None:
+        wanted = set(self._ids)
         for batch, records in self._before.items():
             # Outlines are not in the list.
-            if batch in self._ids and not (coco_json or _is_bad(records)):
+            if batch in wanted and not (coco_json or _is_bad(records)):
                 self.publish(batch, records)
         storage.remove(storage.join(self._output, PREDICTIONS))
 
