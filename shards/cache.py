@@ -115,7 +115,8 @@ class ShardCache:
             os.truncate(descriptor, 0)  # what a killed process left counts no longer
             self._make_room(descriptor, shard)
             _download(url, shard, descriptor)
-            part.rename(self._path(shard))
+            with self._alone():  # who counts the bytes meanwhile would see neither name
+                part.rename(self._path(shard))
         except BaseException:
             part.unlink(missing_ok=True)
             raise

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -39,9 +40,11 @@ def open_set(url, folder, **settings):
 
 def used(folder):
     total = 0
-    for path in Path(folder).iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            total += path.stat().st_size if path.suffix in (".tar", ".part") else 0
+    with Path(folder, ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a shard that is renamed meanwhile would count twice
+        for path in Path(folder).iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                total += path.stat().st_size if path.suffix in (".tar", ".part") else 0
     return total
 
 
@@ -99,13 +102,15 @@ def test_the_bytes_never_exceed_the_capacity(store, url, entries, tmp_path):
 
     def watch():
         while not done.is_set():
-            if tmp_path.is_dir():
-                most[0] = max(most[0], used(tmp_path))
+            most[0] = max(most[0], used(tmp_path))
+            time.sleep(0.0005)
 
+    # Started before the watcher: a fork would keep its lock.
+    started = processes(url, tmp_path, orders, cache_bytes=capacity)
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        join(*processes(url, tmp_path, orders, cache_bytes=capacity))
+        join(*started)
     finally:
         done.set()
         watcher.join()
