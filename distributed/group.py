@@ -108,7 +108,7 @@ def process_group(device_name: str) -> Iterator[Group]:
     if device.type == "cuda":
         if device_name not in ("auto", "cuda") and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
             raise ConfigError(
-                f"train.device={device_name}: one GPU for every process; 'cuda' gives each its own"
+                f"device={device_name}: one GPU for every process; 'cuda' gives each its own"
             )
         torch.cuda.set_device(device)
     store, rank, world_size = join(_PATIENCE)

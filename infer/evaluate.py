@@ -4,10 +4,8 @@ checkpoint | masks, shards → canonical batches → counts, summed over process
 """
 
 import io
-import itertools
 import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -35,6 +33,7 @@ from .evaluation.predicted import Predicted, PredictedByNetwork, PredictedMasks
 from .evaluation.result import Evaluation as Evaluation  # what `evaluate` returns
 from .evaluation.tally import Tally
 from .outputs import writing
+from .read_ahead import read_ahead
 from .views import views_of
 
 METRICS = "metrics.json"
@@ -159,11 +158,18 @@ def _predicted(plan: EvaluationPlan, model: ModelConfig) -> tuple[Checkpoint | N
 def _score(
     predicted: Predicted, plan: EvaluationPlan, batches: Sequence[range], progress: bool
 ) -> _Part:
-    """Count the batches of this process, image by image."""
+    """Count the batches of this process, image by image.
+
+    Raises
+    ------
+    BadSample
+        If a sample cannot be had: a score without it would be another one.
+    """
     taxonomy, config = plan.shards.taxonomy, plan.config
     part = _Part(Tally.empty(taxonomy.num_classes), [], Worst())
     with tqdm(total=sum(map(len, batches)), unit="img", disable=not progress) as bar:
-        for positions, samples in _read_ahead(plan.shards, batches):
+        for positions, read in read_ahead(batches, plan.shards.read_many):
+            samples = [good(sample) for sample in read]
             predictions = predicted.of(samples)
             for position, sample, one in zip(positions, samples, predictions, strict=True):
                 tally = Tally.of(sample.mask, one.mask, one.confidence, taxonomy)
@@ -176,24 +182,6 @@ def _score(
                     _write_picture(sample, one.mask, taxonomy, str(config.output))
                 bar.update()
     return part
-
-
-def _read_ahead(shards: ShardSet, batches: Sequence[range]) -> Iterator[tuple[range, list[Sample]]]:
-    """Yield each batch's samples while those of the next are being read.
-
-    Raises
-    ------
-    BadSample
-        If a sample cannot be had: a score without it would be another one.
-    """
-    with ThreadPoolExecutor(1, "cocoseg-read") as reader:
-        coming = reader.submit(shards.read_many, batches[0]) if batches else None
-        for positions, following in itertools.zip_longest(batches, batches[1:]):
-            assert coming is not None
-            read = coming.result()
-            if following is not None:
-                coming = reader.submit(shards.read_many, following)
-            yield positions, [good(sample) for sample in read]
 
 
 def _joined(

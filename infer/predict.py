@@ -6,9 +6,10 @@ inputs → batches → predictions → OUTPUT/REL.png (and what else was asked f
 import contextlib
 import itertools
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,11 @@ from .inputs import InputImage, list_inputs
 from .outputs import Outputs, writing
 from .predictor import Prediction, ReadyNetwork
 from .progress import Progress, batch_id, identity, refuse_strangers
+from .read_ahead import read_ahead
 from .views import views_of
 
 Pixels = tuple[NDArray[np.uint8], str] | DataError
 """A photograph's pixels and `photo.kind`, or why it has none."""
-Read = tuple[InputImage, Pixels]
 Record = tuple[InputImage, Future[dict[str, Any]] | dict[str, Any]]
 """What becomes of a photograph, perhaps not yet."""
 
@@ -199,7 +200,8 @@ def _predict_batches(
         ThreadPoolExecutor(_READERS, "cocoseg-read") as readers,
         ThreadPoolExecutor(_WRITERS, "cocoseg-write") as writers,
     ):
-        for name, photographs in _read_ahead(batches, readers):
+        for (name, batch), content in read_ahead(batches, partial(_read_all, readers)):
+            photographs = list(zip(batch, content, strict=True))
             predictions = ready.predictions(
                 [read[0] for _, read in photographs if not isinstance(read, DataError)],
                 confidence=outputs.wants_confidence,
@@ -244,23 +246,8 @@ def _settle(name: str, records: Sequence[Record], told: Progress) -> None:
     told.publish(name, lines)
 
 
-def _read_ahead(
-    batches: Sequence[tuple[str, Sequence[InputImage]]], readers: ThreadPoolExecutor
-) -> Iterator[tuple[str, list[Read]]]:
-    """Yield each batch's photographs while those of the next are being read."""
-    coming: deque[tuple[str, list[tuple[InputImage, Future[Pixels]]]]] = deque()
-    for name, batch in batches:
-        coming.append((name, [(image, readers.submit(_read, image)) for image in batch]))
-        if len(coming) > 1:
-            yield _arrived(*coming.popleft())
-    while coming:
-        yield _arrived(*coming.popleft())
-
-
-def _arrived(
-    name: str, batch: Sequence[tuple[InputImage, Future[Pixels]]]
-) -> tuple[str, list[Read]]:
-    return name, [(image, future.result()) for image, future in batch]
+def _read_all(readers: ThreadPoolExecutor, batch: tuple[str, Sequence[InputImage]]) -> list[Pixels]:
+    return list(readers.map(_read, batch[1]))
 
 
 def _read(image: InputImage) -> Pixels:

@@ -11,6 +11,7 @@ logits: so its ID stands for the network, the settings and all of its photograph
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import xxhash
@@ -25,6 +26,7 @@ from .predictor import ReadyNetwork
 
 _LOCK_NAME = "lock"
 PREDICTIONS, COCO_JSON = "predictions.jsonl", "coco.json"
+_REQUESTS = 16  # at once
 _VERSION = 1  # of what the same photographs are predicted to
 _WITHOUT_EFFECT = {
     *("checkpoint", "input", "shards", "predictions", "output", "device", "pictures"),
@@ -141,11 +143,17 @@ class Progress:
     def done(self) -> set[str]:
         """Return the batches whose files are all there, and whose photographs were all good."""
         listed = {name.removesuffix(".json") for name in storage.list_files(self._url())}
-        return {batch for batch in listed & set(self._ids) if not _is_bad(self._records(batch))}
+        ours = [batch for batch in self._ids if batch in listed]
+        return {batch for batch, records in self._notes(ours) if not _is_bad(records)}
 
     def publish(self, batch: str, records: Sequence[Mapping[str, Any]]) -> None:
         """Note that a batch is done."""
         storage.publish_bytes(self._url(f"{batch}.json"), json.dumps(records).encode())
+
+    def _notes(self, batches: Sequence[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """Yield the records of batches, in order; an object store is asked for many at once."""
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            yield from zip(batches, pool.map(self._records, batches), strict=True)
 
     def _records(self, batch: str) -> list[dict[str, Any]]:
         url = self._url(f"{batch}.json")
@@ -160,8 +168,8 @@ class Progress:
         lines: list[str] = []
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
-        for batch in self._ids:
-            for record in self._records(batch):
+        for batch, records in self._notes(self._ids):
+            for record in records:
                 segments = record.pop("segments", [])
                 lines.append(json.dumps({**record, "batch": batch}))
                 if "error" in record:
