@@ -289,6 +289,31 @@ def publish_folder(local: Path, url: str, last: str) -> None:
     sync_folder(Path(_local(url)).parent)
 
 
+def replace_folder(local: Path, url: str, last: str, aside: str) -> None:
+    """Do as `publish_folder` where the name may be taken: what bears it is there until then.
+
+    On an object store it is removed first.
+
+    Parameters
+    ----------
+    aside
+        Where it is put on a local disk, on the same file system; it goes back if this fails.
+    """
+    if is_remote(url):
+        remove(url)
+        publish_folder(local, url, last)
+        return
+    target = _local(url)
+    if os.path.lexists(target):
+        os.replace(target, aside)
+    try:
+        publish_folder(local, target, last)
+    except BaseException:
+        if os.path.lexists(aside) and not os.path.lexists(target):
+            os.replace(aside, target)
+        raise
+
+
 @contextlib.contextmanager
 def scratch_folder(url: str) -> Iterator[Path]:
     """Give a private local folder from which files can be published under the folder `url`."""

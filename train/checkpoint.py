@@ -159,27 +159,14 @@ def save_checkpoint(
 
 
 def _publish(folder: Path, target: str) -> None:
-    """Give a checkpoint its name, which one of the same step may bear that is broken, or not.
-
-    On a local disk, that one is there until the other is. On an object store it goes first.
-    """
-    if storage.is_remote(target):
-        storage.remove(target)
-        storage.publish_folder(folder, target, last=_DIGESTS_NAME)
-        return
-    target = storage.join(target)
-    replaced = target + _REPLACED
-    if os.path.lexists(target):
+    """Give a checkpoint its name, which one of the same step may bear that is broken, or not."""
+    replaced = storage.join(target) + _REPLACED
+    local = not storage.is_remote(target)
+    if local and os.path.lexists(storage.join(target)):
         storage.remove(replaced)
-        os.replace(target, replaced)
-    try:
-        storage.publish_folder(folder, target, last=_DIGESTS_NAME)
-    except BaseException:
-        if os.path.lexists(replaced) and not os.path.lexists(target):
-            os.replace(replaced, target)
-        raise
-    if os.path.lexists(replaced):
-        _remove(replaced, os.path.dirname(target))
+    storage.replace_folder(folder, target, _DIGESTS_NAME, replaced)
+    if local and os.path.lexists(replaced):
+        _remove(replaced, os.path.dirname(replaced))
 
 
 def point(run: str, name: str, step: int) -> None:

@@ -24,7 +24,7 @@ from .network import Reference, trial_shapes
 from .parity import Parity, compare, refuse_difference
 from .program import SMALLEST
 from .provenance import Provenance
-from .publish import publish_folder, refuse_other, scratch_beside, wanted_output
+from .publish import refuse_other, scratch_beside, wanted_output
 
 CARD = "README.md"
 _LAST = "config.json"
@@ -143,7 +143,7 @@ def export_folder(config: ExportConfig, model: ModelConfig) -> FolderExport:
         if there or storage.list_folders(plan.output):
             _refuse_strangers(plan.output, there)
             refuse_other(plan.output, "and differs", overwrite=config.overwrite)
-        publish_folder(folder, plan.output, _LAST)
+        storage.replace_folder(folder, plan.output, _LAST, str(folder.with_name("replaced")))
     return FolderExport(plan, "written", files, parity)
 
 

@@ -49,28 +49,3 @@ def scratch_beside(output: str) -> Iterator[Path]:
     parent = os.path.dirname(os.path.abspath(storage.join(output)))
     with storage.scratch_folder(output if storage.is_remote(output) else parent) as scratch:
         yield scratch
-
-
-def publish_folder(folder: Path, output: str, last: str) -> None:
-    """Give a finished folder its name; one that bears it is there until then.
-
-    Parameters
-    ----------
-    folder
-        In one of `scratch_beside`.
-    last
-        The file that arrives after all others, where the store has no folders.
-    """
-    if storage.is_remote(output):
-        storage.remove(output)
-        storage.publish_folder(folder, output, last)
-        return
-    target, aside = storage.join(output), folder.with_name("replaced")
-    if os.path.lexists(target):
-        os.replace(target, aside)
-    try:
-        storage.publish_folder(folder, target, last)
-    except BaseException:
-        if os.path.lexists(aside) and not os.path.lexists(target):
-            os.replace(aside, target)
-        raise
