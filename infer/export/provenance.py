@@ -54,6 +54,11 @@ class Provenance:
             name = str(state["settings"]["model.name"])
             shards = [str(digest) for digest in state["identity"]["shards"]]
             step = int(state["step"])
+        except KeyError as error:
+            raise DataError(
+                f"{file}: does not tell {error}; it is of another version of cocoseg: remove it to "
+                "export the weights without their provenance"
+            ) from None
         except Exception as error:  # unpickling a broken file raises anything
             what = (str(error).splitlines() or [type(error).__name__])[0]
             raise DataError(f"{file}: cannot be read: {what}") from None

@@ -554,11 +554,17 @@ def test_an_unknown_origin_is_said(exported):
     assert "is not recorded in the checkpoint" in text
 
 
-def test_a_damaged_training_state_is_bad_data(three_classes, tmp_path):
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [(None, "cannot be read"), ({"step": 7}, "does not tell 'settings'; it is of another version")],
+)
+def test_a_training_state_that_tells_nothing_is_bad_data(three_classes, tmp_path, state, message):
     for path in three_classes.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "training_state.pt").write_bytes(b"broken")
-    with pytest.raises(DataError, match=r"training_state\.pt: cannot be read"):
+    if state is not None:
+        torch.save(state, tmp_path / "training_state.pt")
+    with pytest.raises(DataError, match=rf"training_state\.pt: {message}"):
         plan_folder(
             ExportConfig(checkpoint=str(tmp_path), output=str(tmp_path / "m")), ModelConfig()
         )
