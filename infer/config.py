@@ -25,7 +25,7 @@ class InferConfig(ReadConfig):
     """Folder that receives masks, or scores."""
     use_tta: bool = True
     """Average the probabilities of several scales and flips."""
-    tta_scales: tuple[PositiveFloat, ...] = (0.75, 1.0, 1.25)
+    tta_scales: tuple[PositiveFloat, ...] = Field((0.75, 1.0, 1.25), min_length=1)
     """Factors of the input size."""
     tta_flip: bool = True
     """Add the horizontally flipped image at every scale."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -37,6 +38,8 @@ from .read_ahead import read_ahead
 from .views import views_of
 
 METRICS = "metrics.json"
+_SETTINGS = "config.yaml"
+_TABLES = ("classes.csv", "images.csv", "report.html")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +83,8 @@ def plan_evaluation(config: InferConfig) -> EvaluationPlan:
     Raises
     ------
     ConfigError, DataError
-        If a path is missing, the shards have no manifest, or `infer.predictions` has not one mask
-        for each sample (see `PredictedMasks`).
+        If a path is missing, the shards have no manifest, `infer.predictions` has not one mask for
+        each sample (see `PredictedMasks`), or something that is no evaluation lies in the output.
     """
     if config.checkpoint is None and config.predictions is None:
         raise ConfigError(
@@ -95,11 +98,35 @@ def plan_evaluation(config: InferConfig) -> EvaluationPlan:
         )
     if config.output is None:
         raise ConfigError("--output: give a folder for the scores")
+    if config.checkpoint is not None and config.min_confidence > 0:
+        raise ConfigError(
+            "infer.min_confidence: a checkpoint is scored at every pixel; to score masks that "
+            "leave doubtful pixels out, write them by 'cocoseg infer', then 'eval --predictions'"
+        )
+    _refuse_strangers(config.output)
     if not config.shards:
         raise ConfigError("--shards: give at least one folder of shards")
     shards = ShardSet(config.shards, config=config)
     masks = None if config.predictions is None else PredictedMasks(config.predictions, shards)
     return EvaluationPlan(config, shards, masks)
+
+
+def _refuse_strangers(output: str) -> None:
+    """Refuse to replace files that are not of an earlier evaluation; its settings come first."""
+    names = storage.list_files(output) if storage.is_dir(output) else {}
+    strangers = sorted(set(names) & {_SETTINGS, METRICS, *_TABLES})
+    if not strangers:
+        return
+    try:
+        told = yaml.safe_load(storage.read_bytes(storage.join(output, _SETTINGS)))
+        if told["infer"]["shards"]:
+            return
+    except (ConfigError, yaml.YAMLError, ValueError, KeyError, TypeError):  # none, or another's
+        pass
+    raise ConfigError(
+        f"--output {output}: {strangers[0]} is there, and not of an evaluation; give the scores a "
+        "folder of their own"
+    )
 
 
 def evaluate(config: InferConfig, model: ModelConfig, progress: bool = False) -> Evaluation:
@@ -219,11 +246,10 @@ def _write(result: Evaluation, config: InferConfig, model: ModelConfig) -> None:
     """Write all files; while those of another evaluation are replaced, none says "complete"."""
     output = str(config.output)
     storage.remove(storage.join(output, METRICS))
+    tables = result.classes_csv(), result.images_csv(), render_evaluation(result)
     files = {
-        "config.yaml": to_yaml({"model": model, "infer": config}),
-        "classes.csv": result.classes_csv(),
-        "images.csv": result.images_csv(),
-        "report.html": render_evaluation(result),
+        _SETTINGS: to_yaml({"model": model, "infer": config}),
+        **dict(zip(_TABLES, tables, strict=True)),
         METRICS: json.dumps(result.to_dict(), indent=1) + "\n",
     }
     for name, text in files.items():

@@ -109,22 +109,26 @@ def _matching(pattern: str, output: str) -> list[InputImage]:
     names = storage.glob_files(folder, rest)
     if not names:
         raise ConfigError(f"--input {pattern}: matches no file")
-    return _below(_resolved(folder), names, output)
+    inputs = _below(_resolved(folder), names, output)
+    if not inputs:
+        raise ConfigError(f"--input {pattern}: matches nothing but files of --output {output}")
+    return inputs
 
 
 def _listed(path: str) -> list[InputImage]:
     """Return the files that a list names; their masks are named below their common folder."""
     try:
-        text = storage.read_bytes(path).decode()
+        text = storage.read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ConfigError(f"--input {path}: is no list of paths in UTF-8") from None
     here = "" if storage.is_remote(path) else os.path.dirname(os.path.realpath(storage.join(path)))
     lines = [line.strip() for line in text.splitlines()]
     urls = [
         line if storage.is_remote(line) else os.path.normpath(os.path.join(here, line))
-        for line in dict.fromkeys(lines)
+        for line in lines
         if line
     ]
+    urls = list(dict.fromkeys(urls))
     if not urls:
         raise ConfigError(f"--input {path}: lists no file")
     if any(not (storage.is_remote(url) or os.path.isabs(url)) for url in urls):
@@ -190,6 +194,8 @@ def _refuse_clashes(inputs: list[InputImage], output: str) -> None:
             if file.lower() in photographs:
                 raise ConfigError(f"--output {output}: {file} is a photograph of --input")
         parts = PurePosixPath(image.name).parts
+        if not parts:
+            raise ConfigError(f"--input: {image.source} is no image file")
         if image.name.startswith("/") or ".." in parts:
             raise ConfigError(f"{image.source}: its mask would land outside of {output}")
         if parts[0].lower() in (*FOLDERS, PROGRESS) and len(parts) > 1:

@@ -12,7 +12,7 @@ import xxhash
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import CocosegError, ConfigError
+from ..errors import CocosegError, ConfigError, DataError
 from ..model.config import ModelConfig
 from ..model.device import pick_device
 from ..model.fuse import Piece, best_classes, class_strips, probability_strips
@@ -129,6 +129,8 @@ class ReadyNetwork:
         ------
         CocosegError
             If a single image is too large for the device's memory.
+        DataError
+            If logits are not finite.
         """
         whole = [i for i, image in enumerate(images) if not self._is_cut(image)]
         views = dict(zip(whole, self._logits([images[i] for i in whole]), strict=True))
@@ -158,6 +160,11 @@ class ReadyNetwork:
             if by_view is None:
                 self._halve()
             else:
+                if not all(logits.isfinite().all() for view in by_view for logits in view):
+                    raise DataError(
+                        f"{self.loaded.origin}: the network's logits are not finite (NaN): its "
+                        "weights are damaged, or its training diverged"
+                    )
                 found += zip(*by_view, strict=True)
         return found
 

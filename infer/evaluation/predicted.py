@@ -13,7 +13,7 @@ from ... import storage
 from ...errors import ConfigError, DataError
 from ...shards.decode import decode_mask
 from ...shards.reader import Sample, ShardSet
-from ..inputs import FOLDERS
+from ..inputs import FOLDERS, PROGRESS
 from ..predictor import Prediction, ReadyNetwork
 
 
@@ -56,8 +56,8 @@ class PredictedMasks:
     Raises
     ------
     ConfigError
-        If the folder is not there, holds category ids by its own account, or two samples share a
-        key.
+        If the folder is not there, an inference into it has not ended, it holds category ids by its
+        own account, or two samples share a key.
     DataError
         If a mask is missing, or one too many.
     """
@@ -65,6 +65,11 @@ class PredictedMasks:
     def __init__(self, folder: str, shards: ShardSet) -> None:
         if not storage.is_dir(folder):
             raise ConfigError(f"--predictions {folder}: no such folder")
+        if storage.is_dir(storage.join(folder, PROGRESS)):
+            raise ConfigError(
+                f"--predictions {folder}: an inference into it has not ended: its masks may be of "
+                "several; run that 'cocoseg infer' again"
+            )
         self._folder = folder
         self._taxonomy = shards.taxonomy
         _refuse_category_ids(folder)

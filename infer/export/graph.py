@@ -136,8 +136,9 @@ def plan_graph(kind: GraphFormat, config: ExportConfig, model: ModelConfig) -> G
     loaded.network.float()
     kept = False
     if storage.exists(output):
-        kept = kind.describe(output).get("fingerprint") == description["fingerprint"]
-        if not kept:
+        same = kind.describe(output).get("fingerprint") == description["fingerprint"]
+        kept = same and not config.overwrite
+        if not same:
             what = "and is of other weights, settings or versions"
             refuse_other(output, what, overwrite=config.overwrite)
     return GraphPlan(kind, config, output, loaded, description, kept)

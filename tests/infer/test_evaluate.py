@@ -161,6 +161,29 @@ def test_a_checkpoint_of_other_classes_is_refused(measure, three_classes, out):
     refused(measure(checkpoint=three_classes), out, 2, "3 classes", "the shards 81")
 
 
+def test_doubtful_pixels_of_a_checkpoint_are_scored_as_masks_only(measure, out):
+    refused(measure("--set=infer.min_confidence=0.5"), out, 2, "scored at every pixel")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("config.yaml", "train:\n  save_dir: run\n"), ("config.yaml", "- 1"), ("classes.csv", "a,b")],
+)
+def test_files_of_another_command_are_never_replaced(measure, out, name, content):
+    out.mkdir()
+    (out / name).write_text(content)
+    refused(measure(), out, 2, f"{name} is there, and not of an evaluation")
+    assert (out / name).read_text() == content
+
+
+def test_scores_are_measured_again_where_an_evaluation_was(measure, out):
+    assert measure("--no-tta").code == 0
+    before = (out / "metrics.json").read_bytes()
+    (out / "metrics.json").unlink()  # as one that was killed leaves it
+    assert measure("--no-tta").code == 0
+    assert (out / "metrics.json").read_bytes() == before
+
+
 def test_a_dry_run_writes_nothing(measure, out, tmp_path):
     ran = measure("--dry-run", "--json", checkpoint=tmp_path / "later")
     assert ran.code == 0

@@ -189,6 +189,11 @@ def test_masks_of_category_ids_are_refused_before_they_look_like_train_ids(
     refused(measure(masks=made), out, 2, "category ids", "infer.ids: coco")
 
 
+def test_masks_of_an_inference_that_has_not_ended_are_refused(measure, masks, out):
+    (masks / ".progress").mkdir()
+    refused(measure(), out, 2, "has not ended")
+
+
 def test_a_key_of_two_samples_is_refused(measure, golden, tmp_path, out):
     twice = (golden.shards("val"), shutil.copytree(golden.shards("val"), tmp_path / "again"))
     refused(measure(shards=twice), out, 2, "would belong to two samples")

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -351,6 +352,15 @@ def test_overwrite_replaces(run_cocoseg, faked, checkpoint, tmp_path):
     assert output.read_bytes() == b"something else"
     assert run_cocoseg(*line, "--overwrite").code == 0
     assert output.read_bytes() == b"x"
+
+
+def test_overwrite_replaces_what_is_its_own_too(run_cocoseg, exported, checkpoint, tmp_path):
+    """It may be damaged where no description of it is."""
+    output = tmp_path / "coco.pt2"
+    shutil.copy(exported[0] / "coco.pt2", output)
+    line = ("export", "program", "--checkpoint", checkpoint, "--output", output, "--json")
+    assert json.loads(run_cocoseg(*line).out)["state"] == "kept, it is there already"
+    assert json.loads(run_cocoseg(*line, "--overwrite").out)["state"] == "written"
 
 
 def test_a_folder_is_replaced_only_if_an_export_made_it(run_cocoseg, three_classes, tmp_path):

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from cocoseg.taxonomy import coco_taxonomy
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
@@ -161,6 +163,37 @@ def test_a_pattern_that_matches_nothing_is_refused(infer, put, photos, out):
     refused(infer(source=photos / "*.webp"), out, "matches no file")
 
 
+def test_a_pattern_that_matches_nothing_but_masks_is_refused(infer, put, photos, tmp_path):
+    assert infer("--no-tta", source=put("a.jpg"), output=photos).code == 0
+    ran = infer(source=photos / "*.png", output=photos)
+    assert ran.code == 2
+    assert "matches nothing but files of --output" in ran.err
+
+
+def test_a_list_of_windows_counts_each_file_once(infer, put, photos, out):
+    put("a.jpg")
+    (photos / "list.txt").write_bytes(b"\xef\xbb\xbfa.jpg\r\n./a.jpg\r\n")
+    assert json.loads(infer("--no-tta", "--json", source=photos / "list.txt").out)["images"] == 1
+    assert files(out) == ["a.png"]
+
+
+def test_no_scale_at_all_is_refused(infer, put, out):
+    put("a.jpg")
+    refused(infer("--set=infer.tta_scales=[]"), out, "tta_scales", "at least 1 item")
+
+
+def test_logits_that_are_no_numbers_are_bad_data(infer, put, make_checkpoint, out):
+    put("a.jpg")
+    broken = make_checkpoint(coco_taxonomy())
+    weights = load_file(broken / "model.safetensors")
+    weights["decode_head.classifier.bias"][0] = float("nan")
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    ran = infer(checkpoint=broken)
+    assert ran.code == 3
+    assert "not finite" in ran.err
+    assert not list(out.glob("*.png"))
+
+
 def test_a_list_names_images(infer, put, photos, out, tmp_path):
     paths = [put(name) for name in ("a.jpg", "b/c.jpg", "b/d.jpg")]
     lists = tmp_path / "lists"
@@ -181,6 +214,7 @@ def test_a_list_names_images(infer, put, photos, out, tmp_path):
         (b"", "lists no file"),
         (b"\xff\xfe", "no list of paths"),
         (b"a.jpg\ns3://b/c.jpg", "two lists"),
+        (b"a.jpg\n/\n", "is no image file"),
     ],
 )
 def test_a_list_that_is_none_is_refused(infer, put, photos, out, text, said):
