@@ -436,7 +436,7 @@ def export_options(output: str) -> Callable[[Command], Command]:
             ),
             click.option("--output", metavar=output, help="What is written."),
             click.option(
-                "--overwrite", is_flag=True, default=None, help="Replace an output that differs."
+                "--overwrite", is_flag=True, default=None, help="Replace an output that is there."
             ),
         )
         for option in reversed(options):

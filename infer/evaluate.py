@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -33,13 +32,13 @@ from .evaluation.page import render_evaluation
 from .evaluation.predicted import Predicted, PredictedByNetwork, PredictedMasks
 from .evaluation.result import Evaluation as Evaluation  # what `evaluate` returns
 from .evaluation.tally import Tally
-from .outputs import writing
+from .outputs import recorded_settings, writing
 from .read_ahead import read_ahead
 from .views import views_of
 
 METRICS = "metrics.json"
-_SETTINGS = "config.yaml"
-_TABLES = ("classes.csv", "images.csv", "report.html")
+_FILES = ("config.yaml", "classes.csv", "images.csv", "report.html", METRICS)
+"""In the order in which they are written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,20 +112,13 @@ def plan_evaluation(config: InferConfig) -> EvaluationPlan:
 
 def _refuse_strangers(output: str) -> None:
     """Refuse to replace files that are not of an earlier evaluation; its settings come first."""
-    names = storage.list_files(output) if storage.is_dir(output) else {}
-    strangers = sorted(set(names) & {_SETTINGS, METRICS, *_TABLES})
-    if not strangers:
-        return
-    try:
-        told = yaml.safe_load(storage.read_bytes(storage.join(output, _SETTINGS)))
-        if told["infer"]["shards"]:
-            return
-    except (ConfigError, yaml.YAMLError, ValueError, KeyError, TypeError):  # none, or another's
-        pass
-    raise ConfigError(
-        f"--output {output}: {strangers[0]} is there, and not of an evaluation; give the scores a "
-        "folder of their own"
-    )
+    there = storage.list_files(output) if storage.is_dir(output) else {}
+    strangers = sorted(set(there) & set(_FILES))
+    if strangers and not recorded_settings(output).get("shards"):
+        raise ConfigError(
+            f"--output {output}: {strangers[0]} is there, and not of an evaluation; give the "
+            "scores a folder of their own"
+        )
 
 
 def evaluate(config: InferConfig, model: ModelConfig, progress: bool = False) -> Evaluation:
@@ -246,11 +238,12 @@ def _write(result: Evaluation, config: InferConfig, model: ModelConfig) -> None:
     """Write all files; while those of another evaluation are replaced, none says "complete"."""
     output = str(config.output)
     storage.remove(storage.join(output, METRICS))
-    tables = result.classes_csv(), result.images_csv(), render_evaluation(result)
-    files = {
-        _SETTINGS: to_yaml({"model": model, "infer": config}),
-        **dict(zip(_TABLES, tables, strict=True)),
-        METRICS: json.dumps(result.to_dict(), indent=1) + "\n",
-    }
-    for name, text in files.items():
+    contents = (
+        to_yaml({"model": model, "infer": config}),
+        result.classes_csv(),
+        result.images_csv(),
+        render_evaluation(result),
+        json.dumps(result.to_dict(), indent=1) + "\n",
+    )
+    for name, text in zip(_FILES, contents, strict=True):
         storage.publish_bytes(storage.join(output, name), text.encode())

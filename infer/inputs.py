@@ -123,12 +123,12 @@ def _listed(path: str) -> list[InputImage]:
         raise ConfigError(f"--input {path}: is no list of paths in UTF-8") from None
     here = "" if storage.is_remote(path) else os.path.dirname(os.path.realpath(storage.join(path)))
     lines = [line.strip() for line in text.splitlines()]
-    urls = [
+    named = (
         line if storage.is_remote(line) else os.path.normpath(os.path.join(here, line))
         for line in lines
         if line
-    ]
-    urls = list(dict.fromkeys(urls))
+    )
+    urls = list(dict.fromkeys(named))
     if not urls:
         raise ConfigError(f"--input {path}: lists no file")
     if any(not (storage.is_remote(url) or os.path.isabs(url)) for url in urls):

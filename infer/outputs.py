@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as rle
@@ -37,6 +38,18 @@ def writing(folder: str) -> Iterator[None]:
             f"--output {folder}: cannot be written: {error.strerror or error}; mend that, then run "
             "the same command again"
         ) from None
+
+
+def recorded_settings(folder: str) -> dict[str, Any]:
+    """Return the ``infer`` section of a folder's config.yaml; empty where it has none."""
+    url = storage.join(folder, "config.yaml")
+    if not storage.is_file(url):
+        return {}
+    try:
+        found = yaml.safe_load(storage.read_bytes(url))["infer"]
+    except (yaml.YAMLError, ValueError, KeyError, TypeError):  # another program's
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class Outputs:

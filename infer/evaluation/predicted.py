@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
-import yaml
 
 from ... import storage
 from ...errors import ConfigError, DataError
 from ...shards.decode import decode_mask
 from ...shards.reader import Sample, ShardSet
 from ..inputs import FOLDERS, PROGRESS
+from ..outputs import recorded_settings
 from ..predictor import Prediction, ReadyNetwork
 
 
@@ -130,14 +130,7 @@ def _more(names: Sequence[str]) -> str:
 
 def _refuse_category_ids(folder: str) -> None:
     """Refuse masks that ``infer`` wrote with category ids: most of them look like train ids."""
-    url = storage.join(folder, "config.yaml")
-    if not storage.is_file(url):
-        return
-    try:
-        settings = yaml.safe_load(storage.read_bytes(url))
-        ids = settings["infer"]["ids"]
-    except (yaml.YAMLError, ValueError, KeyError, TypeError):  # another program's
-        return
+    ids = recorded_settings(folder).get("ids", "train")
     if ids != "train":
         raise ConfigError(
             f"--predictions {folder}: its config.yaml says that the masks hold category ids "

@@ -15,7 +15,7 @@ class ExportConfig(Section):
     output: PathField | None = None
     """FILE.onnx, FILE.pt2, or for 'hf' a folder."""
     overwrite: bool = False
-    """Replace an output that is there and differs."""
+    """Replace an output that is there."""
     input_type: Literal["uint8", "float32"] = "uint8"
     """What a graph takes: 'uint8' RGB photographs of shape (batch, height, width, 3), normalised in
     the graph; or 'float32' of shape (batch, 3, height, width), normalised by the caller."""
