@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -488,12 +489,7 @@ def export_hf(
     settings = _settings("export", config_file, overrides, flags)
     from .infer.export.folder import export_folder, plan_folder
 
-    config, model = settings.value.export, settings.value.model
-    if dry_run:
-        plan = plan_folder(config, model).to_dict()
-        return _print(plan, as_json, _lines(plan))
-    result = export_folder(config, model)
-    _print(result.to_dict(), as_json, _lines(result.lines()))
+    _export(plan_folder, export_folder, settings, dry_run, as_json)
 
 
 def _export_graph(
@@ -507,11 +503,22 @@ def _export_graph(
     settings = _settings("export", config_file, overrides, flags)
     from .infer.export.graph import FORMATS, export_graph, plan_graph
 
+    kind = FORMATS[name]
+    _export(partial(plan_graph, kind), partial(export_graph, kind), settings, dry_run, as_json)
+
+
+def _export(
+    plan: Callable[..., Any],
+    export: Callable[..., Any],
+    settings: "Resolved[Settings]",
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     config, model = settings.value.export, settings.value.model
     if dry_run:
-        plan = plan_graph(FORMATS[name], config, model).to_dict()
-        return _print(plan, as_json, _lines(plan))
-    result = export_graph(FORMATS[name], config, model)
+        told = plan(config, model).to_dict()
+        return _print(told, as_json, _lines(told))
+    result = export(config, model)
     _print(result.to_dict(), as_json, _lines(result.lines()))
 
 

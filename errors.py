@@ -25,6 +25,11 @@ class CocosegError(Exception):
     """Whether every process of a run raised it: then one tells."""
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of a library's error; a bare EOFError has none but its name."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 class ConfigError(CocosegError):
     """A command was called wrongly: a flag, a config key or a path that is not there."""
 

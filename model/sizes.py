@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, first_line
 from .meta import meta_copy
 
 
@@ -55,7 +55,7 @@ def _trouble(probe: Any, size: int) -> str | None:
         if logits.shape[:2] != (1, probe.config.num_labels):
             return f"its logits have shape {tuple(logits.shape)}"
     except Exception as error:  # whatever a network fails of
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     return None
 
 

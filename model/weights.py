@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from .. import storage
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, first_line
 from ..taxonomy import SemanticClass, Taxonomy, coco_taxonomy
 from .classes import classifier_keys, label_settings, renew_classifiers
 from .config import ModelConfig
@@ -163,7 +163,7 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
     try:
         content = torch.load(stored, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling a hostile or broken file raises anything
-        raise DataError(f"{path}: is no file of weights: {_brief(error)}") from None
+        raise DataError(f"{path}: is no file of weights: {first_line(error)}") from None
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -298,18 +298,13 @@ def _pretrained(kind: Any, source: str, name: str, **options: Any) -> Any:
         with quiet():
             return kind.from_pretrained(source, **options)
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
-        raise DataError(f"{name}: weights are damaged: {_brief(error)}") from None
+        raise DataError(f"{name}: weights are damaged: {first_line(error)}") from None
     except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
         raise ConfigError(
-            f"{name}: cannot be loaded: {_brief(error)}\n"
+            f"{name}: cannot be loaded: {first_line(error)}\n"
             "Give a local folder, a name of the Hugging Face hub (needs the network once), or, for "
             f"random weights, {', '.join(names())}."
         ) from None
-
-
-def _brief(error: Exception) -> str:
-    """Return the first line of a library's error; a bare EOFError has none but its name."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _preprocess_of(folder: str) -> Preprocess:
@@ -321,7 +316,7 @@ def _preprocess_of(folder: str) -> Preprocess:
     except (OSError, ValueError, TypeError) as error:
         file = Path(folder) / PREPROCESS_NAME
         if file.is_file():
-            raise DataError(f"{file}: cannot be read: {_brief(error)}") from None
+            raise DataError(f"{file}: cannot be read: {first_line(error)}") from None
         return Preprocess.from_dict({})  # the weights came without any
 
 

@@ -28,7 +28,7 @@ from torch import nn
 
 from .. import storage
 from ..distributed.group import Group
-from ..errors import CocosegError, ConfigError, DataError, StoreError
+from ..errors import CocosegError, ConfigError, DataError, StoreError, first_line
 from ..model.preprocess import Preprocess
 from ..model.weights import PREPROCESS_NAME, TAXONOMY_NAME, save_network
 from ..taxonomy import Taxonomy
@@ -274,7 +274,7 @@ def agree_on_newest(run: str, group: Group) -> Iterator[Checkpoint | None]:
     ------
     DataError
         On every rank, if there are checkpoints, but none that verifies.
-    StoreError
+    StoreError, first_line
         On every rank, if an object store does not answer one of them.
     """
     problems = []
@@ -328,7 +328,7 @@ def open_checkpoint(folder: str) -> Iterator[Checkpoint]:
     ------
     DataError
         If a file is missing, differs from its digest or cannot be read.
-    StoreError
+    StoreError, first_line
         If the object store does not answer.
     """
     with contextlib.ExitStack() as fetched:
@@ -354,8 +354,7 @@ def _verified_state(local: Path, folder: str, *, lazy: bool = False) -> dict[str
     try:
         state = torch.load(local / _STATE_NAME, map_location="cpu", weights_only=True, mmap=lazy)
     except Exception as error:  # unpickling a hostile or broken file raises anything
-        what = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{_STATE_NAME} cannot be read: {what}") from None
+        raise DataError(f"{_STATE_NAME} cannot be read: {first_line(error)}") from None
     if not isinstance(state, dict):
         raise DataError(f"{_STATE_NAME} holds no training state")
     if state.get("step") != _step_of(folder.rstrip("/").rpartition("/")[2]):

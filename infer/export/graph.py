@@ -40,7 +40,7 @@ class GraphFormat:
     suffix: str
     packages: tuple[str, ...]
     """That are needed, beside our own dependencies."""
-    write: Callable[[ExportedProgram, Mapping[str, Any], int, Path], None]
+    write: Callable[[ExportedProgram, Mapping[str, Any], Path], None]
     run: Callable[[Path], Callable[[Tensor], Tensor]]
     describe: Callable[[str], Mapping[str, Any]]
 
@@ -208,7 +208,7 @@ def _written(
     program = capture(ExportedNetwork.of(plan.loaded, config), size, any_size=any_size)
     dynamic = ("batch", "height", "width") if any_size else ("batch",)
     described = {**plan.description, "dynamic": list(dynamic)}
-    plan.format.write(program, described, config.opset, path)
+    plan.format.write(program, described, path)
     del program
     run = plan.format.run(path)
     normalise = plan.loaded.preprocess.normalise
@@ -243,12 +243,10 @@ def _description(
         "class_names": list(taxonomy.names),
         "ignore_index": taxonomy.ignore_index,
         "weights": ReadyNetwork(loaded, ()).digest(),
-        "opset": config.opset if kind.name == "onnx" else None,
+        **({"opset": config.opset} if kind.name == "onnx" else {}),
         "made_by": f"cocoseg {__version__}, torch {torch.__version__}"
         + "".join(f", {name} {importlib.metadata.version(name)}" for name in kind.packages),
     }
-    if kind.name != "onnx":
-        del description["opset"]
     fingerprint = hashlib.sha256(json.dumps(description).encode()).hexdigest()
     return {**description, "fingerprint": fingerprint}
 

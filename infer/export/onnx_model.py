@@ -14,15 +14,13 @@ from ... import storage
 from .program import quiet
 
 
-def write_onnx(
-    program: ExportedProgram, description: Mapping[str, Any], opset: int, path: Path
-) -> None:
+def write_onnx(program: ExportedProgram, description: Mapping[str, Any], path: Path) -> None:
     """Convert a program and save it as one file, weights included.
 
     Parameters
     ----------
     description
-        Goes into ``metadata_props``: text as it is, all else as JSON.
+        Goes into ``metadata_props``: text as it is, all else as JSON. Its `opset` is the model's.
 
     Raises
     ------
@@ -36,7 +34,7 @@ def write_onnx(
         converted: Any = torch.onnx.export(
             program,
             dynamo=True,
-            opset_version=opset,
+            opset_version=description["opset"],
             input_names=names[:1],
             output_names=names[1:],
             verbose=False,

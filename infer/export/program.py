@@ -53,11 +53,8 @@ def capture(network: ExportedNetwork, input_size: int, *, any_size: bool) -> Exp
     return program
 
 
-def write_program(
-    program: ExportedProgram, description: Mapping[str, Any], opset: int, path: Path
-) -> None:
-    """Save a program as ``.pt2``; `opset` is ONNX's."""
-    del opset
+def write_program(program: ExportedProgram, description: Mapping[str, Any], path: Path) -> None:
+    """Save a program as ``.pt2``."""
     with quiet():
         torch.export.save(program, path, extra_files={DESCRIPTION: json.dumps(description)})
 

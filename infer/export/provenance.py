@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from ... import storage
-from ...errors import DataError
+from ...errors import DataError, first_line
 from ...model import registry
 from ...model.weights import LoadedNetwork
 
@@ -60,8 +60,7 @@ class Provenance:
                 "export the weights without their provenance"
             ) from None
         except Exception as error:  # unpickling a broken file raises anything
-            what = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DataError(f"{file}: cannot be read: {what}") from None
+            raise DataError(f"{file}: cannot be read: {first_line(error)}") from None
         kind = _kind(name, segformer=segformer)
         known = kind in ("nvlabs", "other") or _on_hub(name)
         digest = hashlib.sha256("\n".join(shards).encode()).hexdigest()

@@ -259,7 +259,7 @@ def test_the_reference_is_transformers_own_network(loaded, theirs):
 def faked(monkeypatch):
     """A format whose file is a few bytes, quick to write, and that runs as it is told to."""
 
-    def fake(run=None, write=lambda program, description, opset, path: path.write_bytes(b"x")):
+    def fake(run=None, write=lambda program, description, path: path.write_bytes(b"x")):
         loads = {}
 
         def capture(network, input_size, *, any_size):
@@ -289,7 +289,7 @@ def test_what_computes_something_else_is_refused_and_nothing_is_published(
 
 
 def test_what_is_ended_while_it_writes_leaves_nothing(run_cocoseg, faked, checkpoint, tmp_path):
-    def half(program, description, opset, path):
+    def half(program, description, path):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
@@ -301,7 +301,7 @@ def test_what_is_ended_while_it_writes_leaves_nothing(run_cocoseg, faked, checkp
 
 
 def test_what_cannot_be_exported_says_so(run_cocoseg, faked, checkpoint, tmp_path):
-    def fails(program, description, opset, path):
+    def fails(program, description, path):
         raise NotImplementedError("no operator\nand pages more")
 
     faked(write=fails)
