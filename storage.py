@@ -16,13 +16,15 @@ import shutil
 import tempfile
 import threading
 import zlib
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
 
 from . import objectstore
 from .errors import ConfigError
 from .objectstore import filesystem, patiently
 
+_REQUESTS = 16  # at once
 _TEMPORARY = ".tmp-"  # how names of half-written files begin; their process follows
 
 
@@ -76,20 +78,25 @@ def list_files(url: str) -> dict[str, int]:
     return {}
 
 
-def walk_files(url: str) -> list[str]:
+def walk_files(url: str, *, dangling: bool = False) -> list[str]:
     """Return the paths of all files below a folder, relative to it, with slashes, sorted.
 
     Links to folders are followed, each folder is entered once; what is neither a file nor a link to
-    one (pipes, devices, dangling links) is left out.
+    one (pipes, devices) is left out.
+
+    Parameters
+    ----------
+    dangling
+        Links that lead nowhere are given, too.
     """
     if not is_remote(url):
-        return sorted(_walk(_local(url), "", set()))
+        return sorted(_walk(_local(url), "", set(), dangling))
     fs, root_path = filesystem(url)
     found = patiently(url, lambda: fs.find(root_path))
     return sorted(path.removeprefix(root_path).lstrip("/") for path in found)
 
 
-def _walk(folder: str, prefix: str, entered: set[tuple[int, int]]) -> Iterator[str]:
+def _walk(folder: str, prefix: str, entered: set[tuple[int, int]], dangling: bool) -> Iterator[str]:
     status = os.stat(folder)
     if (status.st_dev, status.st_ino) in entered:
         return
@@ -101,10 +108,10 @@ def _walk(folder: str, prefix: str, entered: set[tuple[int, int]]) -> Iterator[s
             except PermissionError:
                 raise
             except OSError:  # a link that leads in a circle, or through a file
-                continue
+                is_folder = is_file = False
             if is_folder:
-                yield from _walk(entry.path, f"{prefix}{entry.name}/", entered)
-            elif is_file:
+                yield from _walk(entry.path, f"{prefix}{entry.name}/", entered, dangling)
+            elif is_file or (dangling and _is_named_file(entry.path)):
                 yield prefix + entry.name
 
 
@@ -114,16 +121,21 @@ def glob_files(url: str, pattern: str) -> list[str]:
     Parameters
     ----------
     pattern
-        With ``*``, ``?`` and ``[…]`` within a name, and ``**`` for any number of folders.
+        With ``*``, ``?`` and ``[…]`` within a name, and ``**`` for any number of folders. A link
+        that leads nowhere is a file.
     """
     if not is_remote(url):
         root = _local(url)
         found = glob.glob(pattern, root_dir=root, recursive=True)
-        return sorted(path for path in found if os.path.isfile(os.path.join(root, path)))
+        return sorted(path for path in found if _is_named_file(os.path.join(root, path)))
     fs, root_path = filesystem(url)
     root_path = root_path.rstrip("/")
     paths = patiently(url, lambda: fs.glob(f"{root_path}/{pattern}"))
     return sorted(path.removeprefix(root_path).lstrip("/") for path in paths)
+
+
+def _is_named_file(path: str) -> bool:
+    return os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path))
 
 
 def list_folders(url: str) -> list[str]:
@@ -435,6 +447,34 @@ def remove(url: str) -> None:
     else:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(_local(url))
+
+
+def remove_files(url: str, names: Iterable[str]) -> None:
+    """Remove files below a folder, and local folders that are empty without them.
+
+    Parameters
+    ----------
+    names
+        Relative paths; what is not there is no error.
+    """
+    if is_remote(url):
+        fs, root = filesystem(url)
+
+        def remove_object(name: str) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                fs.rm_file(f"{root.rstrip('/')}/{name}")  # rm takes [ and * for patterns
+
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            list(pool.map(remove_object, names))
+        return
+    folders = set()
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(join(url, name))
+        folders |= {str(parent) for parent in PurePosixPath(name).parents[:-1]}
+    for folder in sorted(folders, key=len, reverse=True):
+        with contextlib.suppress(OSError):  # it holds something, or is a link
+            os.rmdir(join(url, folder))
 
 
 def sync_file(path: Path) -> None:

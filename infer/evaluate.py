@@ -32,12 +32,12 @@ from .evaluation.page import render_evaluation
 from .evaluation.predicted import Predicted, PredictedByNetwork, PredictedMasks
 from .evaluation.result import Evaluation as Evaluation  # what `evaluate` returns
 from .evaluation.tally import Tally
-from .outputs import recorded_settings, writing
+from .folder import SETTINGS, OutputFolder, writing
 from .read_ahead import read_ahead
 from .views import views_of
 
 METRICS = "metrics.json"
-_FILES = ("config.yaml", "classes.csv", "images.csv", "report.html", METRICS)
+_FILES = (SETTINGS, "classes.csv", "images.csv", "report.html", METRICS)
 """In the order in which they are written."""
 
 
@@ -49,6 +49,13 @@ class EvaluationPlan:
     shards: ShardSet
     masks: PredictedMasks | None
     """Instead of a network."""
+    output: OutputFolder
+
+    @property
+    def pictures(self) -> set[str]:
+        """The relative paths of the pictures that will be written."""
+        shown = range(min(self.config.pictures, len(self.shards)))
+        return {_picture(self.shards.row(position).key) for position in shown}
 
     @property
     def views(self) -> int:
@@ -63,7 +70,7 @@ class EvaluationPlan:
             "samples": len(self.shards),
             "classes": self.shards.taxonomy.num_classes,
             "views": self.views,
-            "output": self.config.output,
+            "output": self.output.url,
         }
 
 
@@ -83,7 +90,7 @@ def plan_evaluation(config: InferConfig) -> EvaluationPlan:
     ------
     ConfigError, DataError
         If a path is missing, the shards have no manifest, `infer.predictions` has not one mask for
-        each sample (see `PredictedMasks`), or something that is no evaluation lies in the output.
+        each sample (see `PredictedMasks`), or a file that is not of an evaluation is in the way.
     """
     if config.checkpoint is None and config.predictions is None:
         raise ConfigError(
@@ -102,23 +109,13 @@ def plan_evaluation(config: InferConfig) -> EvaluationPlan:
             "infer.min_confidence: a checkpoint is scored at every pixel; to score masks that "
             "leave doubtful pixels out, write them by 'cocoseg infer', then 'eval --predictions'"
         )
-    _refuse_strangers(config.output)
     if not config.shards:
         raise ConfigError("--shards: give at least one folder of shards")
     shards = ShardSet(config.shards, config=config)
     masks = None if config.predictions is None else PredictedMasks(config.predictions, shards)
-    return EvaluationPlan(config, shards, masks)
-
-
-def _refuse_strangers(output: str) -> None:
-    """Refuse to replace files that are not of an earlier evaluation; its settings come first."""
-    there = storage.list_files(output) if storage.is_dir(output) else {}
-    strangers = sorted(set(there) & set(_FILES))
-    if strangers and not recorded_settings(output).get("shards"):
-        raise ConfigError(
-            f"--output {output}: {strangers[0]} is there, and not of an evaluation; give the "
-            "scores a folder of their own"
-        )
+    plan = EvaluationPlan(config, shards, masks, OutputFolder(config.output, "evaluation"))
+    plan.output.refuse_strangers({*_FILES, *plan.pictures})
+    return plan
 
 
 def evaluate(config: InferConfig, model: ModelConfig, progress: bool = False) -> Evaluation:
@@ -155,14 +152,17 @@ def evaluate(config: InferConfig, model: ModelConfig, progress: bool = False) ->
         with group.together():
             checkpoint, predicted = _predicted(plan, model)
         batches = evaluation_batches(len(shards), config.batch_size, group.world_size, group.rank)
-        with group.together(), writing(str(config.output)):
+        with group.together(), writing(plan.output.url):
+            if group.leads:
+                plan.output.claim(plan.pictures)
+        with group.together(), writing(plan.output.url):
             part = _score(predicted, plan, batches, progress and group.leads)
         result = _joined(part, plan, checkpoint, group)
         with group.together():
             check_totals(result.tally.confusion, shards)
-        with group.together(), writing(str(config.output)):
+        with group.together(), writing(plan.output.url):
             if group.leads:
-                _write(result, config, model)
+                _write(result, plan, model)
         return result
 
 
@@ -198,7 +198,7 @@ def _score(
                 draw = partial(ShownImage.of, score, sample, one.mask, tally.confusion)
                 part.worst.meet(score, partial(draw, taxonomy.ignore_index))
                 if position < config.pictures:
-                    _write_picture(sample, one.mask, taxonomy, str(config.output))
+                    _write_picture(sample, one.mask, taxonomy, plan.output.url)
                 bar.update()
     return part
 
@@ -231,19 +231,25 @@ def _write_picture(
     )
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
-    storage.publish_bytes(storage.join(output, "pictures", f"{sample.key}.png"), buffer.getvalue())
+    storage.publish_bytes(storage.join(output, _picture(sample.key)), buffer.getvalue())
 
 
-def _write(result: Evaluation, config: InferConfig, model: ModelConfig) -> None:
+def _picture(key: str) -> str:
+    return f"pictures/{key}.png"
+
+
+def _write(result: Evaluation, plan: EvaluationPlan, model: ModelConfig) -> None:
     """Write all files; while those of another evaluation are replaced, none says "complete"."""
-    output = str(config.output)
+    output = plan.output.url
     storage.remove(storage.join(output, METRICS))
     contents = (
-        to_yaml({"model": model, "infer": config}),
+        to_yaml({"model": model, "infer": plan.config}),
         result.classes_csv(),
         result.images_csv(),
         render_evaluation(result),
         json.dumps(result.to_dict(), indent=1) + "\n",
     )
+    plan.output.claim(_FILES)
+    plan.output.settle({*_FILES, *plan.pictures})
     for name, text in zip(_FILES, contents, strict=True):
         storage.publish_bytes(storage.join(output, name), text.encode())

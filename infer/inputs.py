@@ -15,11 +15,15 @@ from ..photo import SUFFIXES
 from ..shards.config import ReadConfig
 from ..shards.manifest import MANIFEST_NAME
 from ..shards.reader import ShardSet
+from .folder import FILES, SETTINGS
 
 FOLDERS = ("color", "overlay", "confidence", "probabilities")
 """Folders of the output for everything but masks."""
 PROGRESS = ".progress"
 """Folder of the output for what is done so far."""
+PREDICTIONS, COCO_JSON = "predictions.jsonl", "coco.json"
+_RESERVED = {*FOLDERS, PROGRESS, PREDICTIONS, COCO_JSON, SETTINGS, FILES}
+"""What the output holds beside the masks, in lower case."""
 _LISTS = (".txt", ".lst")
 _WILD = "*?["
 
@@ -45,8 +49,8 @@ def list_inputs(path: str, output: str, config: ReadConfig | None = None) -> lis
     ----------
     path
         An image file, a folder (searched recursively, `output` left out), a pattern with ``*``,
-        ``**``, ``?`` or ``[…]``, a ``.txt`` file of one path a line (relative to it), or a folder
-        of shards.
+        ``**``, ``?`` or ``[…]`` (``[[]`` is a ``[``), a ``.txt`` file of one path a line (relative
+        to it), or a folder of shards.
     output
         Folder of the masks.
     config
@@ -84,7 +88,8 @@ def _folder(folder: str, output: str, config: ReadConfig | None) -> list[InputIm
         raise ConfigError(f"--output {output}: is the --input; give the masks their own folder")
     if storage.exists(storage.join(folder, MANIFEST_NAME)):
         return _samples(folder, config)
-    names = [name for name in storage.walk_files(folder) if name.lower().endswith(SUFFIXES)]
+    found = storage.walk_files(folder, dangling=True)  # these will be listed as unreadable
+    names = [name for name in found if name.lower().endswith(SUFFIXES)]
     inputs = _below(folder, names, output)
     if not inputs:
         raise ConfigError(f"--input {folder}: holds no image ({' '.join(SUFFIXES)})")
@@ -147,10 +152,13 @@ def _file(url: str, name: str) -> InputImage:
     def read() -> tuple[NDArray[np.uint8], str]:
         try:
             content = storage.read_bytes(url)
-            return photo.decode(content), photo.kind(content)
         except OSError as error:
             raise DataError(f"{url}: {error.strerror or error}") from None
-        except (ConfigError, DataError) as error:
+        except ConfigError as error:  # it is not there, or a folder
+            raise DataError(str(error)) from None
+        try:
+            return photo.decode(content), photo.kind(content)
+        except DataError as error:
             raise DataError(f"{url}: {error}") from None
 
     return InputImage(url, name, read, _stamp(url))
@@ -183,23 +191,33 @@ def _samples(folder: str, config: ReadConfig | None) -> list[InputImage]:
 def _refuse_clashes(inputs: list[InputImage], output: str) -> None:
     # All in lower case: names that differ in case alone are one file on macOS and Windows.
     photographs = {image.source.lower() for image in inputs}
-    masks: dict[str, str] = {}
+    masks = {f"{image.name}.png".lower(): image.source for image in reversed(inputs)}
     for image in inputs:
-        mask = storage.join(output, f"{image.name}.png")
-        other = masks.setdefault(mask.lower(), image.source)
+        mask = f"{image.name}.png"
+        other = masks[mask.lower()]
         if other != image.source:
-            raise ConfigError(f"{other} and {image.source} would both become {mask}; rename one")
-        pictures = (storage.join(output, kind, f"{image.name}.png") for kind in FOLDERS)
-        for file in (mask, *pictures):
-            if file.lower() in photographs:
-                raise ConfigError(f"--output {output}: {file} is a photograph of --input")
+            raise ConfigError(
+                f"{other} and {image.source} would both become {storage.join(output, mask)}; "
+                "rename one"
+            )
+        for file in (mask, *(f"{kind}/{mask}" for kind in FOLDERS)):
+            if storage.join(output, file).lower() in photographs:
+                raise ConfigError(
+                    f"--output {output}: {storage.join(output, file)} is a photograph of --input"
+                )
         parts = PurePosixPath(image.name).parts
         if not parts:
             raise ConfigError(f"--input: {image.source} is no image file")
         if image.name.startswith("/") or ".." in parts:
             raise ConfigError(f"{image.source}: its mask would land outside of {output}")
-        if parts[0].lower() in (*FOLDERS, PROGRESS) and len(parts) > 1:
+        if len(parts) > 1 and parts[0].lower() in _RESERVED:
             raise ConfigError(
-                f"{image.source}: its mask would land in {output}/{parts[0].lower()}, which is for "
-                "pictures; rename that folder"
+                f"{image.source}: its mask would land in {output}/{parts[0]}, which is the name of "
+                "something else there; rename that folder"
             )
+        for folder in PurePosixPath(mask).parents[:-1]:
+            if above := masks.get(str(folder).lower()):
+                raise ConfigError(
+                    f"{above} would become {storage.join(output, str(folder))}, and "
+                    f"{image.source} would need a folder of that name; rename one"
+                )

@@ -2,54 +2,32 @@
 
 # C classes, H W pixels of the photograph
 
-import contextlib
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as rle
 
 from .. import storage
 from ..colors import mask_to_color, overlay_mask
-from ..errors import CocosegError, ConfigError
+from ..errors import ConfigError
 from ..shards.png import Mask, encode_mask
 from ..taxonomy import Taxonomy
 from .config import InferConfig
 from .predictor import Prediction
 
 
-@contextlib.contextmanager
-def writing(folder: str) -> Iterator[None]:
-    """Say in plain words why something could not be written.
-
-    Raises
-    ------
-    CocosegError
-        In place of an `OSError`.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise CocosegError(
-            f"--output {folder}: cannot be written: {error.strerror or error}; mend that, then run "
-            "the same command again"
-        ) from None
-
-
-def recorded_settings(folder: str) -> dict[str, Any]:
-    """Return the ``infer`` section of a folder's config.yaml; empty where it has none."""
-    url = storage.join(folder, "config.yaml")
-    if not storage.is_file(url):
-        return {}
-    try:
-        found = yaml.safe_load(storage.read_bytes(url))["infer"]
-    except (yaml.YAMLError, ValueError, KeyError, TypeError):  # another program's
-        return {}
-    return found if isinstance(found, dict) else {}
+def files_of(config: InferConfig, name: str) -> dict[str, str]:
+    """Return the relative paths of what is written for a photograph, by the settings' names."""
+    files = {"mask": f"{name}.png"}
+    for kind in ("color", "overlay", "confidence"):
+        if getattr(config, kind):
+            files[kind] = f"{kind}/{name}.png"
+    if config.probabilities:
+        files["probabilities"] = f"probabilities/{name}.npy"
+    return files
 
 
 class Outputs:
@@ -91,37 +69,38 @@ class Outputs:
         Returns
         -------
         dict
-            ``height``, ``width``, ``class_pixels`` (train id → pixels) and, with ``coco_json``,
-            ``segments``: category id and RLE of each class.
+            What `files_of` does, ``height``, ``width``, ``class_pixels`` (train id → pixels) and,
+            with ``coco_json``, ``segments``: category id and RLE of each class.
 
         Raises
         ------
         OSError
             If the disk is full or fails.
         """
-        config = self.config
+        config, files = self.config, files_of(self.config, name)
         mask: Mask = _narrowed(prediction.mask, self._bits)
         if config.min_confidence > 0:
             assert prediction.confidence is not None
             doubtful = prediction.confidence < config.min_confidence
             mask = np.where(doubtful, mask.dtype.type(self._ignore_index), mask)
-        self._put(f"{name}.png", encode_mask(self._numbered(mask)))
+        self._put(files["mask"], encode_mask(self._numbered(mask)))
         if config.color:
-            self._put(f"color/{name}.png", _png(mask_to_color(mask, self._ignore_index)))
+            self._put(files["color"], _png(mask_to_color(mask, self._ignore_index)))
         if config.overlay:
             picture = overlay_mask(image, mask, ignore_index=self._ignore_index)
-            self._put(f"overlay/{name}.png", _png(picture))
+            self._put(files["overlay"], _png(picture))
         if config.confidence:
             assert prediction.confidence is not None
             gray = np.rint(prediction.confidence * 255).astype(np.uint8)
-            self._put(f"confidence/{name}.png", _png(gray))
+            self._put(files["confidence"], _png(gray))
         if config.probabilities:
             assert prediction.probabilities is not None
             buffer = io.BytesIO()
             np.save(buffer, prediction.probabilities, allow_pickle=False)
-            self._put(f"probabilities/{name}.npy", buffer.getvalue())
+            self._put(files["probabilities"], buffer.getvalue())
         train_ids, pixels = np.unique(mask, return_counts=True)
         record: dict[str, Any] = {
+            **files,
             "height": mask.shape[0],
             "width": mask.shape[1],
             "class_pixels": {

@@ -22,10 +22,11 @@ from ..distributed.group import Group, process_group
 from ..errors import ConfigError, DataError
 from ..model.config import ModelConfig
 from .config import InferConfig
+from .folder import SETTINGS, OutputFolder, writing
 from .inputs import InputImage, list_inputs
-from .outputs import Outputs, writing
+from .outputs import Outputs
 from .predictor import Prediction, ReadyNetwork
-from .progress import Progress, batch_id, identity, refuse_strangers
+from .progress import Progress, batch_id, identity, wanted_files
 from .read_ahead import read_ahead
 from .views import views_of
 
@@ -44,6 +45,7 @@ class PredictionPlan:
 
     config: InferConfig
     inputs: tuple[InputImage, ...]
+    output: OutputFolder
 
     @property
     def batches(self) -> list[tuple[InputImage, ...]]:
@@ -58,7 +60,7 @@ class PredictionPlan:
             "images": len(self.inputs),
             "first": [image.source for image in self.inputs[:3]],
             "views": len(views_of(self.config)),
-            "output": self.config.output,
+            "output": self.output.url,
         }
 
 
@@ -92,15 +94,16 @@ def plan_prediction(config: InferConfig) -> PredictionPlan:
     Raises
     ------
     ConfigError
-        See `list_inputs` and `refuse_strangers`; also if a path is missing.
+        See `list_inputs` and `OutputFolder.refuse_strangers`; also if a path is missing.
     """
     if config.checkpoint is None:
         raise ConfigError("--checkpoint: give a run, a checkpoint folder or a Hugging Face name")
     if config.input is None or config.output is None:
         raise ConfigError("--input and --output: give images and a folder for their masks")
     inputs = tuple(list_inputs(config.input, config.output, config))
-    refuse_strangers(config.output, inputs)
-    return PredictionPlan(config, inputs)
+    output = OutputFolder(config.output, "inference")
+    output.refuse_strangers(wanted_files(config, inputs))
+    return PredictionPlan(config, inputs, output)
 
 
 def predict(
@@ -137,21 +140,18 @@ def predict(
             outputs = Outputs(config, ready.loaded.taxonomy)
         run = identity(ready, config)
         batches = {batch_id(run, batch): batch for batch in plan.batches}
-        told = Progress(str(config.output), list(batches))
-        if group.gather(told.complete)[0]:
+        told = Progress(config, batches, plan.output)
+        if group.gather(group.leads and told.complete)[0]:
             size = len(plan.inputs)
-            with group.together(), writing(str(config.output)):
-                if group.leads:
-                    told.clear()  # it may have been killed while it did so itself
             return _result(plan, told.records(), size) if group.leads else None
-        with group.together(), writing(str(config.output)):
+        with group.together(), writing(plan.output.url):
             if group.leads:
-                held.enter_context(told.begun(config.coco_json))
+                held.enter_context(told.begun())
                 sections = {"model": model, "infer": config}
-                url = storage.join(str(config.output), "config.yaml")
+                url = storage.join(plan.output.url, SETTINGS)
                 storage.publish_bytes(url, to_yaml(sections).encode())
         done = group.gather(told.done() if group.leads else set())[0]
-        with group.together(), writing(str(config.output)):
+        with group.together(), writing(plan.output.url):
             own = list(itertools.islice(batches.items(), group.rank, None, group.world_size))
             _predict_batches(
                 [(one, batch) for one, batch in own if one not in done],
@@ -167,9 +167,9 @@ def _finish(
     plan: PredictionPlan, told: Progress, ready: ReadyNetwork, kept: int, group: Group
 ) -> PredictionResult | None:
     result = None
-    with group.together(), writing(str(plan.config.output)):
+    with group.together(), writing(plan.output.url):
         if group.leads:
-            told.finish(ready.loaded.taxonomy, plan.config.coco_json)
+            told.finish(ready.loaded.taxonomy)
             result = _result(plan, told.records(), kept)
             if result.images == 0:
                 raise DataError("no image could be read:\n  " + "\n  ".join(result.unreadable[:5]))
@@ -181,8 +181,7 @@ def _result(
 ) -> PredictionResult:
     bad = tuple(str(record["error"]) for record in records if "error" in record)
     converted = Counter(str(record["converted"]) for record in records if "converted" in record)
-    output = str(plan.config.output)
-    return PredictionResult(output, len(records) - len(bad), kept, dict(converted), bad)
+    return PredictionResult(plan.output.url, len(records) - len(bad), kept, dict(converted), bad)
 
 
 def _predict_batches(
@@ -242,7 +241,7 @@ def _settle(name: str, records: Sequence[Record], told: Progress) -> None:
     lines = []
     for image, record in records:
         made = record.result() if isinstance(record, Future) else record
-        lines.append({"image": image.source, "mask": f"{image.name}.png", **made})
+        lines.append({"image": image.source, **made})
     told.publish(name, lines)
 
 

@@ -10,8 +10,9 @@ logits: so its ID stands for the network, the settings and all of its photograph
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import starmap
 from typing import Any
 
 import xxhash
@@ -21,11 +22,12 @@ from .. import storage
 from ..errors import ConfigError
 from ..taxonomy import Taxonomy
 from .config import InferConfig
-from .inputs import PROGRESS, InputImage
+from .folder import SETTINGS, OutputFolder
+from .inputs import COCO_JSON, PREDICTIONS, PROGRESS, InputImage
+from .outputs import files_of
 from .predictor import ReadyNetwork
 
 _LOCK_NAME = "lock"
-PREDICTIONS, COCO_JSON = "predictions.jsonl", "coco.json"
 _REQUESTS = 16  # at once
 _VERSION = 1  # of what the same photographs are predicted to
 _WITHOUT_EFFECT = {
@@ -48,60 +50,71 @@ def batch_id(of_run: str, batch: Sequence[InputImage]) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(told).encode())
 
 
-def refuse_strangers(output: str, images: Sequence[InputImage]) -> None:
-    """Make sure that no file is replaced that is not of an earlier inference.
-
-    Raises
-    ------
-    ConfigError
-        If one would be.
-    """
-    if storage.exists(storage.join(output, PREDICTIONS)) or storage.is_dir(
-        storage.join(output, PROGRESS)
-    ):
-        return
-    there = set(storage.walk_files(output)) if storage.is_dir(output) else set()
-    wanted = {"config.yaml", COCO_JSON, *(f"{image.name}.png" for image in images)}
-    if strangers := sorted(there & wanted):
-        raise ConfigError(
-            f"--output {output}: {strangers[0]} is there, and not of an inference; give the masks "
-            "a folder of their own"
-        )
+def wanted_files(config: InferConfig, images: Iterable[InputImage]) -> set[str]:
+    """Return the relative paths of what a run of such settings leaves, notes not included."""
+    lists = (PREDICTIONS, COCO_JSON) if config.coco_json else (PREDICTIONS,)
+    of_images = (file for image in images for file in files_of(config, image.name).values())
+    return {SETTINGS, *lists, *of_images}
 
 
 class Progress:
-    """The batches of a run that are done, those of a run before included."""
+    """The batches of a run that are done, those of a run before included.
 
-    def __init__(self, output: str, ids: Sequence[str]) -> None:
-        self._output = output
-        self._ids = ids
-        self._before = self._of_before()
-        self.complete = list(self._before) == list(ids) and not any(
-            map(_is_bad, self._before.values())
-        )
-        """Whether there is nothing to do."""
+    Parameters
+    ----------
+    config
+        The settings of the run.
+    batches
+        All photographs, in batches by their ID.
+    folder
+        The output, where no file of others is in the way.
+    """
+
+    def __init__(
+        self, config: InferConfig, batches: Mapping[str, Sequence[InputImage]], folder: OutputFolder
+    ) -> None:
+        self._config = config
+        self._batches = batches
+        self._folder = folder
 
     def _url(self, *parts: str) -> str:
-        return storage.join(self._output, PROGRESS, *parts)
+        return storage.join(self._folder.url, PROGRESS, *parts)
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is to be done: a run before did the same, and all of it is there."""
+        if storage.is_dir(self._url()):
+            return False
+        before = self._of_before()
+        return (
+            list(before) == list(self._batches)
+            and all(starmap(self._is_whole, before.items()))
+            and wanted_files(self._config, ()) <= self._folder.there
+        )
 
     def records(self) -> list[dict[str, Any]]:
         """Return what the list of a finished run holds, a record for each photograph."""
-        url = storage.join(self._output, PREDICTIONS)
-        lines = storage.read_bytes(url).splitlines() if storage.exists(url) else []
-        return [json.loads(line) for line in lines]
+        url = storage.join(self._folder.url, PREDICTIONS)
+        return [json.loads(line) for line in storage.read_bytes(url).splitlines()]
 
     def _of_before(self) -> dict[str, list[dict[str, Any]]]:
         """Return the records of a finished run by batch; empty where there is none."""
         found: dict[str, list[dict[str, Any]]] = {}
-        try:
-            for record in self.records():
-                found.setdefault(record.pop("batch"), []).append(record)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return {}
+        if PREDICTIONS in self._folder.there:
+            with contextlib.suppress(ValueError):  # of a damaged disk: all is done again
+                for record in self.records():
+                    found.setdefault(record.pop("batch"), []).append(record)
         return found
 
+    def _is_whole(self, batch: str, records: Sequence[Mapping[str, Any]]) -> bool:
+        """Tell whether a batch is one of this run, all was good, and every file is there."""
+        if batch not in self._batches or any("error" in record for record in records):
+            return False
+        files = (files_of(self._config, image.name) for image in self._batches[batch])
+        return all(self._folder.there.issuperset(of_image.values()) for of_image in files)
+
     @contextlib.contextmanager
-    def begun(self, coco_json: bool) -> Iterator[None]:
+    def begun(self) -> Iterator[None]:
         """Keep other inferences out of a local folder, and make it ready.
 
         What a killed process left half-written is removed, what a finished run has of this one is
@@ -113,38 +126,53 @@ class Progress:
             If another inference is at work there.
         """
         with contextlib.ExitStack() as held:
-            if not storage.is_remote(self._output):
-                before = storage.is_dir(self._url())
+            if not storage.is_remote(self._folder.url):
+                killed = storage.is_dir(self._url())
                 try:
                     alone = held.enter_context(storage.exclusive(self._url(_LOCK_NAME)))
                 except BlockingIOError:
                     raise ConfigError(
-                        f"--output {self._output}: an inference is at work in it; wait for it, or "
-                        "choose another folder"
+                        f"--output {self._folder.url}: an inference is at work in it; wait for it, "
+                        "or choose another folder"
                     ) from None
-                if alone and before:
-                    self._tidy_up()
-            self._take_over(coco_json)
+                self._folder = OutputFolder(self._folder.url, "inference")  # now for certain
+                if alone and killed:
+                    half = filter(storage.is_half_written, self._folder.there)
+                    storage.remove_files(self._folder.url, half)
+            everything = (image for batch in self._batches.values() for image in batch)
+            self._folder.claim(wanted_files(self._config, everything))
+            self._take_over()
             yield
 
-    def _tidy_up(self) -> None:
-        for name in storage.walk_files(self._output):
-            if storage.is_half_written(name):
-                storage.remove(storage.join(self._output, name))
-
-    def _take_over(self, coco_json: bool) -> None:
-        wanted = set(self._ids)
-        for batch, records in self._before.items():
-            # Outlines are not in the list.
-            if batch in wanted and not (coco_json or _is_bad(records)):
+    def _take_over(self) -> None:
+        before = self._of_before()
+        if self._config.coco_json and not self._add_outlines(before):
+            before = {}
+        for batch, records in before.items():
+            if self._is_whole(batch, records):
                 self.publish(batch, records)
-        storage.remove(storage.join(self._output, PREDICTIONS))
+        storage.remove(storage.join(self._folder.url, PREDICTIONS))
+
+    def _add_outlines(self, before: Mapping[str, list[dict[str, Any]]]) -> bool:
+        """Give the records of a finished run the outlines that its COCO result holds."""
+        good = [one for records in before.values() for one in records if "error" not in one]
+        try:
+            content = json.loads(storage.read_bytes(storage.join(self._folder.url, COCO_JSON)))
+            by_id: dict[int, list[dict[str, Any]]] = {}
+            for image, record in zip(content["images"], good, strict=True):
+                record["segments"] = by_id[image["id"]] = []
+            for one in content["annotations"]:
+                segment = {key: one[key] for key in ("category_id", "segmentation")}
+                by_id[one["image_id"]].append(segment)
+        except (ConfigError, ValueError, KeyError, TypeError):  # removed, or of a damaged disk
+            return False
+        return True
 
     def done(self) -> set[str]:
         """Return the batches whose files are all there, and whose photographs were all good."""
         listed = {name.removesuffix(".json") for name in storage.list_files(self._url())}
-        ours = [batch for batch in self._ids if batch in listed]
-        return {batch for batch, records in self._notes(ours) if not _is_bad(records)}
+        ours = [batch for batch in self._batches if batch in listed]
+        return {batch for batch, records in self._notes(ours) if self._is_whole(batch, records)}
 
     def publish(self, batch: str, records: Sequence[Mapping[str, Any]]) -> None:
         """Note that a batch is done."""
@@ -163,17 +191,19 @@ class Progress:
             return [{"error": "cannot be read"}]
         return records
 
-    def finish(self, taxonomy: Taxonomy, coco_json: bool) -> None:
-        """Write the lists of all photographs, and remove the notes."""
+    def finish(self, taxonomy: Taxonomy) -> None:
+        """Write the lists of all photographs, and remove the notes and what is left over."""
         lines: list[str] = []
+        good: list[InputImage] = []
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
-        for batch, records in self._notes(self._ids):
-            for record in records:
+        for batch, records in self._notes(list(self._batches)):
+            for image, record in zip(self._batches[batch], records, strict=True):
                 segments = record.pop("segments", [])
                 lines.append(json.dumps({**record, "batch": batch}))
                 if "error" in record:
                     continue
+                good.append(image)
                 size = {"height": record["height"], "width": record["width"]}
                 images.append({"id": len(images) + 1, "file_name": record["image"], **size})
                 annotations += [
@@ -186,7 +216,7 @@ class Progress:
                     }
                     for number, segment in enumerate(segments, 1)
                 ]
-        if coco_json:
+        if self._config.coco_json:
             content = {
                 "images": images,
                 "categories": [
@@ -195,19 +225,12 @@ class Progress:
                 ],
                 "annotations": annotations,
             }
-            url = storage.join(self._output, COCO_JSON)
+            url = storage.join(self._folder.url, COCO_JSON)
             storage.publish_bytes(url, json.dumps(content).encode())
+        self._folder.settle(wanted_files(self._config, good))
         text = "".join(f"{line}\n" for line in lines)
-        storage.publish_bytes(storage.join(self._output, PREDICTIONS), text.encode())
-        self.clear()
-
-    def clear(self) -> None:
-        """Remove the notes, once all is complete."""
+        storage.publish_bytes(storage.join(self._folder.url, PREDICTIONS), text.encode())
         storage.remove(self._url())
-
-
-def _is_bad(records: Sequence[Mapping[str, Any]]) -> bool:
-    return any("error" in record for record in records)
 
 
 def _extent(segmentation: dict[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,30 @@ def test_a_folder_is_removed_with_all_it_holds(folder):
     assert not storage.exists(storage.join(folder, "tree", "b", "c"))
 
 
+def test_files_are_removed_by_name_and_folders_that_are_empty_then(folder):
+    names = ["a", "b/[a]*", "b/c/d", "b/c/e/f", "b/x"]
+    for name in names:
+        storage.publish_bytes(storage.join(folder, name), b"")
+    storage.remove_files(folder, ["b/[a]*", "b/c/d", "b/c/e/f", "b/gone", "gone/too"])
+    assert storage.walk_files(folder) == ["a", "b/x"]
+    assert not storage.exists(storage.join(folder, "b", "c"))
+    storage.remove_files(folder, ["a", "b/x"])
+    assert storage.walk_files(folder) == []
+    assert storage.is_remote(folder) or storage.is_dir(folder)
+
+
+def test_links_that_lead_nowhere_are_files_where_that_is_asked_for(tmp_path):
+    (tmp_path / "a").write_bytes(b"")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "gone").symlink_to(tmp_path / "never")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    os.mkfifo(tmp_path / "pipe")
+    assert storage.walk_files(str(tmp_path)) == ["a"]
+    everything = ["a", "circle", "deep/gone"]
+    assert storage.walk_files(str(tmp_path), dangling=True) == everything
+    assert storage.glob_files(str(tmp_path), "**") == everything
+
+
 def test_files_move_from_the_scratch_folder_and_nothing_else_stays(folder):
     with storage.scratch_folder(folder) as scratch:
         (scratch / "kept").write_bytes(b"kept")

@@ -12,8 +12,8 @@ from ... import storage
 from ...errors import ConfigError, DataError
 from ...shards.decode import decode_mask
 from ...shards.reader import Sample, ShardSet
+from ..folder import recorded_settings
 from ..inputs import FOLDERS, PROGRESS
-from ..outputs import recorded_settings
 from ..predictor import Prediction, ReadyNetwork
 
 

@@ -165,6 +165,20 @@ def test_doubtful_pixels_of_a_checkpoint_are_scored_as_masks_only(measure, out):
     refused(measure("--set=infer.min_confidence=0.5"), out, 2, "scored at every pixel")
 
 
+def test_pictures_of_the_evaluation_before_are_removed_and_no_others(measure, golden, stored, out):
+    keys = list(stored(golden.shards("val")))
+    assert measure("--no-tta", "--pictures", 3).code == 0
+    (out / "pictures" / "mine.png").write_bytes(b"mine")
+    assert measure("--no-tta", "--pictures", 1).code == 0
+    there = {path.name for path in (out / "pictures").iterdir()}
+    assert there == {f"{keys[0]}.png", "mine.png"}
+    (out / "pictures" / f"{keys[1]}.png").write_bytes(b"mine")
+    ran = measure("--no-tta", "--pictures", 2)
+    assert (ran.code, f"{keys[1]}.png is there, and not of an evaluation" in ran.err) == (2, True)
+    assert (out / "pictures" / f"{keys[1]}.png").read_bytes() == b"mine"
+    assert (out / "metrics.json").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [("config.yaml", "train:\n  save_dir: run\n"), ("config.yaml", "- 1"), ("classes.csv", "a,b")],
@@ -326,8 +340,8 @@ def test_shards_whose_manifest_counts_other_pixels_are_refused(measure, golden, 
 def test_a_folder_that_cannot_be_written_is_told(measure, out):
     out.write_text("a file")
     ran = measure("--no-tta")
-    assert (ran.code, "Traceback" in ran.err) == (1, False)
-    assert "cannot be written" in ran.err
+    assert (ran.code, "Traceback" in ran.err) == (2, False)
+    assert "is a file, expected a folder" in ran.err
 
 
 def test_one_view_is_scored_by_its_logits_even_where_probabilities_are_equal(make_network, golden):

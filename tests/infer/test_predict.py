@@ -59,7 +59,7 @@ def out(tmp_path):
     return tmp_path / "out"
 
 
-BESIDE = {"config.yaml", "predictions.jsonl"}
+BESIDE = {"config.yaml", "predictions.jsonl", ".files.json"}
 """What lies beside the masks."""
 
 
@@ -204,7 +204,7 @@ def test_a_list_names_images(infer, put, photos, out, tmp_path):
     (lists / "one.txt").write_text("../photos/b/d.jpg\n../photos/b/gone.jpg\n")
     ran = infer("--no-tta", source=lists / "one.txt", output=tmp_path / "other")
     assert ran.code == 4
-    assert "gone.jpg" in ran.out
+    assert ran.out.count("gone.jpg") == 1
     assert files(tmp_path / "other") == ["d.png"]
 
 
@@ -544,8 +544,17 @@ def test_photographs_of_one_name_in_two_folders_are_no_clash(infer, put, out):
     assert len(masks_in(out)) == 3
 
 
-@pytest.mark.parametrize("folder", ["color", "overlay", "Color", "color/deeper"])
-def test_photographs_where_the_pictures_go_are_refused(infer, put, out, folder):
+@pytest.mark.parametrize(("one", "other"), [("a.jpg", "a.png/b.jpg"), ("b/A.jpg", "b/a.png/c.jpg")])
+def test_a_mask_where_a_folder_is_needed_is_refused(infer, put, out, one, other):
+    put(one), put(other)
+    refused(infer(), out, one, other, "a folder of that name")
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["color", "overlay", "Color", "color/deeper", "config.yaml", "predictions.jsonl", "coco.json"],
+)
+def test_photographs_where_something_else_goes_are_refused(infer, put, out, folder):
     put(f"{folder}/a.jpg")
     refused(infer(), out, "rename that folder")
 
@@ -703,10 +712,16 @@ def test_when_no_photograph_can_be_read_it_is_bad_data(infer, photos, draw, out)
 def test_a_photograph_that_vanishes_is_listed(infer, put, photos, out):
     put("a.jpg")
     (photos / "gone.jpg").symlink_to(photos / "never")
+    (photos / "circle.jpg").symlink_to(photos / "circle.jpg")
     (photos / "folder.jpg").mkdir()
-    ran = infer("--no-tta")
-    assert ran.code == 0
-    assert files(out) == ["a.png"]
+    for source in (photos, f"{photos}/*.jpg"):
+        ran = infer("--no-tta", "--json", source=source)
+        assert ran.code == 4
+        assert [line.rsplit("/")[-1] for line in json.loads(ran.out)["unreadable"]] == [
+            "circle.jpg: Too many levels of symbolic links",
+            "gone.jpg: no such file",
+        ]
+        assert files(out) == ["a.png"]
 
 
 def test_a_damaged_sample_of_a_shard_is_listed(infer, golden, tmp_path, out):

@@ -47,7 +47,7 @@ def content(folder):
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.name != "config.yaml"
+        if path.is_file() and path.name not in ("config.yaml", ".files.json")
     }
 
 
@@ -72,14 +72,28 @@ def test_a_finished_run_is_left_alone(photos, checkpoint, tmp_path, whole, monke
     assert content(tmp_path) == whole
 
 
+def dying_after(last):
+    """Publish files, and no more once `last` is there."""
+    publish = storage.publish_bytes
+
+    def publish_and_die(url, content):
+        publish(url, content)
+        if url.endswith(last):
+            raise KeyboardInterrupt
+
+    return publish_and_die
+
+
 def test_a_kill_between_the_list_and_the_end_of_the_notes(
     photos, checkpoint, tmp_path, whole, monkeypatch
 ):
     config = config_of(photos, checkpoint, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(Progress, "clear", lambda self: None)
-        predict(config, ModelConfig())
+        patch.setattr(storage, "publish_bytes", dying_after("predictions.jsonl"))
+        with pytest.raises(KeyboardInterrupt):
+            predict(config, ModelConfig())
     assert (tmp_path / ".progress").exists()
+    assert (tmp_path / "predictions.jsonl").exists()
     assert predict(config, ModelConfig()).kept == 13
     assert content(tmp_path) == whole
 
@@ -162,17 +176,138 @@ def test_unreadable_photographs_are_tried_again(photos, checkpoint, tmp_path, wh
 
 
 def test_files_of_others_are_never_replaced(run_cocoseg, photos, checkpoint, tmp_path):
-    for name in ("03.png", "config.yaml", "coco.json"):
-        out = tmp_path / f"of-{name}"
-        out.mkdir()
+    names = ("03.png", "config.yaml", "coco.json", "color/03.png", "predictions.jsonl")
+    for number, name in enumerate((*names, ".files.json")):
+        out = tmp_path / f"of-{number}"
+        (out / name).parent.mkdir(parents=True)
         (out / name).write_bytes(b"mine")
         (out / "notes.txt").write_bytes(b"mine, too")
         flags = ("--checkpoint", checkpoint, "--input", photos, "--output", out)
-        ran = run_cocoseg("infer", "--no-tta", *flags)
+        ran = run_cocoseg("infer", "--no-tta", "--color", "--coco-json", *flags)
         assert ran.code == 2
         assert f"{name} is there, and not of an inference" in ran.err
         assert content(out).keys() <= {name, "notes.txt"}
         assert (out / name).read_bytes() == b"mine"
+
+
+def test_files_of_others_that_came_later_are_never_replaced(photos, checkpoint, tmp_path):
+    config = config_of(photos, checkpoint, tmp_path, color=False)
+    predict(config, ModelConfig())
+    (tmp_path / "color").mkdir()
+    (tmp_path / "color" / "02.png").write_bytes(b"mine")
+    (tmp_path / "99.png").write_bytes(b"mine")
+    before = content(tmp_path)
+    with pytest.raises(ConfigError, match=r"color/02\.png is there, and not of an inference"):
+        predict(config_of(photos, checkpoint, tmp_path), ModelConfig())
+    assert content(tmp_path) == before
+    predict(config_of(photos, checkpoint, tmp_path, color=False, confidence=False), ModelConfig())
+    assert (tmp_path / "99.png").read_bytes() == b"mine"
+    assert (tmp_path / "color" / "02.png").read_bytes() == b"mine"
+    assert not (tmp_path / "confidence").exists()
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "05.png",
+        "color/05.png",
+        "confidence/12.png",
+        "coco.json",
+        "config.yaml",
+        "predictions.jsonl",
+    ],
+)
+def test_what_was_removed_is_made_again(photos, checkpoint, tmp_path, whole, lost):
+    config = config_of(photos, checkpoint, tmp_path)
+    predict(config, ModelConfig())
+    (tmp_path / lost).unlink()
+    result = predict(config, ModelConfig())
+    kept = {"05.png": 11, "color/05.png": 11, "confidence/12.png": 12, "config.yaml": 13}
+    assert (result.images, result.kept) == (13, kept.get(lost, 0))
+    assert content(tmp_path) == whole
+    assert (tmp_path / "config.yaml").exists()
+
+
+def test_what_was_removed_while_a_run_was_stopped_is_made_again(
+    photos, checkpoint, tmp_path, whole, monkeypatch
+):
+    config = config_of(photos, checkpoint, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "finish", None)
+        with pytest.raises(TypeError):
+            predict(config, ModelConfig())
+    (tmp_path / "color" / "00.png").unlink()
+    assert predict(config, ModelConfig()).kept == 11
+    assert content(tmp_path) == whole
+
+
+def test_nothing_of_earlier_settings_or_photographs_is_left(photos, checkpoint, tmp_path, draw):
+    own = shutil.copytree(photos, tmp_path / "photos")
+    (own / "deep" / "er").mkdir(parents=True)
+    (own / "03.png").rename(own / "deep" / "er" / "03.png")
+    out = tmp_path / "out"
+    predict(config_of(own, checkpoint, out, overlay=True, probabilities=True), ModelConfig())
+    assert (out / "probabilities" / "deep" / "er" / "03.npy").exists()
+    (own / "deep" / "er" / "03.png").unlink()
+    (own / "04.png").write_bytes(b"no photograph any more")
+    (own / "05.png").write_bytes((own / "06.png").read_bytes())
+    plain = {"color": False, "confidence": False, "coco_json": False}
+    result = predict(config_of(own, checkpoint, out, **plain), ModelConfig())
+    assert (result.images, len(result.unreadable)) == (11, 1)
+    names = [f"{i:02d}.png" for i in range(13) if i not in (3, 4)]
+    assert sorted(content(out)) == [*names, "predictions.jsonl"]
+    assert {path.name for path in out.iterdir() if path.is_dir()} == set()
+    fresh = tmp_path / "fresh"
+    predict(config_of(own, checkpoint, fresh, **plain), ModelConfig())
+    assert content(out) == content(fresh)
+    assert (out / ".files.json").read_bytes() == (fresh / ".files.json").read_bytes()
+
+
+def test_nothing_of_a_killed_run_of_other_settings_is_left(
+    photos, checkpoint, tmp_path, monkeypatch
+):
+    plain = config_of(photos, checkpoint, tmp_path, color=False, confidence=False)
+    written = []
+    write = outputs.Outputs.write
+
+    def failing(self, name, *more):
+        if len(written) == 5:
+            raise OSError(28, os.strerror(28))
+        written.append(name)
+        return write(self, name, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs.Outputs, "write", failing)
+        with pytest.raises(CocosegError):
+            predict(config_of(photos, checkpoint, tmp_path, overlay=True), ModelConfig())
+    assert list((tmp_path / "overlay").iterdir())
+    predict(plain, ModelConfig())
+    assert {name for name in content(tmp_path) if "/" in name} == set()
+
+
+def test_outlines_of_batches_that_stay_are_kept(photos, checkpoint, tmp_path, draw):
+    own = shutil.copytree(photos, tmp_path / "photos")
+    predict(config_of(own, checkpoint, tmp_path / "out"), ModelConfig())
+    Image.fromarray(draw(33, 44, seed=99)).save(own / "04.png")
+    assert predict(config_of(own, checkpoint, tmp_path / "out"), ModelConfig()).kept == 11
+    predict(config_of(own, checkpoint, tmp_path / "fresh"), ModelConfig())
+    assert content(tmp_path / "out") == content(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize(
+    ("there", "said"), [("deep", "deep is a file"), ("00.png/a", "00.png is a folder")]
+)
+def test_a_file_where_a_folder_is_needed_is_refused(
+    photos, checkpoint, tmp_path, draw, there, said
+):
+    own = shutil.copytree(photos, tmp_path / "photos")
+    (own / "deep").mkdir()
+    (own / "01.png").rename(own / "deep" / "01.png")
+    (tmp_path / "out" / there).parent.mkdir(parents=True)
+    (tmp_path / "out" / there).write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=said):
+        predict(config_of(own, checkpoint, tmp_path / "out"), ModelConfig())
+    assert content(tmp_path / "out") == {there: b"mine"}
 
 
 def test_one_photograph_is_not_replaced_by_its_mask(run_cocoseg, photos, checkpoint, tmp_path):

@@ -1,0 +1,128 @@
+"""An output folder: which of its files are ours, so that none of others is replaced or removed.
+
+    OUTPUT/.files.json   {"of": "inference", "files": […]}: every file that may have been written;
+                         there before the first of them
+
+What an earlier run of the same kind wrote, and this one does not, is removed at its end.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import yaml
+
+from .. import storage
+from ..errors import CocosegError, ConfigError
+
+FILES, SETTINGS = ".files.json", "config.yaml"
+Kind = Literal["inference", "evaluation"]
+
+
+class OutputFolder:
+    """What lies in a folder, as of now, and what of it is ours.
+
+    Parameters
+    ----------
+    url
+        Local path or URL; it need not be there.
+    kind
+        What writes: files of another kind are not ours.
+    """
+
+    def __init__(self, url: str, kind: Kind) -> None:
+        self.url = url
+        self._kind = kind
+        self.there: frozenset[str] = frozenset(
+            storage.walk_files(url) if storage.is_dir(url) else ()
+        )
+        """Relative paths of all files."""
+        self._ours = self._recorded()
+
+    def _recorded(self) -> frozenset[str]:
+        if FILES not in self.there:
+            return frozenset()
+        try:
+            content = json.loads(storage.read_bytes(storage.join(self.url, FILES)))
+            return frozenset(content["files"] if content["of"] == self._kind else ())
+        except (ValueError, KeyError, TypeError):  # another program's
+            return frozenset()
+
+    def refuse_strangers(self, wanted: Iterable[str]) -> None:
+        """Make sure that files can be written, and none is replaced that is not ours.
+
+        Raises
+        ------
+        ConfigError
+            If one would be, or a file is where a folder is needed, or a folder where a file is.
+        """
+        if storage.is_file(self.url):
+            raise ConfigError(f"--output {self.url}: is a file, expected a folder")
+        wanted = {*wanted, FILES}
+        if FILES in self.there and not self._ours:
+            raise ConfigError(self._strange(FILES))
+        if strangers := sorted((self.there - self._ours - {FILES}) & wanted):
+            raise ConfigError(self._strange(strangers[0]))
+        if files := sorted(_folders(wanted) & self.there):
+            raise ConfigError(f"--output {self.url}: {files[0]} is a file, and would be a folder")
+        if folders := sorted(_folders(self.there) & wanted):
+            raise ConfigError(f"--output {self.url}: {folders[0]} is a folder, and would be a file")
+
+    def _strange(self, name: str) -> str:
+        return (
+            f"--output {self.url}: {name} is there, and not of an {self._kind}; choose a folder of "
+            "its own"
+        )
+
+    def claim(self, wanted: Iterable[str]) -> None:
+        """Note, before the first is written, which files will be ours, too."""
+        self._record(self._ours.union(wanted))
+
+    def settle(self, wanted: Iterable[str]) -> None:
+        """Remove what an earlier run left, once all that is wanted is there."""
+        ours = frozenset(wanted)
+        storage.remove_files(self.url, sorted((self._ours - ours) & self.there))
+        self._record(ours)
+
+    def _record(self, files: frozenset[str]) -> None:
+        if files != self._ours:
+            content = json.dumps({"of": self._kind, "files": sorted(files)}, indent=0)
+            storage.publish_bytes(storage.join(self.url, FILES), content.encode())
+        self._ours = files
+
+
+def _folders(files: Iterable[str]) -> set[str]:
+    """Return all folders that files lie in, the topmost left out."""
+    return {str(folder) for file in files for folder in PurePosixPath(file).parents[:-1]}
+
+
+@contextlib.contextmanager
+def writing(folder: str) -> Iterator[None]:
+    """Say in plain words why something could not be written.
+
+    Raises
+    ------
+    CocosegError
+        In place of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CocosegError(
+            f"--output {folder}: cannot be written: {error.strerror or error}; mend that, then run "
+            "the same command again"
+        ) from None
+
+
+def recorded_settings(folder: str) -> dict[str, Any]:
+    """Return the ``infer`` section of a folder's config.yaml; empty where it has none."""
+    url = storage.join(folder, SETTINGS)
+    if not storage.is_file(url):
+        return {}
+    try:
+        found = yaml.safe_load(storage.read_bytes(url))["infer"]
+    except (yaml.YAMLError, ValueError, KeyError, TypeError):  # another program's
+        return {}
+    return found if isinstance(found, dict) else {}
