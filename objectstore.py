@@ -5,15 +5,21 @@ a body that ends early. Such a read is made again after a pause, a bounded numbe
 missing or forbidden stays so, and is told at once.
 """
 
+import contextlib
 import copy
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from .errors import CocosegError, ConfigError, StoreError
 
+REQUESTS = 16
+"""At once, where many are made."""
 ATTEMPTS = 6
 FIRST_PAUSE = 0.5
 """Seconds before the second attempt; doubled each time, 15.5 s in all."""
@@ -22,6 +28,11 @@ _Answer = TypeVar("_Answer")
 _FINAL = (IsADirectoryError, NotADirectoryError, CocosegError, TypeError)
 _MISSING = (404, 410)
 _DENIED = (401, 403)
+_VERSION_KEYS = (
+    *("ETag", "etag", "md5Hash", "content_md5", "generation", "mtime"),
+    *("LastModified", "last_modified", "updated", "created"),
+)
+"""What drivers call what changes with an object; the first that is there counts."""
 _WITHOUT_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError")  # botocore's
 
 
@@ -135,6 +146,45 @@ def read_range(url: str, start: int, length: int) -> bytes:
         return content
 
     return patiently(url, read)
+
+
+def stamps(urls: Iterable[str]) -> list[str]:
+    """Return for each object what changes when its content does: its size, and a tag or its date.
+
+    A folder is listed once where many are in it. Of an object that is not there the stamp is empty.
+
+    Raises
+    ------
+    StoreError
+        See `patiently`.
+    """
+    urls = list(urls)
+    by_folder: dict[str, list[str]] = {}
+    for url in urls:
+        by_folder.setdefault(url.rpartition("/")[0], []).append(url)
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        found = dict(ChainMap(*pool.map(_stamps_in, by_folder, by_folder.values())))
+    return [found.get(url, "") for url in urls]
+
+
+def _stamps_in(folder: str, urls: Sequence[str]) -> dict[str, str]:
+    found = {}
+    if len(urls) > REQUESTS:
+        fs, path = filesystem(folder)
+        with contextlib.suppress(FileNotFoundError):
+            for one in patiently(folder, lambda: fs.ls(path, detail=True)):
+                found[f"{folder}/{one['name'].rpartition('/')[2]}"] = _stamp(one)
+        return found
+    for url in urls:
+        fs, path = filesystem(url)
+        with contextlib.suppress(FileNotFoundError):
+            found[url] = _stamp(patiently(url, partial(fs.info, path)))
+    return found
+
+
+def _stamp(described: Mapping[str, Any]) -> str:
+    version = next((described[key] for key in _VERSION_KEYS if described.get(key)), "")
+    return f"{described.get('size')}-{version}"
 
 
 class PinnedObject:

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import threading
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
@@ -24,7 +24,6 @@ from . import objectstore
 from .errors import ConfigError
 from .objectstore import filesystem, patiently
 
-_REQUESTS = 16  # at once
 _TEMPORARY = ".tmp-"  # how names of half-written files begin; their process follows
 
 
@@ -217,6 +216,24 @@ def file_size(url: str) -> int:
         return patiently(url, lambda: int(fs.size(path)))
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{url}: no such file") from None
+
+
+def stamps(urls: Sequence[str]) -> list[str]:
+    """Return for each file what changes when its content does, as far as size and date tell.
+
+    All of them are local, or none. Of a file that is not there the stamp is empty.
+    """
+    if urls and is_remote(urls[0]):
+        return objectstore.stamps(urls)
+    return [_stamp(_local(url)) for url in urls]
+
+
+def _stamp(path: str) -> str:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ""
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def open_seekable(url: str) -> io.BufferedIOBase:
@@ -464,7 +481,7 @@ def remove_files(url: str, names: Iterable[str]) -> None:
             with contextlib.suppress(FileNotFoundError):
                 fs.rm_file(f"{root.rstrip('/')}/{name}")  # rm takes [ and * for patterns
 
-        with ThreadPoolExecutor(_REQUESTS) as pool:
+        with ThreadPoolExecutor(objectstore.REQUESTS) as pool:
             list(pool.map(remove_object, names))
         return
     folders = set()

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -69,7 +69,7 @@ def list_inputs(path: str, output: str, config: ReadConfig | None = None) -> lis
         if path.lower().endswith(_LISTS):
             inputs = _listed(path)
         else:
-            inputs = [_file(_resolved(path), PurePosixPath(path).stem)]
+            inputs = _files({_resolved(path): PurePosixPath(path).stem})
     elif set(path) & set(_WILD):
         inputs = _matching(path, output)
     else:
@@ -99,11 +99,13 @@ def _folder(folder: str, output: str, config: ReadConfig | None) -> list[InputIm
 def _below(folder: str, names: Sequence[str], output: str) -> list[InputImage]:
     """Return the photographs of such names, those below the output left out."""
     own = f"{output}/".removeprefix(f"{folder}/")  # unchanged where it lies elsewhere
-    return [
-        _file(storage.join(folder, name), str(PurePosixPath(name).with_suffix("")))
-        for name in names
-        if not name.startswith(own)
-    ]
+    return _files(
+        {
+            storage.join(folder, name): str(PurePosixPath(name).with_suffix(""))
+            for name in names
+            if not name.startswith(own)
+        }
+    )
 
 
 def _matching(pattern: str, output: str) -> list[InputImage]:
@@ -145,10 +147,19 @@ def _listed(path: str) -> list[InputImage]:
     parents = [url.split("/")[:-1] for url in urls]
     alike = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*parents, strict=False))
     common = len(list(alike))
-    return [_file(url, os.path.splitext("/".join(url.split("/")[common:]))[0]) for url in urls]
+    return _files({url: os.path.splitext("/".join(url.split("/")[common:]))[0] for url in urls})
 
 
-def _file(url: str, name: str) -> InputImage:
+def _files(names: Mapping[str, str]) -> list[InputImage]:
+    """Return photographs of their own files, by URL, and the names of their masks."""
+    stamps = storage.stamps(list(names))
+    return [
+        InputImage(url, name, _reader(url), stamp)
+        for (url, name), stamp in zip(names.items(), stamps, strict=True)
+    ]
+
+
+def _reader(url: str) -> Callable[[], tuple[NDArray[np.uint8], str]]:
     def read() -> tuple[NDArray[np.uint8], str]:
         try:
             content = storage.read_bytes(url)
@@ -161,17 +172,7 @@ def _file(url: str, name: str) -> InputImage:
         except DataError as error:
             raise DataError(f"{url}: {error}") from None
 
-    return InputImage(url, name, read, _stamp(url))
-
-
-def _stamp(url: str) -> str:
-    if storage.is_remote(url):
-        return ""
-    try:
-        status = os.stat(url)
-    except OSError:
-        return ""
-    return f"{status.st_size}-{status.st_mtime_ns}"
+    return read
 
 
 def _samples(folder: str, config: ReadConfig | None) -> list[InputImage]:

@@ -20,6 +20,7 @@ from pycocotools import mask as rle
 
 from .. import storage
 from ..errors import ConfigError
+from ..objectstore import REQUESTS
 from ..taxonomy import Taxonomy
 from .config import InferConfig
 from .folder import SETTINGS, OutputFolder
@@ -28,7 +29,6 @@ from .outputs import files_of
 from .predictor import ReadyNetwork
 
 _LOCK_NAME = "lock"
-_REQUESTS = 16  # at once
 _VERSION = 1  # of what the same photographs are predicted to
 _WITHOUT_EFFECT = {
     *("checkpoint", "input", "shards", "predictions", "output", "device", "pictures"),
@@ -180,7 +180,7 @@ class Progress:
 
     def _notes(self, batches: Sequence[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """Yield the records of batches, in order; an object store is asked for many at once."""
-        with ThreadPoolExecutor(_REQUESTS) as pool:
+        with ThreadPoolExecutor(REQUESTS) as pool:
             yield from zip(batches, pool.map(self._records, batches), strict=True)
 
     def _records(self, batch: str) -> list[dict[str, Any]]:

@@ -74,6 +74,19 @@ def test_files_are_removed_by_name_and_folders_that_are_empty_then(folder):
     assert storage.is_remote(folder) or storage.is_dir(folder)
 
 
+def test_stamps_change_with_the_content(folder):
+    urls = [storage.join(folder, name) for name in ("a", "b", "c/d", "gone")]
+    for url in urls[:3]:
+        storage.publish_bytes(url, b"content")
+    before = storage.stamps(urls)
+    assert before == storage.stamps(urls)
+    assert (all(before[:3]), before[3]) == (True, "")
+    storage.publish_bytes(urls[2], b"CONTENT")
+    after = storage.stamps(urls)
+    assert [one == other for one, other in zip(before, after, strict=True)] == [1, 1, 0, 1]
+    assert storage.stamps([]) == []
+
+
 def test_links_that_lead_nowhere_are_files_where_that_is_asked_for(tmp_path):
     (tmp_path / "a").write_bytes(b"")
     (tmp_path / "deep").mkdir()

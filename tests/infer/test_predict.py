@@ -398,6 +398,12 @@ def test_photographs_and_masks_may_lie_on_an_object_store(infer, put, out):
     assert written == {"a.png", "b/c.png", "color/a.png", "color/b/c.png", *BESIDE}
     for name in ("a.png", "b/c.png"):
         assert store.cat_file(f"/infer-test/out/{name}") == (out / name).read_bytes()
+    store.pipe_file("/infer-test/photos/a.png", put("other.png", (31, 45)).read_bytes())
+    ran = infer(
+        "--no-tta", "--color", source="memory://infer-test/photos", output="memory://infer-test/out"
+    )
+    with Image.open(io.BytesIO(store.cat_file("/infer-test/out/a.png"))) as mask:
+        assert mask.size == (45, 31)  # it has changed
     inside = "memory://infer-test/photos/masks"
     for _ in range(2):
         ran = infer("--no-tta", "--json", source="memory://infer-test/photos", output=inside)

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 
 import pytest
+from cocoseg import storage
 from cocoseg.shards.config import ReadConfig
 from cocoseg.shards.reader import BadSample, ShardSet
 from object_store import BUCKET, CORRUPT, FAULTS, READ_TIMEOUT, SIGNED, Request, Rule
@@ -131,6 +132,21 @@ def test_what_is_written_passes_too(store):
     fs.rm(f"{BUCKET}/written/a.bin")
     assert not fs.exists(f"{BUCKET}/written/a.bin")
     assert store.proxy.count("written/a.bin", "PUT") == 1
+
+
+@pytest.mark.parametrize("asked", [3, 25])  # one by one, and by a listing
+def test_the_stamp_of_an_object_changes_with_its_content(asked, store):
+    for i in range(25):
+        store.put(f"many/{i}", CONTENT)
+    urls = [f"s3://{BUCKET}/many/{i}" for i in range(asked)]
+    requests = store.proxy.count()
+    before = storage.stamps([*urls, f"s3://{BUCKET}/gone", f"s3://{BUCKET}/absent/x"])
+    assert store.proxy.count() - requests <= asked + 8
+    assert before[-2:] == ["", ""]
+    assert all(before[:-2])
+    store.put("many/1", CONTENT[::-1])
+    after = storage.stamps(urls)
+    assert [i for i in range(asked) if before[i] != after[i]] == [1]
 
 
 @pytest.mark.parametrize("mode", ["cache", "range"])
