@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Command = Callable[..., None]
 
+_WIDTH, _MOST = 100, 20  # characters of a line, lines of a list
+
 
 def common_options(command: Command) -> Command:
     """Add the options that every command has."""
@@ -646,11 +648,19 @@ def _lines(content: Mapping[str, Any]) -> str:
         if isinstance(value, Mapping):
             value = ", ".join(f"{key} {item}" for key, item in value.items()) or "none"
         elif isinstance(value, (list, tuple)):
-            value = ", ".join(map(str, value)) or "none"
+            value = _joined(list(map(str, value)), f"\n{'':<{width}}")
         elif isinstance(value, float):
             value = f"{value:.4g}"
         lines.append(f"{name.replace('_', ' '):<{width}}{value}")
     return "\n".join(lines)
+
+
+def _joined(values: list[str], new_line: str) -> str:
+    """Put a few short values on one line, each of others on its own, many of them not at all."""
+    if sum(map(len, values)) <= _WIDTH:
+        return ", ".join(values) or "none"
+    more = [f"… and {len(values) - _MOST:,} more"] if len(values) > _MOST else []
+    return new_line.join([*values[:_MOST], *more])
 
 
 def _speak() -> None:

@@ -5,6 +5,7 @@ checkpoint | masks, shards → canonical batches → counts, summed over process
 
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +18,11 @@ from tqdm import tqdm
 
 from .. import storage
 from ..colors import visualize_prediction
-from ..config import to_yaml
 from ..distributed.group import Group, process_group
 from ..errors import ConfigError
 from ..model.config import ModelConfig
 from ..model.score import check_totals
+from ..model.weights import find_checkpoint
 from ..shards.plan import evaluation_batches
 from ..shards.reader import Sample, ShardSet, good
 from ..taxonomy import Taxonomy
@@ -32,7 +33,7 @@ from .evaluation.page import render_evaluation
 from .evaluation.predicted import Predicted, PredictedByNetwork, PredictedMasks
 from .evaluation.result import Evaluation as Evaluation  # what `evaluate` returns
 from .evaluation.tally import Tally
-from .folder import SETTINGS, OutputFolder, writing
+from .folder import SETTINGS, OutputFolder, used_settings, writing
 from .read_ahead import read_ahead
 from .views import views_of
 
@@ -111,6 +112,11 @@ def plan_evaluation(config: InferConfig) -> EvaluationPlan:
         )
     if not config.shards:
         raise ConfigError("--shards: give at least one folder of shards")
+    twice = [url for url, count in Counter(map(storage.join, config.shards)).items() if count > 1]
+    if twice:
+        raise ConfigError(f"--shards {twice[0]}: is given twice; each sample is to count once")
+    if config.checkpoint is not None:
+        find_checkpoint(config.checkpoint)
     shards = ShardSet(config.shards, config=config)
     masks = None if config.predictions is None else PredictedMasks(config.predictions, shards)
     plan = EvaluationPlan(config, shards, masks, OutputFolder(config.output, "evaluation"))
@@ -243,7 +249,7 @@ def _write(result: Evaluation, plan: EvaluationPlan, model: ModelConfig) -> None
     output = plan.output.url
     storage.remove(storage.join(output, METRICS))
     contents = (
-        to_yaml({"model": model, "infer": plan.config}),
+        used_settings(plan.config, model),
         result.classes_csv(),
         result.images_csv(),
         render_evaluation(result),

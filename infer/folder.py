@@ -15,7 +15,11 @@ from typing import Any, Literal
 import yaml
 
 from .. import storage
+from ..config import to_yaml
 from ..errors import CocosegError, ConfigError
+from ..model.config import ModelConfig
+from ..model.weights import is_bare
+from .config import InferConfig
 
 FILES, SETTINGS = ".files.json", "config.yaml"
 Kind = Literal["inference", "evaluation"]
@@ -114,6 +118,15 @@ def writing(folder: str) -> Iterator[None]:
             f"--output {folder}: cannot be written: {error.strerror or error}; mend that, then run "
             "the same command again"
         ) from None
+
+
+def used_settings(config: InferConfig, model: ModelConfig) -> str:
+    """Return the content of config.yaml; the ``model`` section only of a bare file of weights.
+
+    Any other checkpoint brings its own sizes and classes.
+    """
+    bare = config.checkpoint is not None and is_bare(config.checkpoint)
+    return to_yaml({"model": model, "infer": config} if bare else {"infer": config})
 
 
 def recorded_settings(folder: str) -> dict[str, Any]:

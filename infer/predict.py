@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from .. import storage
-from ..config import to_yaml
 from ..distributed.group import Group, process_group
 from ..errors import ConfigError, DataError
 from ..model.config import ModelConfig
+from ..model.weights import find_checkpoint
 from .config import InferConfig
-from .folder import SETTINGS, OutputFolder, writing
+from .folder import SETTINGS, OutputFolder, used_settings, writing
 from .inputs import InputImage, list_inputs
 from .outputs import Outputs
 from .predictor import Prediction, ReadyNetwork
@@ -94,12 +94,14 @@ def plan_prediction(config: InferConfig) -> PredictionPlan:
     Raises
     ------
     ConfigError
-        See `list_inputs` and `OutputFolder.refuse_strangers`; also if a path is missing.
+        See `find_checkpoint`, `list_inputs` and `OutputFolder.refuse_strangers`; also if a path is
+        missing.
     """
     if config.checkpoint is None:
         raise ConfigError("--checkpoint: give a run, a checkpoint folder or a Hugging Face name")
     if config.input is None or config.output is None:
         raise ConfigError("--input and --output: give images and a folder for their masks")
+    find_checkpoint(config.checkpoint)
     inputs = tuple(list_inputs(config.input, config.output, config))
     output = OutputFolder(config.output, "inference")
     output.refuse_strangers(wanted_files(config, inputs))
@@ -147,9 +149,8 @@ def predict(
         with group.together(), writing(plan.output.url):
             if group.leads:
                 held.enter_context(told.begun())
-                sections = {"model": model, "infer": config}
                 url = storage.join(plan.output.url, SETTINGS)
-                storage.publish_bytes(url, to_yaml(sections).encode())
+                storage.publish_bytes(url, used_settings(config, model).encode())
         done = group.gather(told.done() if group.leads else set())[0]
         with group.together(), writing(plan.output.url):
             own = list(itertools.islice(batches.items(), group.rank, None, group.world_size))

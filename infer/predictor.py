@@ -128,7 +128,7 @@ class ReadyNetwork:
         Raises
         ------
         CocosegError
-            If a single image is too large for the device's memory.
+            If the device's memory does not do, even for one image at a time.
         DataError
             If logits are not finite.
         """
@@ -146,7 +146,16 @@ class ReadyNetwork:
             else:
                 piece = Piece(logits, 0, 0, height, width)
                 strips = probability_strips([piece], range(height), width)
-            yield _read_off(strips, (height, width), one_view, confidence, probabilities)
+            try:
+                made = _read_off(strips, (height, width), one_view, confidence, probabilities)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                raise CocosegError(
+                    f"the device's memory does not do for the logits of {len(images)} images and "
+                    "some rows of probabilities: a smaller infer.batch_size, or infer.device=cpu"
+                ) from None
+            yield made
 
     def _is_cut(self, image: NDArray[np.uint8]) -> bool:
         return self._tiling is not None and max(image.shape) > self._tile_above
@@ -174,8 +183,7 @@ class ReadyNetwork:
         try:
             return [forward(network, preprocess, batch, view) for view in self._views]
         except RuntimeError as error:
-            # A CPU's allocator has no error of its own.
-            if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            if _is_out_of_memory(error):
                 return None
             raise
 
@@ -192,6 +200,11 @@ class ReadyNetwork:
             "probabilities may differ from those of larger batches",
             self._batch_size,
         )
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # A CPU's allocator has no error of its own.
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _read_off(

@@ -35,6 +35,7 @@ from .preprocess import Preprocess
 from .registry import architecture, is_random, names
 from .sizes import check_input_size
 
+_NETWORK_NAME = "config.json"
 PREPROCESS_NAME = "preprocessor_config.json"
 TAXONOMY_NAME = "taxonomy.json"
 
@@ -125,9 +126,10 @@ def load_network(checkpoint: str, config: ModelConfig) -> LoadedNetwork:
         If weights are damaged, missing, left over or of other shapes, or contradict what lies
         beside them.
     """
-    if checkpoint.endswith((".pt", ".pth")):
-        return _load_file(checkpoint, config)
-    folder = _local(resolve_run(checkpoint))
+    found = find_checkpoint(checkpoint)
+    if is_bare(found):
+        return _load_file(found, config)
+    folder = _local(found)
     settings = _settings(folder, checkpoint)
     network = _network(folder, checkpoint, settings)
     taxonomy, preprocess = _taxonomy_of(folder, settings), _preprocess_of(folder)
@@ -135,8 +137,53 @@ def load_network(checkpoint: str, config: ModelConfig) -> LoadedNetwork:
     return LoadedNetwork(_faster(network).eval(), preprocess, taxonomy, folder)
 
 
-def resolve_run(checkpoint: str) -> str:
-    """Return the checkpoint that a run's ``best`` or ``last`` points to; else `checkpoint`."""
+def is_bare(checkpoint: str) -> bool:
+    """Tell whether it is a file of weights, which knows neither its network nor its classes."""
+    return checkpoint.endswith((".pt", ".pth"))
+
+
+def find_checkpoint(checkpoint: str) -> str:
+    """Return the folder, file or name of the hub that is meant; nothing is loaded.
+
+    Of a run it is what ``best``, else ``last``, points to.
+
+    Raises
+    ------
+    ConfigError
+        If a file or folder is not there, or is none of a network; the hub is not asked.
+    """
+    if is_bare(checkpoint):
+        if not storage.is_file(checkpoint):
+            raise ConfigError(f"--checkpoint {checkpoint}: no such file")
+        return checkpoint
+    found = _resolve_run(checkpoint)
+    if storage.is_dir(found):
+        if not storage.exists(storage.join(found, _NETWORK_NAME)):
+            raise ConfigError(
+                f"--checkpoint {checkpoint}: holds no {_NETWORK_NAME}: it is neither a run nor a "
+                "folder that transformers saved"
+            )
+    elif storage.exists(found):
+        raise ConfigError(
+            f"--checkpoint {checkpoint}: is a file; give a run, a checkpoint folder, or a .pt or "
+            ".pth file of weights"
+        )
+    elif not _may_be_on_hub(found):
+        raise ConfigError(f"--checkpoint {checkpoint}: no such folder")
+    return found
+
+
+def _may_be_on_hub(name: str) -> bool:
+    owner, slash, _ = name.rpartition("/")
+    return not (
+        storage.is_remote(name)
+        or os.path.isabs(name)
+        or "/" in owner
+        or (slash and os.path.isdir(owner))
+    )
+
+
+def _resolve_run(checkpoint: str) -> str:
     for name in ("best", "last"):
         link = storage.join(checkpoint, name)
         if not storage.exists(link):
@@ -182,7 +229,13 @@ def _load_file(path: str, config: ModelConfig) -> LoadedNetwork:
     if is_random(config.name):
         settings = architecture(config.name)
     else:
-        settings = _settings(_local(config.name), config.name)
+        try:
+            settings = _settings(_local(config.name), config.name)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{path}: holds weights alone: say by --config, or --set model.name=segformer-b0 …,"
+                f" of which network; model.name is {config.name}, and:\n{error}"
+            ) from None
     classes = config.num_classes or _classes_of(weights, settings)
     taxonomy = coco_taxonomy()
     if classes != taxonomy.num_classes:

@@ -7,7 +7,7 @@ from .. import photo
 from ..errors import DataError
 from ..photo import EXTENSIONS, BadPhoto, PhotoInfo
 from ..taxonomy import Taxonomy
-from .decode import decode_mask
+from .decode import decode_mask, mask_of_another_size
 
 _AT_ONCE = 2**22  # pixels, which NumPy counts as int64
 
@@ -91,7 +91,7 @@ def count_classes(
     """
     said = mask_size(content, where)
     if said != size:
-        raise DataError(f"{where}: mask {said} and image {size} differ in size")
+        raise mask_of_another_size(where, said, size)
     try:
         photo.check(content)
     except BadPhoto as bad:

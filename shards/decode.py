@@ -8,7 +8,7 @@ import io
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .. import photo
 from ..errors import DataError
@@ -65,6 +65,8 @@ def decode_mask(content: bytes, where: str, expected: tuple[int, ...] | None = N
     DataError
         If it is anything else.
     """
+    if not content:
+        raise DataError(f"{where}: mask: is empty")
     said = read_size(content)
     _compare(said, expected, where)
     plain = decode_plain(content) if said and said[0] * said[1] <= MOST_PIXELS else None
@@ -77,6 +79,8 @@ def decode_mask(content: bytes, where: str, expected: tuple[int, ...] | None = N
             pixels: NDArray[np.generic] = np.array(image)
     except DataError:
         raise
+    except UnidentifiedImageError:
+        raise DataError(f"{where}: mask: is no PNG") from None
     except Exception as error:  # Pillow raises many kinds on broken files
         raise DataError(f"{where}: mask: {type(error).__name__}: {error}") from None
     if mode not in ("L", "I;16"):
@@ -87,6 +91,12 @@ def decode_mask(content: bytes, where: str, expected: tuple[int, ...] | None = N
     return np.asarray(pixels, np.uint8) if mode == "L" else np.asarray(pixels, np.uint16)
 
 
+def mask_of_another_size(where: str, mask: tuple[int, ...], image: tuple[int, ...]) -> DataError:
+    """Return the error of a mask that is not as large as its photograph: (width, height) each."""
+    sizes = (" x ".join(map(str, size)) for size in (mask, image))
+    return DataError("{}: mask {} and image {} differ in size".format(where, *sizes))
+
+
 def _compare(size: tuple[int, int] | None, expected: tuple[int, ...] | None, where: str) -> None:
     if expected is not None and size not in (None, tuple(expected)):
-        raise DataError(f"{where}: mask {size} and image {expected} differ in size")
+        raise mask_of_another_size(where, size[::-1], expected[::-1])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ... import storage
 from ...errors import ConfigError
 from ...model.config import ModelConfig
-from ...model.weights import resolve_run
+from ...model.weights import find_checkpoint, is_bare
 from ...taxonomy import Taxonomy
 from ..config import InferConfig
 from ..predictor import ReadyNetwork
@@ -41,27 +41,22 @@ def load_checkpoint(
     return ready, Checkpoint(given, name, ready.digest())
 
 
-def _is_bare(checkpoint: str) -> bool:
-    """Tell whether it is a file of weights, which knows no names of classes."""
-    return checkpoint.endswith((".pt", ".pth"))
-
-
 def _resolved(given: str) -> tuple[str, str]:
     """Return what a run or a link stands for now, and its name.
 
     A run that is still training may exchange its best checkpoint at any time.
     """
-    found = given if _is_bare(given) else resolve_run(given)
+    found = find_checkpoint(given)
     if storage.is_remote(found):
         return found, os.path.basename(found.rstrip("/"))
     if not storage.exists(found):  # on the hub, or nowhere
         return found, found
     real = os.path.realpath(found.removeprefix("file://"))
-    return given if _is_bare(given) else real, os.path.basename(real)
+    return given if is_bare(given) else real, os.path.basename(real)
 
 
 def _check_classes(given: str, theirs: Taxonomy, ours: Taxonomy) -> None:
-    same = theirs.num_classes == ours.num_classes if _is_bare(given) else theirs.names == ours.names
+    same = theirs.num_classes == ours.num_classes if is_bare(given) else theirs.names == ours.names
     if same:
         return
     raise ConfigError(

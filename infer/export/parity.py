@@ -34,8 +34,10 @@ class Comparison:
 
     @property
     def relative(self) -> float:
-        """`difference` over `largest_logit`."""
-        return self.difference / self.largest_logit if self.difference else 0.0
+        """`difference` over `largest_logit`; infinite where that is 0 and the difference is not."""
+        if not self.largest_logit:
+            return math.inf if self.difference else 0.0
+        return self.difference / self.largest_logit
 
 
 @dataclass(frozen=True, slots=True)

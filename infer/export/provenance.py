@@ -11,7 +11,7 @@ import torch
 from ... import storage
 from ...errors import DataError, first_line
 from ...model import registry
-from ...model.weights import LoadedNetwork
+from ...model.weights import LoadedNetwork, is_bare
 
 _STATE_NAME = "training_state.pt"  # as train/checkpoint.py writes it
 
@@ -42,7 +42,7 @@ class Provenance:
         """
         network: Any = loaded.network
         segformer = network.config.model_type == "segformer"
-        if loaded.origin.endswith((".pt", ".pth")):
+        if is_bare(loaded.origin):
             return cls()
         if not os.path.isdir(loaded.origin):
             return cls(loaded.origin, _kind(loaded.origin, segformer=segformer))

@@ -198,8 +198,18 @@ def test_scores_are_measured_again_where_an_evaluation_was(measure, out):
     assert (out / "metrics.json").read_bytes() == before
 
 
-def test_a_dry_run_writes_nothing(measure, out, tmp_path):
-    ran = measure("--dry-run", "--json", checkpoint=tmp_path / "later")
+def test_shards_that_are_given_twice_are_refused(measure, golden, out):
+    shards = golden.shards("val")
+    ran = measure("--no-tta", shards=[shards, golden.shards("train"), f"{shards}/"])
+    refused(ran, out, 2, "is given twice")
+
+
+def test_a_dry_run_refuses_a_checkpoint_that_is_not_there(measure, out, tmp_path):
+    refused(measure("--dry-run", checkpoint=tmp_path / "later"), out, 2, "later: no such folder")
+
+
+def test_a_dry_run_writes_nothing(measure, out):
+    ran = measure("--dry-run", "--json")
     assert ran.code == 0
     plan = json.loads(ran.out)
     assert (plan["samples"], plan["classes"], plan["views"]) == (4, 81, 6)

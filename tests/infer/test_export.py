@@ -25,7 +25,7 @@ from cocoseg.infer.export.config import ExportConfig
 from cocoseg.infer.export.folder import export_folder, plan_folder
 from cocoseg.infer.export.graph import FORMATS, export_graph
 from cocoseg.infer.export.network import ExportedNetwork, Reference, trial_images, trial_shapes
-from cocoseg.infer.export.parity import TOLERANCE, compare
+from cocoseg.infer.export.parity import TOLERANCE, Comparison, compare
 from cocoseg.infer.predictor import ReadyNetwork
 from cocoseg.model.config import ModelConfig
 from cocoseg.model.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, upsample
@@ -171,6 +171,11 @@ def test_a_network_of_one_size_is_exported_so_and_that_is_said(tmp_path, caplog)
     assert result.parity.worst.largest_logit > 1e-3
     (given,) = onnxruntime.InferenceSession(tmp_path / "d.onnx").get_inputs()
     assert given.shape == ["batch", 64, 64, 3]
+
+
+def test_a_difference_from_nothing_but_zeros_is_infinite():
+    assert Comparison(1, 64, 64, 1e-9, 0.0).relative == float("inf")
+    assert Comparison(1, 64, 64, 0.0, 0.0).relative == 0
 
 
 # --- comparisons that find bugs

@@ -424,6 +424,15 @@ def test_a_bare_file_of_weights_predicts_as_its_folder_does(infer, put, checkpoi
     assert np.array_equal(
         mask_of(tmp_path / "by-folder" / "a.png"), mask_of(tmp_path / "by-file" / "a.png")
     )
+    recorded = {name: tmp_path / name / "config.yaml" for name in ("by-folder", "by-file")}
+    used = {name: yaml.safe_load(path.read_text()).keys() for name, path in recorded.items()}
+    assert used == {"by-folder": {"infer"}, "by-file": {"model", "infer"}}
+
+
+def test_a_bare_file_without_its_network_asks_for_it(infer, put, out, tmp_path):
+    put("a.png")
+    torch.save({}, tmp_path / "w.pt")
+    refused(infer(checkpoint=tmp_path / "w.pt"), out, "holds weights alone", "--set model.name=")
 
 
 # --- what comes out
@@ -664,9 +673,9 @@ def test_an_absent_device_is_refused(infer, put, out, device):
     refused(infer("--set", f"infer.device={device}"), out, device)
 
 
-def test_a_dry_run_writes_nothing_and_needs_no_weights(infer, put, out, tmp_path):
+def test_a_dry_run_writes_nothing(infer, put, out):
     put("a.jpg"), put("b.jpg")
-    ran = infer("--dry-run", "--json", checkpoint=tmp_path / "later")
+    ran = infer("--dry-run", "--json")
     assert ran.code == 0
     plan = json.loads(ran.out)
     assert (plan["images"], plan["views"], plan["output"]) == (2, 6, str(out))
@@ -675,7 +684,10 @@ def test_a_dry_run_writes_nothing_and_needs_no_weights(infer, put, out, tmp_path
 
 
 def test_a_dry_run_refuses_what_the_run_would(infer, put, out):
-    put("a.jpg"), put("a.png")
+    put("a.jpg")
+    refused(infer("--dry-run", checkpoint="/absent"), out, "/absent: no such folder")
+    refused(infer("--dry-run", checkpoint="absent.pt"), out, "absent.pt: no such file")
+    put("a.png")
     refused(infer("--dry-run"), out, "would both become")
 
 
@@ -703,6 +715,19 @@ def test_photographs_that_cannot_be_read_are_listed_and_the_rest_is_done(
         assert sum(name in line for line in result["unreadable"]) == 1
     assert "3 images could not be read" in ran.err
     assert files(out) == ["a.png", "d.png", "z.png"]
+
+
+def test_of_many_that_cannot_be_read_the_first_are_told(infer, put, photos, out):
+    put("a.jpg")
+    for i in range(25):
+        (photos / f"bad{i:02d}.jpg").write_bytes(b"")
+    ran = infer("--no-tta")
+    assert ran.code == 4
+    lines = [line for line in ran.out.splitlines() if "bad" in line]
+    assert len(lines) == 20
+    assert ran.out.splitlines()[-1].strip() == "… and 5 more"
+    assert "25 images could not be read" in ran.err
+    assert len((out / "predictions.jsonl").read_text().splitlines()) == 26
 
 
 def test_when_no_photograph_can_be_read_it_is_bad_data(infer, photos, draw, out):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cocoseg.errors import CocosegError
+from cocoseg.infer import predictor
 from cocoseg.infer.predictor import ReadyNetwork
 from cocoseg.infer.tiles import Tiling
 from cocoseg.model.preprocess import Preprocess
@@ -187,6 +188,20 @@ def test_too_little_memory_halves_the_batch_and_says_so(error, caplog) -> None:
 def test_where_memory_does_not_do_for_one_the_way_out_is_told() -> None:
     with pytest.raises(CocosegError, match=r"single image.*smaller model\.input_size"):
         ready(Small(0, OUT_OF_MEMORY[0]), None).predict([blobs(60, 80)])
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+@pytest.mark.parametrize("strips", ["class_strips", "probability_strips"])
+def test_too_little_memory_after_the_network_is_told(error, strips, monkeypatch) -> None:
+    def full(*_: object):
+        raise error
+        yield
+
+    monkeypatch.setattr(predictor, strips, full)
+    views = [View()] if strips == "class_strips" else [View(), View(flip=True)]
+    network = ReadyNetwork(ready(Colours(), None).loaded, views)
+    with pytest.raises(CocosegError, match=r"logits of 2 images.*smaller infer\.batch_size"):
+        network.predict([blobs(60, 80)] * 2)
 
 
 def test_other_errors_are_not_taken_for_too_little_memory() -> None:

@@ -17,9 +17,9 @@ from cocoseg.model.config import ModelConfig
 from cocoseg.model.preprocess import Preprocess
 from cocoseg.model.registry import architecture, names
 from cocoseg.model.weights import (
+    find_checkpoint,
     load_network,
     read_weights,
-    resolve_run,
     save_network,
     start_network,
 )
@@ -242,8 +242,19 @@ def test_an_absent_folder_is_not_looked_up_on_the_hub(tmp_path):
 
 
 def test_a_folder_without_a_network_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="cannot be loaded"):
+    with pytest.raises(ConfigError, match=r"holds no config\.json"):
         load_network(str(tmp_path), ModelConfig())
+
+
+@pytest.mark.parametrize("name", ["runs/bets", "runs/one/best", "memory://runs/none", "w.pt"])
+def test_a_mistyped_path_is_not_looked_up_on_the_hub(tmp_path, monkeypatch, name):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"--checkpoint {name}: no such f"):
+        find_checkpoint(name)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ConfigError, match="--checkpoint file: is a file"):
+        find_checkpoint("file")
 
 
 # --- random weights
@@ -553,8 +564,8 @@ def test_a_run_without_a_checkpoint_is_refused(tmp_path):
 
 
 def test_what_is_no_run_stays_what_it_is(ours):
-    assert resolve_run(str(ours)) == str(ours)
-    assert resolve_run("nvidia/some-name") == "nvidia/some-name"
+    assert find_checkpoint(str(ours)) == str(ours)
+    assert find_checkpoint("nvidia/some-name") == "nvidia/some-name"
 
 
 def test_the_training_state_of_a_checkpoint_is_no_file_of_weights(tmp_path):

@@ -60,8 +60,8 @@ COMMENT = chunk(b"tEXt", b"Title\0eight and more")
         (gray_png(8, before=header(), size=(60_000, 60_000))[:90], "DecompressionBomb"),
         (gray_png(8)[:33] + chunk(b"IEND", b""), "mask"),  # no pixels at all
         (png("L")[:45], "mask"),
-        (b"", "mask"),
-        (b"\xff\xd8\xff", "mask"),
+        (b"", "mask: is empty"),
+        (b"\xff\xd8\xff", "mask: is no PNG"),
     ],
 )  # fmt: skip
 def test_only_a_gray_png_of_the_right_size_is_a_mask(content, message):
@@ -141,7 +141,7 @@ def test_the_index_turns_a_photo_whatever_exif_says(row, form, exif, turn):
 
 
 def test_a_mask_of_another_size_is_told_before_it_is_decoded(no_pixels):
-    with pytest.raises(DataError, match=r"mask \(9, 2\) and image \(3, 4\) differ in size"):
+    with pytest.raises(DataError, match="mask 2 x 9 and image 4 x 3 differ in size"):
         decode_mask(encode_mask(np.zeros((9, 2), np.uint8)), WHERE, expected=(3, 4))
 
 
