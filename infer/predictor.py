@@ -17,6 +17,7 @@ from ..model.config import ModelConfig
 from ..model.device import pick_device
 from ..model.fuse import Piece, best_classes, class_strips, probability_strips
 from ..model.score import forward
+from ..model.sizes import check_input_size
 from ..model.view import View
 from ..model.weights import LoadedNetwork, load_network
 from ..processes import keep_freed_memory
@@ -77,20 +78,25 @@ class ReadyNetwork:
         Raises
         ------
         ConfigError, DataError
-            See `load_network`.
+            See `load_network`; also if the network cannot take the size of a view.
         """
         if config.checkpoint is None:
             raise ConfigError(
                 "--checkpoint: give a run, a checkpoint folder or a Hugging Face name"
             )
         loaded = load_network(config.checkpoint, model)
+        views = views_of(config)
+        for scale in sorted({view.scale for view in views}):
+            side = loaded.preprocess.target_size(1, 1, scale)[0]
+            said = f"infer.tta_scales {scale:g}, an input of"
+            check_input_size(loaded.network, side, config.checkpoint, said)
         device = pick_device(config.device)
         if device.type == "cpu":
             keep_freed_memory()
         loaded.network.to(device)
         size = config.tile_size or 2 * loaded.preprocess.input_size
         tiling = Tiling(size, config.tile_overlap) if config.tile_above else None
-        return cls(loaded, views_of(config), tiling, config.tile_above, config.batch_size)
+        return cls(loaded, views, tiling, config.tile_above, config.batch_size)
 
     def digest(self) -> str:
         """Return the XXH3-128 of the names and values of all weights, in hex."""

@@ -10,7 +10,9 @@ from ..errors import ConfigError, first_line
 from .meta import meta_copy
 
 
-def check_input_size(network: nn.Module, input_size: int, name: str) -> None:
+def check_input_size(
+    network: nn.Module, input_size: int, name: str, setting: str = "model.input_size"
+) -> None:
     """Refuse a size that the network cannot take, and name one that it can.
 
     Some are built for one size, others for multiples of their patches. Found by a forward without
@@ -20,8 +22,8 @@ def check_input_size(network: nn.Module, input_size: int, name: str) -> None:
     ----------
     input_size
         Side of the square inputs [pixels].
-    name
-        The network's, for the error.
+    name, setting
+        The network's, and what the size comes from, for the error.
 
     Raises
     ------
@@ -42,7 +44,7 @@ def check_input_size(network: nn.Module, input_size: int, name: str) -> None:
         return
     wanted = " or ".join(str(size) for size in sizes)
     raise ConfigError(
-        f"model.input_size {input_size}: {name} is a {settings.model_type}, which cannot take it "
+        f"{setting} {input_size}: {name} is a {settings.model_type}, which cannot take it "
         f"({trouble}): use {wanted}"
     )
 

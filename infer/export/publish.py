@@ -9,6 +9,8 @@ from ... import storage
 from ...errors import ConfigError
 from .config import ExportConfig
 
+_LOCK_NAME = ".export.lock"
+
 
 def wanted_output(config: ExportConfig, suffix: str = "") -> str:
     """Return ``export.output``.
@@ -45,7 +47,26 @@ def refuse_other(output: str, what: str, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def scratch_beside(output: str) -> Iterator[Path]:
-    """Give a private local folder from which `output` can be published by renaming."""
+    """Give a private local folder from which `output` can be published by renaming.
+
+    Those that killed exports left there are removed.
+    """
     parent = os.path.dirname(os.path.abspath(storage.join(output)))
-    with storage.scratch_folder(output if storage.is_remote(output) else parent) as scratch:
+    if storage.is_remote(output):
+        parent = output
+    else:
+        _remove_abandoned(parent)
+    with (
+        storage.scratch_folder(parent) as scratch,
+        storage.exclusive(str(scratch / _LOCK_NAME)),
+    ):
         yield scratch
+
+
+def _remove_abandoned(parent: str) -> None:
+    for name in filter(storage.is_half_written, storage.list_folders(parent)):
+        lock = storage.join(parent, name, _LOCK_NAME)
+        if storage.is_file(lock):  # else it is no export's
+            with contextlib.suppress(BlockingIOError), storage.exclusive(lock) as alone:
+                if alone:
+                    storage.remove(storage.join(parent, name))

@@ -7,6 +7,9 @@ import json
 import logging
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -26,6 +29,7 @@ from cocoseg.infer.export.folder import export_folder, plan_folder
 from cocoseg.infer.export.graph import FORMATS, export_graph
 from cocoseg.infer.export.network import ExportedNetwork, Reference, trial_images, trial_shapes
 from cocoseg.infer.export.parity import TOLERANCE, Comparison, compare
+from cocoseg.infer.export.publish import scratch_beside
 from cocoseg.infer.predictor import ReadyNetwork
 from cocoseg.model.config import ModelConfig
 from cocoseg.model.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, upsample
@@ -303,6 +307,40 @@ def test_what_is_ended_while_it_writes_leaves_nothing(run_cocoseg, faked, checkp
     ran = run_cocoseg("export", "program", "--checkpoint", checkpoint, "--output", output)
     assert ran.code == 130
     assert list(output.parent.iterdir()) == []
+
+
+_DIES = """
+import os, signal, sys
+from cocoseg.infer.export.publish import scratch_beside
+with scratch_beside(sys.argv[1]) as scratch:
+    (scratch / "export.onnx").write_bytes(b"half")
+    print(scratch, flush=True)
+    if len(sys.argv) > 2:
+        sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_export_left_goes_with_the_next_and_no_other(tmp_path):
+    output = tmp_path / "m.onnx"
+    command = [sys.executable, "-c", _DIES, str(output)]
+    other = tmp_path / ".tmp-1-prepare"
+    other.mkdir()
+    (other / "file").write_bytes(b"of another command")
+    with subprocess.Popen(
+        [*command, "stay"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as at_work:
+        busy = Path(at_work.stdout.readline().strip())
+        killed = subprocess.run(command, check=False, capture_output=True, text=True)
+        assert killed.returncode == -signal.SIGKILL
+        left = Path(killed.stdout.strip())
+        assert (left / "export.onnx").exists()
+        with scratch_beside(str(output)) as ours:
+            assert not left.exists()
+            assert set(tmp_path.iterdir()) == {other, busy, ours}
+        at_work.kill()
+    with scratch_beside(str(output)) as ours:
+        assert set(tmp_path.iterdir()) == {other, ours}
 
 
 def test_what_cannot_be_exported_says_so(run_cocoseg, faked, checkpoint, tmp_path):

@@ -3,9 +3,12 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 import torch
 from cocoseg.errors import ConfigError, DataError
+from cocoseg.infer.config import InferConfig
+from cocoseg.infer.predictor import ReadyNetwork
 from cocoseg.model.config import ModelConfig
 from cocoseg.model.preprocess import Preprocess
 from cocoseg.model.switches import (
@@ -210,6 +213,16 @@ def test_a_size_that_a_network_cannot_take_is_refused_with_one_that_it_can(hub, 
     save_network(tmp_path, network, Preprocess(96), FIVE)
     with pytest.raises(ConfigError, match=r"model.input_size 96: .*use 64$"):
         load_network(str(tmp_path), ModelConfig())
+
+
+def test_a_scale_that_a_network_cannot_take_is_refused_before_any_photograph(hub, tmp_path):
+    save_network(tmp_path, start(hub("data2vec")), Preprocess(64), FIVE)
+    config = InferConfig(checkpoint=str(tmp_path), device="cpu", tta_scales=(1.0, 1.5))
+    with pytest.raises(ConfigError, match=r"infer.tta_scales 1.5, an input of 96: .*use 64$"):
+        ReadyNetwork.of(config, ModelConfig())
+    plain = config.model_copy(update={"tta_scales": (1.0,)})
+    photograph = np.zeros((40, 50, 3), np.uint8)
+    assert ReadyNetwork.of(plain, ModelConfig()).predict([photograph])[0].shape == (40, 50)
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"data2vec"}))
