@@ -34,6 +34,7 @@ from .evaluation.predicted import Predicted, PredictedByNetwork, PredictedMasks
 from .evaluation.result import Evaluation as Evaluation  # what `evaluate` returns
 from .evaluation.tally import Tally
 from .folder import SETTINGS, OutputFolder, used_settings, writing
+from .inputs import resolved
 from .read_ahead import read_ahead
 from .views import views_of
 
@@ -112,7 +113,7 @@ def plan_evaluation(config: InferConfig) -> EvaluationPlan:
         )
     if not config.shards:
         raise ConfigError("--shards: give at least one folder of shards")
-    twice = [url for url, count in Counter(map(storage.join, config.shards)).items() if count > 1]
+    twice = [url for url, count in Counter(map(resolved, config.shards)).items() if count > 1]
     if twice:
         raise ConfigError(f"--shards {twice[0]}: is given twice; each sample is to count once")
     if config.checkpoint is not None:

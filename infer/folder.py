@@ -34,14 +34,21 @@ class OutputFolder:
         Local path or URL; it need not be there.
     kind
         What writes: files of another kind are not ours.
+
+    Raises
+    ------
+    CocosegError
+        If it cannot be listed.
     """
 
     def __init__(self, url: str, kind: Kind) -> None:
         self.url = url
         self._kind = kind
-        self.there: frozenset[str] = frozenset(
-            storage.walk_files(url) if storage.is_dir(url) else ()
-        )
+        try:
+            there = storage.walk_files(url) if storage.is_dir(url) else ()
+        except OSError as error:
+            raise CocosegError(f"--output {url}: cannot be listed: {error}") from None
+        self.there = frozenset(there)
         """Relative paths of all files."""
         self._ours = self._recorded()
 

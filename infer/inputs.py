@@ -61,24 +61,31 @@ def list_inputs(path: str, output: str, config: ReadConfig | None = None) -> lis
     ConfigError
         If nothing is there, or two photographs would share a mask file, or a mask or picture would
         replace a photograph or land where the other belongs.
+    DataError
+        If a folder cannot be listed.
     """
-    output = _resolved(output)
-    if storage.is_dir(path):
-        inputs = _folder(_resolved(path), output, config)
-    elif storage.exists(path):
-        if path.lower().endswith(_LISTS):
-            inputs = _listed(path)
-        else:
-            inputs = _files({_resolved(path): PurePosixPath(path).stem})
-    elif set(path) & set(_WILD):
-        inputs = _matching(path, output)
-    else:
-        raise ConfigError(f"--input {path}: no such file or folder")
+    output = resolved(output)
+    try:
+        inputs = _inputs(path, output, config)
+    except OSError as error:
+        raise DataError(f"--input {path}: cannot be listed: {error}") from None
     _refuse_clashes(inputs, output)
     return inputs
 
 
-def _resolved(url: str) -> str:
+def _inputs(path: str, output: str, config: ReadConfig | None) -> list[InputImage]:
+    if storage.is_dir(path):
+        return _folder(resolved(path), output, config)
+    if storage.exists(path):
+        if path.lower().endswith(_LISTS):
+            return _listed(path)
+        return _files({resolved(path): PurePosixPath(path).stem})
+    if set(path) & set(_WILD):
+        return _matching(path, output)
+    raise ConfigError(f"--input {path}: no such file or folder")
+
+
+def resolved(url: str) -> str:
     """Return the one name of a path: absolute, links followed, no slash behind it."""
     return url.rstrip("/") if storage.is_remote(url) else os.path.realpath(storage.join(url))
 
@@ -116,7 +123,7 @@ def _matching(pattern: str, output: str) -> list[InputImage]:
     names = storage.glob_files(folder, rest)
     if not names:
         raise ConfigError(f"--input {pattern}: matches no file")
-    inputs = _below(_resolved(folder), names, output)
+    inputs = _below(resolved(folder), names, output)
     if not inputs:
         raise ConfigError(f"--input {pattern}: matches nothing but files of --output {output}")
     return inputs

@@ -174,13 +174,7 @@ def find_checkpoint(checkpoint: str) -> str:
 
 
 def _may_be_on_hub(name: str) -> bool:
-    owner, slash, _ = name.rpartition("/")
-    return not (
-        storage.is_remote(name)
-        or os.path.isabs(name)
-        or "/" in owner
-        or (slash and os.path.isdir(owner))
-    )
+    return not (storage.is_remote(name) or os.path.isabs(name)) and name.count("/") <= 1
 
 
 def _resolve_run(checkpoint: str) -> str:
@@ -353,8 +347,9 @@ def _pretrained(kind: Any, source: str, name: str, **options: Any) -> Any:
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
         raise DataError(f"{name}: weights are damaged: {first_line(error)}") from None
     except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
+        elsewhere = "" if os.path.isdir(source) else "is no folder here, and "
         raise ConfigError(
-            f"{name}: cannot be loaded: {first_line(error)}\n"
+            f"{name}: {elsewhere}cannot be loaded: {first_line(error)}\n"
             "Give a local folder, a name of the Hugging Face hub (needs the network once), or, for "
             f"random weights, {', '.join(names())}."
         ) from None

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from cocoseg import storage
 from cocoseg.taxonomy import coco_taxonomy
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -656,6 +658,23 @@ def test_an_absent_file_of_weights_is_refused(infer, put, out, tmp_path):
 def test_a_folder_without_images_is_refused(infer, photos, out):
     (photos / "notes.txt").write_text("no image")
     refused(infer(), out, "holds no image")
+
+
+@pytest.mark.parametrize(("denied", "code"), [("photos", 3), ("out", 1)])
+def test_a_folder_that_cannot_be_listed_is_told(infer, put, photos, out, monkeypatch, denied, code):
+    put("a.png"), out.mkdir()
+    walk = storage.walk_files
+
+    def strict(url, **flags):
+        if url.endswith(denied):
+            raise PermissionError(13, os.strerror(13), url)
+        return walk(url, **flags)
+
+    monkeypatch.setattr(storage, "walk_files", strict)
+    ran = infer("--no-tta")
+    assert ran.code == code
+    assert re.search(f"put .*{denied}: cannot be listed: .*Permission denied", ran.err)
+    assert files(out) == []
 
 
 @pytest.mark.parametrize("left_out", ["--checkpoint", "--input", "--output"])
