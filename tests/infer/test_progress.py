@@ -98,21 +98,26 @@ def test_a_kill_between_the_list_and_the_end_of_the_notes(
     assert content(tmp_path) == whole
 
 
-def test_what_is_done_is_kept_and_the_rest_is_completed(
-    photos, checkpoint, tmp_path, whole, monkeypatch
-):
+def full_after(photographs):
+    """Write the files of some photographs, and find the disk full then."""
     written = []
     write = outputs.Outputs.write
 
     def counted(self, name, *more):
-        if len(written) == 9:
+        if len(written) == photographs:
             raise OSError(28, os.strerror(28))
         written.append(name)
         return write(self, name, *more)
 
+    return counted
+
+
+def test_what_is_done_is_kept_and_the_rest_is_completed(
+    photos, checkpoint, tmp_path, whole, monkeypatch
+):
     config = config_of(photos, checkpoint, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(outputs.Outputs, "write", counted)
+        patch.setattr(outputs.Outputs, "write", full_after(9))
         with pytest.raises(CocosegError, match="No space left on device; mend that"):
             predict(config, ModelConfig())
     assert not (tmp_path / "predictions.jsonl").exists()
@@ -267,17 +272,8 @@ def test_nothing_of_a_killed_run_of_other_settings_is_left(
     photos, checkpoint, tmp_path, monkeypatch
 ):
     plain = config_of(photos, checkpoint, tmp_path, color=False, confidence=False)
-    written = []
-    write = outputs.Outputs.write
-
-    def failing(self, name, *more):
-        if len(written) == 5:
-            raise OSError(28, os.strerror(28))
-        written.append(name)
-        return write(self, name, *more)
-
     with monkeypatch.context() as patch:
-        patch.setattr(outputs.Outputs, "write", failing)
+        patch.setattr(outputs.Outputs, "write", full_after(5))
         with pytest.raises(CocosegError):
             predict(config_of(photos, checkpoint, tmp_path, overlay=True), ModelConfig())
     assert list((tmp_path / "overlay").iterdir())
@@ -320,8 +316,9 @@ def test_one_photograph_is_not_replaced_by_its_mask(run_cocoseg, photos, checkpo
     assert content(own) == before
 
 
-def command(photos, checkpoint, out, *before):
-    sets = (f"--set=infer.{key}={str(value).lower()}" for key, value in FLAGS.items())
+def command(photos, checkpoint, out, *before, **more):
+    settings = {**FLAGS, **more}
+    sets = (f"--set=infer.{key}={str(value).lower()}" for key, value in settings.items())
     return [
         *before, "-m", "cocoseg", "infer", "--checkpoint", str(checkpoint),
         "--input", str(photos), "--output", str(out), *sets,
@@ -393,13 +390,16 @@ def stamp(out):
     return path.stat().st_mtime_ns if path.exists() else None
 
 
-def kill_at_random(warm, photos, checkpoint, out, whole, kills, seed):
-    """Kill and start again; return how many kills came amidst the work."""
+OTHERS = ({}, {"color": False}, {"overlay": True}, {"coco_json": False, "batch_size": 3})
+
+
+def kill_at_random(warm, photos, checkpoint, out, whole, kills, seed, others=({},)):
+    """Kill and start again, perhaps otherwise; return how many kills came amidst the work."""
     dice, amid = random.Random(seed), 0
     arguments = command(photos, checkpoint, out)[2:]
     for _ in range(kills):
         before = stamp(out)
-        pid = warm.start(arguments)
+        pid = warm.start(command(photos, checkpoint, out, **dice.choice(others))[2:])
         while stamp(out) == before and Path(f"/proc/{pid}/cmdline").read_bytes():
             time.sleep(0.001)  # it loads the network
         time.sleep(dice.uniform(0, 0.12))
@@ -407,11 +407,13 @@ def kill_at_random(warm, photos, checkpoint, out, whole, kills, seed):
             os.kill(pid, signal.SIGKILL)
         code = warm.wait()
         amid += code == -signal.SIGKILL and not (out / "predictions.jsonl").exists()
-        if code == 0:
+        if code == 0 and len(others) == 1:
             break
     warm.start(arguments)
     assert warm.wait() == 0
     assert content(out) == whole
+    listed = set(json.loads((out / ".files.json").read_text())["files"])
+    assert listed == {"config.yaml", *whole}
     return amid
 
 
@@ -425,6 +427,25 @@ def test_kills_at_any_time_change_no_byte(
     )
     record_property("figure", f"infer: {amid} random SIGKILLs amidst the work: same bytes")
     assert amid >= 30
+
+
+@pytest.mark.long
+def test_kills_of_runs_of_other_settings_leave_nothing(
+    warm, photos, checkpoint, tmp_path, whole, record_property
+):
+    amid = sum(
+        kill_at_random(warm, photos, checkpoint, tmp_path / str(seed), whole, 5, seed, OTHERS)
+        for seed in range(200, 216)
+    )
+    record_property("figure", f"infer: {amid} SIGKILLs of runs of changing settings: same files")
+    assert amid >= 30
+
+
+def test_a_kill_of_a_run_of_other_settings_leaves_nothing(
+    warm, photos, checkpoint, tmp_path, whole
+):
+    out = tmp_path / "out"
+    assert kill_at_random(warm, photos, checkpoint, out, whole, 4, 202, OTHERS) >= 2
 
 
 def test_some_kills_at_any_time_change_no_byte(warm, photos, checkpoint, tmp_path, whole):
