@@ -9,7 +9,6 @@ What an earlier run of the same kind wrote, and this one does not, is removed at
 import contextlib
 import json
 from collections.abc import Iterable, Iterator
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import yaml
@@ -76,9 +75,9 @@ class OutputFolder:
             raise ConfigError(self._strange(FILES))
         if strangers := sorted((self.there - self._ours - {FILES}) & wanted):
             raise ConfigError(self._strange(strangers[0]))
-        if files := sorted(_folders(wanted) & self.there):
+        if files := sorted(folders_of(wanted) & self.there):
             raise ConfigError(f"--output {self.url}: {files[0]} is a file, and would be a folder")
-        if folders := sorted(_folders(self.there) & wanted):
+        if folders := sorted(folders_of(self.there) & wanted):
             raise ConfigError(f"--output {self.url}: {folders[0]} is a folder, and would be a file")
 
     def _strange(self, name: str) -> str:
@@ -104,9 +103,15 @@ class OutputFolder:
         self._ours = files
 
 
-def _folders(files: Iterable[str]) -> set[str]:
-    """Return all folders that files lie in, the topmost left out."""
-    return {str(folder) for file in files for folder in PurePosixPath(file).parents[:-1]}
+def folders_of(files: Iterable[str]) -> set[str]:
+    """Return all folders that relative paths lead through."""
+    found: set[str] = set()
+    for file in files:
+        folder = file.rpartition("/")[0]
+        while folder and folder not in found:
+            found.add(folder)
+            folder = folder.rpartition("/")[0]
+    return found
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..photo import SUFFIXES
 from ..shards.config import ReadConfig
 from ..shards.manifest import MANIFEST_NAME
 from ..shards.reader import ShardSet
-from .folder import FILES, SETTINGS
+from .folder import FILES, SETTINGS, folders_of
 
 FOLDERS = ("color", "overlay", "confidence", "probabilities")
 """Folders of the output for everything but masks."""
@@ -108,7 +109,7 @@ def _below(folder: str, names: Sequence[str], output: str) -> list[InputImage]:
     own = f"{output}/".removeprefix(f"{folder}/")  # unchanged where it lies elsewhere
     return _files(
         {
-            storage.join(folder, name): str(PurePosixPath(name).with_suffix(""))
+            storage.join(folder, name): os.path.splitext(name)[0]
             for name in names
             if not name.startswith(own)
         }
@@ -161,71 +162,75 @@ def _files(names: Mapping[str, str]) -> list[InputImage]:
     """Return photographs of their own files, by URL, and the names of their masks."""
     stamps = storage.stamps(list(names))
     return [
-        InputImage(url, name, _reader(url), stamp)
+        InputImage(url, name, partial(_read, url), stamp)
         for (url, name), stamp in zip(names.items(), stamps, strict=True)
     ]
 
 
-def _reader(url: str) -> Callable[[], tuple[NDArray[np.uint8], str]]:
-    def read() -> tuple[NDArray[np.uint8], str]:
-        try:
-            content = storage.read_bytes(url)
-        except OSError as error:
-            raise DataError(f"{url}: {error.strerror or error}") from None
-        except ConfigError as error:  # it is not there, or a folder
-            raise DataError(str(error)) from None
-        try:
-            return photo.decode(content), photo.kind(content)
-        except DataError as error:
-            raise DataError(f"{url}: {error}") from None
-
-    return read
+def _read(url: str) -> tuple[NDArray[np.uint8], str]:
+    try:
+        content = storage.read_bytes(url)
+    except OSError as error:
+        raise DataError(f"{url}: {error.strerror or error}") from None
+    except ConfigError as error:  # it is not there, or a folder
+        raise DataError(str(error)) from None
+    try:
+        return photo.decode(content), photo.kind(content)
+    except DataError as error:
+        raise DataError(f"{url}: {error}") from None
 
 
 def _samples(folder: str, config: ReadConfig | None) -> list[InputImage]:
     shards = ShardSet([folder], masks=False, config=config)
-
-    def reader(position: int) -> Callable[[], tuple[NDArray[np.uint8], str]]:
-        return lambda: (shards.read_image(position), "")
-
     inputs = []
     for position in range(len(shards)):
         row = shards.row(position)
-        stamp = row.digests[0].hex()
-        inputs.append(InputImage(f"{folder}: {row.key}", row.key, reader(position), stamp))
+        read = partial(_read_sample, shards, position)
+        inputs.append(InputImage(f"{folder}: {row.key}", row.key, read, row.digests[0].hex()))
     return inputs
 
 
-def _refuse_clashes(inputs: list[InputImage], output: str) -> None:
+def _read_sample(shards: ShardSet, position: int) -> tuple[NDArray[np.uint8], str]:
+    return shards.read_image(position), ""
+
+
+def _refuse_clashes(inputs: Sequence[InputImage], output: str) -> None:
     # All in lower case: names that differ in case alone are one file on macOS and Windows.
-    photographs = {image.source.lower() for image in inputs}
-    masks = {f"{image.name}.png".lower(): image.source for image in reversed(inputs)}
+    masks: dict[str, InputImage] = {}
     for image in inputs:
         mask = f"{image.name}.png"
-        other = masks[mask.lower()]
-        if other != image.source:
+        other = masks.setdefault(mask.lower(), image)
+        if other is not image:
             raise ConfigError(
-                f"{other} and {image.source} would both become {storage.join(output, mask)}; "
-                "rename one"
+                f"{other.source} and {image.source} would both become {storage.join(output, mask)};"
+                " rename one"
             )
-        for file in (mask, *(f"{kind}/{mask}" for kind in FOLDERS)):
-            if storage.join(output, file).lower() in photographs:
-                raise ConfigError(
-                    f"--output {output}: {storage.join(output, file)} is a photograph of --input"
-                )
-        parts = PurePosixPath(image.name).parts
-        if not parts:
+        first, slash, _ = image.name.partition("/")
+        if image.name in ("", "."):
             raise ConfigError(f"--input: {image.source} is no image file")
-        if image.name.startswith("/") or ".." in parts:
+        if image.name.startswith("/") or ".." in image.name.split("/"):
             raise ConfigError(f"{image.source}: its mask would land outside of {output}")
-        if len(parts) > 1 and parts[0].lower() in _RESERVED:
+        if slash and first.lower() in _RESERVED:
             raise ConfigError(
-                f"{image.source}: its mask would land in {output}/{parts[0]}, which is the name of "
+                f"{image.source}: its mask would land in {output}/{first}, which is the name of "
                 "something else there; rename that folder"
             )
-        for folder in PurePosixPath(mask).parents[:-1]:
-            if above := masks.get(str(folder).lower()):
-                raise ConfigError(
-                    f"{above} would become {storage.join(output, str(folder))}, and "
-                    f"{image.source} would need a folder of that name; rename one"
-                )
+    _refuse_overwriting(inputs, output, masks)
+    for folder in sorted(folders_of(masks) & masks.keys()):
+        below = next(image for mask, image in masks.items() if mask.startswith(f"{folder}/"))
+        raise ConfigError(
+            f"{masks[folder].source} would become {storage.join(output, folder)}, and "
+            f"{below.source} would need a folder of that name; rename one"
+        )
+
+
+def _refuse_overwriting(
+    inputs: Sequence[InputImage], output: str, masks: Mapping[str, InputImage]
+) -> None:
+    inside = f"{output}/".lower()
+    for image in inputs:
+        if image.source.lower().startswith(inside):
+            file = image.source.lower().removeprefix(inside)
+            first, _, rest = file.partition("/")
+            if file in masks or (first in FOLDERS and rest in masks):
+                raise ConfigError(f"--output {output}: {image.source} is a photograph of --input")
