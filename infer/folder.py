@@ -21,6 +21,11 @@ from ..model.weights import is_bare
 from .config import InferConfig
 
 FILES, SETTINGS = ".files.json", "config.yaml"
+PREDICTIONS, COCO_JSON = "predictions.jsonl", "coco.json"
+FOLDERS = ("color", "overlay", "confidence", "probabilities")
+"""Folders of an inference for everything but masks."""
+PROGRESS = ".progress"
+"""Folder of an inference for what is done so far."""
 Kind = Literal["inference", "evaluation"]
 
 

@@ -16,13 +16,8 @@ from ..photo import SUFFIXES
 from ..shards.config import ReadConfig
 from ..shards.manifest import MANIFEST_NAME
 from ..shards.reader import ShardSet
-from .folder import FILES, SETTINGS, folders_of
+from .folder import COCO_JSON, FILES, FOLDERS, PREDICTIONS, PROGRESS, SETTINGS, folders_of
 
-FOLDERS = ("color", "overlay", "confidence", "probabilities")
-"""Folders of the output for everything but masks."""
-PROGRESS = ".progress"
-"""Folder of the output for what is done so far."""
-PREDICTIONS, COCO_JSON = "predictions.jsonl", "coco.json"
 _RESERVED = {*FOLDERS, PROGRESS, PREDICTIONS, COCO_JSON, SETTINGS, FILES}
 """What the output holds beside the masks, in lower case."""
 _LISTS = (".txt", ".lst")

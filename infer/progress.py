@@ -23,8 +23,8 @@ from ..errors import ConfigError
 from ..objectstore import REQUESTS
 from ..taxonomy import Taxonomy
 from .config import InferConfig
-from .folder import SETTINGS, OutputFolder
-from .inputs import COCO_JSON, PREDICTIONS, PROGRESS, InputImage
+from .folder import COCO_JSON, PREDICTIONS, PROGRESS, SETTINGS, OutputFolder
+from .inputs import InputImage
 from .outputs import files_of
 from .predictor import ReadyNetwork
 

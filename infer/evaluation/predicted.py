@@ -12,8 +12,7 @@ from ... import storage
 from ...errors import ConfigError, DataError
 from ...shards.decode import decode_mask
 from ...shards.reader import Sample, ShardSet
-from ..folder import recorded_settings
-from ..inputs import FOLDERS, PROGRESS
+from ..folder import FOLDERS, PROGRESS, recorded_settings
 from ..predictor import Prediction, ReadyNetwork
 
 
