@@ -118,7 +118,8 @@ class Progress:
         """Keep other inferences out of a local folder, and make it ready.
 
         What a killed process left half-written is removed, what a finished run has of this one is
-        taken over, and no sign is left that all is complete.
+        taken over, and no sign is left that all is complete. Notes of other settings are removed:
+        this run may overwrite what they tell of.
 
         Raises
         ------
@@ -141,6 +142,7 @@ class Progress:
                     storage.remove_files(self._folder.url, half)
             everything = (image for batch in self._batches.values() for image in batch)
             self._folder.claim(wanted_files(self._config, everything))
+            storage.remove_files(self._url(), self._noted() - {*map(_note, self._batches)})
             self._take_over()
             yield
 
@@ -170,13 +172,16 @@ class Progress:
 
     def done(self) -> set[str]:
         """Return the batches whose files are all there, and whose photographs were all good."""
-        listed = {name.removesuffix(".json") for name in storage.list_files(self._url())}
-        ours = [batch for batch in self._batches if batch in listed]
+        noted = self._noted()
+        ours = [batch for batch in self._batches if _note(batch) in noted]
         return {batch for batch, records in self._notes(ours) if self._is_whole(batch, records)}
+
+    def _noted(self) -> set[str]:
+        return {name for name in storage.list_files(self._url()) if name != _LOCK_NAME}
 
     def publish(self, batch: str, records: Sequence[Mapping[str, Any]]) -> None:
         """Note that a batch is done."""
-        storage.publish_bytes(self._url(f"{batch}.json"), json.dumps(records).encode())
+        storage.publish_bytes(self._url(_note(batch)), json.dumps(records).encode())
 
     def _notes(self, batches: Sequence[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """Yield the records of batches, in order; an object store is asked for many at once."""
@@ -184,7 +189,7 @@ class Progress:
             yield from zip(batches, pool.map(self._records, batches), strict=True)
 
     def _records(self, batch: str) -> list[dict[str, Any]]:
-        url = self._url(f"{batch}.json")
+        url = self._url(_note(batch))
         try:
             records: list[dict[str, Any]] = json.loads(storage.read_bytes(url))
         except (OSError, ValueError):  # of a damaged disk: done again
@@ -231,6 +236,10 @@ class Progress:
         text = "".join(f"{line}\n" for line in lines)
         storage.publish_bytes(storage.join(self._folder.url, PREDICTIONS), text.encode())
         storage.remove(self._url())
+
+
+def _note(batch: str) -> str:
+    return f"{batch}.json"
 
 
 def _extent(segmentation: dict[str, Any]) -> dict[str, Any]:

@@ -281,6 +281,18 @@ def test_nothing_of_a_killed_run_of_other_settings_is_left(
     assert {name for name in content(tmp_path) if "/" in name} == set()
 
 
+def test_what_a_run_of_other_settings_overwrote_is_not_taken_for_done(
+    photos, checkpoint, tmp_path, whole, monkeypatch
+):
+    for written, more in ((9, {}), (5, {"ids": "coco"})):
+        with monkeypatch.context() as patch:
+            patch.setattr(outputs.Outputs, "write", full_after(written))
+            with pytest.raises(CocosegError):
+                predict(config_of(photos, checkpoint, tmp_path, **more), ModelConfig())
+    predict(config_of(photos, checkpoint, tmp_path), ModelConfig())
+    assert content(tmp_path) == whole
+
+
 def test_outlines_of_batches_that_stay_are_kept(photos, checkpoint, tmp_path, draw):
     own = shutil.copytree(photos, tmp_path / "photos")
     predict(config_of(own, checkpoint, tmp_path / "out"), ModelConfig())
@@ -390,7 +402,7 @@ def stamp(out):
     return path.stat().st_mtime_ns if path.exists() else None
 
 
-OTHERS = ({}, {"color": False}, {"overlay": True}, {"coco_json": False, "batch_size": 3})
+OTHERS = ({}, {"color": False}, {"overlay": True, "ids": "coco"}, {"coco_json": False})
 
 
 def kill_at_random(warm, photos, checkpoint, out, whole, kills, seed, others=({},)):
