@@ -1,7 +1,7 @@
 """An output folder: which of its files are ours, so that none of others is replaced or removed.
 
-    OUTPUT/.files.json   {"of": "inference", "files": […]}: every file that may have been written;
-                         there before the first of them
+    OUTPUT/.files.json   {"of": "inference", "input": …, "files": […]}: every file that may have been
+                         written; there before the first of them
 
 What an earlier run of the same kind wrote, and this one does not, is removed at its end.
 """
@@ -38,6 +38,8 @@ class OutputFolder:
         Local path or URL; it need not be there.
     kind
         What writes: files of another kind are not ours.
+    source
+        What is read; the files of a run of another input are not removed lightly.
 
     Raises
     ------
@@ -45,25 +47,25 @@ class OutputFolder:
         If it cannot be listed.
     """
 
-    def __init__(self, url: str, kind: Kind) -> None:
+    def __init__(self, url: str, kind: Kind, source: str = "") -> None:
         self.url = url
         self._kind = kind
+        self._source = source
         try:
             there = storage.walk_files(url) if storage.is_dir(url) else ()
         except OSError as error:
             raise CocosegError(f"--output {url}: cannot be listed: {error}") from None
         self.there = frozenset(there)
         """Relative paths of all files."""
-        self._ours = self._recorded()
+        self._ours, self._source_before = self._recorded()
 
-    def _recorded(self) -> frozenset[str]:
-        if FILES not in self.there:
-            return frozenset()
-        try:
-            content = json.loads(storage.read_bytes(storage.join(self.url, FILES)))
-            return frozenset(content["files"] if content["of"] == self._kind else ())
-        except (ValueError, KeyError, TypeError):  # another program's
-            return frozenset()
+    def _recorded(self) -> tuple[frozenset[str], str]:
+        if FILES in self.there:
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # another program's
+                content = json.loads(storage.read_bytes(storage.join(self.url, FILES)))
+                if content["of"] == self._kind:
+                    return frozenset(content["files"]), str(content["input"])
+        return frozenset(), self._source
 
     def refuse_strangers(self, wanted: Iterable[str]) -> None:
         """Make sure that files can be written, and none is replaced that is not ours.
@@ -91,6 +93,33 @@ class OutputFolder:
             "its own"
         )
 
+    def again(self) -> "OutputFolder":
+        """Look once more."""
+        return OutputFolder(self.url, self._kind, self._source)
+
+    def refuse_loss(self, wanted: Iterable[str]) -> None:
+        """Make sure that `settle` removes no masks of a run of another input.
+
+        Raises
+        ------
+        ConfigError
+            If it would. Masks of the same input, whose photographs are gone, may go, too.
+        """
+        if self._source == self._source_before:
+            return
+        left_over = (self._ours & self.there).difference(wanted)
+        masks = sorted(
+            name
+            for name in left_over
+            if name.endswith(".png") and name.partition("/")[0] not in FOLDERS
+        )
+        if masks:
+            more = f" and {len(masks) - 1:,} more" * (len(masks) > 1)
+            raise ConfigError(
+                f"--output {self.url}: holds masks of another --input, {self._source_before}, which "
+                f"would be removed: {masks[0]}{more}; choose a folder of its own"
+            )
+
     def claim(self, wanted: Iterable[str]) -> None:
         """Note, before the first is written, which files will be ours, too."""
         self._record(self._ours.union(wanted))
@@ -102,10 +131,11 @@ class OutputFolder:
         self._record(ours)
 
     def _record(self, files: frozenset[str]) -> None:
-        if files != self._ours:
-            content = json.dumps({"of": self._kind, "files": sorted(files)}, indent=0)
-            storage.publish_bytes(storage.join(self.url, FILES), content.encode())
-        self._ours = files
+        if (files, self._source) != (self._ours, self._source_before):
+            content = {"of": self._kind, "input": self._source, "files": sorted(files)}
+            text = json.dumps(content, indent=0)
+            storage.publish_bytes(storage.join(self.url, FILES), text.encode())
+        self._ours, self._source_before = files, self._source
 
 
 def folders_of(files: Iterable[str]) -> set[str]:

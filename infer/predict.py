@@ -23,7 +23,7 @@ from ..model.config import ModelConfig
 from ..model.weights import find_checkpoint
 from .config import InferConfig
 from .folder import SETTINGS, OutputFolder, used_settings, writing
-from .inputs import InputImage, list_inputs
+from .inputs import InputImage, list_inputs, resolved
 from .outputs import Outputs
 from .predictor import Prediction, ReadyNetwork
 from .progress import Progress, batch_id, identity, wanted_files
@@ -94,8 +94,7 @@ def plan_prediction(config: InferConfig) -> PredictionPlan:
     Raises
     ------
     ConfigError
-        See `find_checkpoint`, `list_inputs` and `OutputFolder.refuse_strangers`; also if a path is
-        missing.
+        See `find_checkpoint`, `list_inputs` and `OutputFolder`; also if a path is missing.
     """
     if config.checkpoint is None:
         raise ConfigError("--checkpoint: give a run, a checkpoint folder or a Hugging Face name")
@@ -103,8 +102,10 @@ def plan_prediction(config: InferConfig) -> PredictionPlan:
         raise ConfigError("--input and --output: give images and a folder for their masks")
     find_checkpoint(config.checkpoint)
     inputs = tuple(list_inputs(config.input, config.output, config))
-    output = OutputFolder(config.output, "inference")
-    output.refuse_strangers(wanted_files(config, inputs))
+    output = OutputFolder(config.output, "inference", resolved(config.input))
+    wanted = wanted_files(config, inputs)
+    output.refuse_strangers(wanted)
+    output.refuse_loss(wanted)
     return PredictionPlan(config, inputs, output)
 
 

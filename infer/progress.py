@@ -136,7 +136,7 @@ class Progress:
                         f"--output {self._folder.url}: an inference is at work in it; wait for it, "
                         "or choose another folder"
                     ) from None
-                self._folder = OutputFolder(self._folder.url, "inference")  # now for certain
+                self._folder = self._folder.again()  # now for certain
                 if alone and killed:
                     half = filter(storage.is_half_written, self._folder.there)
                     storage.remove_files(self._folder.url, half)

@@ -293,6 +293,29 @@ def test_what_a_run_of_other_settings_overwrote_is_not_taken_for_done(
     assert content(tmp_path) == whole
 
 
+def test_masks_of_another_input_are_not_lost(run_cocoseg, photos, checkpoint, tmp_path):
+    def run(source, *flags):
+        return run_cocoseg(
+            *("infer", "--no-tta", "--checkpoint", checkpoint, "--input", source),
+            *("--output", tmp_path / "out", *flags),
+        )
+
+    assert run(photos / "01.png", "--color").code == 0
+    before = content(tmp_path / "out")
+    for flags in ((), ("--dry-run",)):
+        ran = run(photos / "02.png", *flags)
+        assert ran.code == 2
+        assert f"masks of another --input, {photos / '01.png'}" in ran.err
+        assert "would be removed: 01.png; choose" in ran.err
+        assert content(tmp_path / "out") == before
+    assert run(f"{photos}/0[0-2].png").code == 0  # nothing is lost
+    assert set(content(tmp_path / "out")) == {
+        "00.png", "01.png", "02.png", "predictions.jsonl",
+    }  # fmt: skip
+    ran = run(photos / "01.png")
+    assert (ran.code, "would be removed: 00.png and 1 more" in ran.err) == (2, True)
+
+
 def test_outlines_of_batches_that_stay_are_kept(photos, checkpoint, tmp_path, draw):
     own = shutil.copytree(photos, tmp_path / "photos")
     predict(config_of(own, checkpoint, tmp_path / "out"), ModelConfig())
