@@ -1,6 +1,6 @@
 """An output folder: which of its files are ours, so that none of others is replaced or removed.
 
-    OUTPUT/.files.json   {"of": "inference", "input": …, "files": […]}: every file that may have been
+    OUTPUT/.files.json   {"of": "inference", "input": …, "files": […]}: all files that may have been
                          written; there before the first of them
 
 What an earlier run of the same kind wrote, and this one does not, is removed at its end.
@@ -94,7 +94,7 @@ class OutputFolder:
         )
 
     def again(self) -> "OutputFolder":
-        """Look once more."""
+        """Look at it once more."""
         return OutputFolder(self.url, self._kind, self._source)
 
     def refuse_loss(self, wanted: Iterable[str]) -> None:
@@ -116,8 +116,8 @@ class OutputFolder:
         if masks:
             more = f" and {len(masks) - 1:,} more" * (len(masks) > 1)
             raise ConfigError(
-                f"--output {self.url}: holds masks of another --input, {self._source_before}, which "
-                f"would be removed: {masks[0]}{more}; choose a folder of its own"
+                f"--output {self.url}: holds masks of another --input, {self._source_before}, and "
+                f"they would be removed: {masks[0]}{more}; choose a folder of its own"
             )
 
     def claim(self, wanted: Iterable[str]) -> None:
