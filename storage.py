@@ -12,13 +12,16 @@ import hashlib
 import io
 import mmap
 import os
+import re
 import shutil
 import tempfile
 import threading
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 from . import objectstore
 from .errors import ConfigError
@@ -112,6 +115,13 @@ def _walk(folder: str, prefix: str, entered: set[tuple[int, int]], dangling: boo
                 yield from _walk(entry.path, f"{prefix}{entry.name}/", entered, dangling)
             elif is_file or (dangling and _is_named_file(entry.path)):
                 yield prefix + entry.name
+
+
+def present(url: str, names: Iterable[str]) -> set[str]:
+    """Return which of some relative paths are there: a link counts, wherever it leads."""
+    if is_remote(url):
+        return set(walk_files(url)).intersection(names)
+    return {name for name in names if os.path.lexists(join(url, name))}
 
 
 def glob_files(url: str, pattern: str) -> list[str]:
@@ -360,6 +370,13 @@ def is_half_written(name: str) -> bool:
     return os.path.basename(name).startswith(_TEMPORARY)
 
 
+def remove_half_written(url: str) -> None:
+    """Remove the files directly in a local folder that killed processes left half-written."""
+    for name in list_files(url):
+        if re.fullmatch(rf"{re.escape(_TEMPORARY)}\d+-\d+", name):
+            remove(join(url, name))
+
+
 def remove_scratch(url: str, pid: int | None = None) -> None:
     """Remove what killed processes left half-written in the folder `url`.
 
@@ -457,6 +474,9 @@ def remove(url: str) -> None:
     """Remove a file or a folder with all it holds; what is not there is no error."""
     if is_remote(url):
         fs, path = filesystem(url)
+        if glob.has_magic(path):  # rm would take it for a pattern
+            _remove_objects(fs, fs.find(path))
+            return
         with contextlib.suppress(FileNotFoundError):
             fs.rm(path, recursive=True)
     elif os.path.isdir(_local(url)) and not os.path.islink(_local(url)):
@@ -469,6 +489,8 @@ def remove(url: str) -> None:
 def remove_files(url: str, names: Iterable[str]) -> None:
     """Remove files below a folder, and local folders that are empty without them.
 
+    What lies below a linked folder stays: it may be somebody else's.
+
     Parameters
     ----------
     names
@@ -476,22 +498,32 @@ def remove_files(url: str, names: Iterable[str]) -> None:
     """
     if is_remote(url):
         fs, root = filesystem(url)
-
-        def remove_object(name: str) -> None:
-            with contextlib.suppress(FileNotFoundError):
-                fs.rm_file(f"{root.rstrip('/')}/{name}")  # rm takes [ and * for patterns
-
-        with ThreadPoolExecutor(objectstore.REQUESTS) as pool:
-            list(pool.map(remove_object, names))
+        _remove_objects(fs, [f"{root.rstrip('/')}/{name}" for name in names])
         return
-    folders = set()
+    root, by_folder = os.path.realpath(_local(url)), defaultdict(list)
     for name in names:
+        by_folder[os.path.dirname(name)].append(os.path.basename(name))
+    for folder in sorted(by_folder, key=len, reverse=True):
+        if os.path.realpath(os.path.join(root, folder)) != os.path.join(root, folder).rstrip("/"):
+            continue
+        for name in by_folder[folder]:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(root, folder, name))
+        while folder:
+            try:
+                os.rmdir(os.path.join(root, folder))
+            except OSError:  # it holds something
+                break
+            folder = os.path.dirname(folder)
+
+
+def _remove_objects(fs: Any, paths: Iterable[str]) -> None:
+    def remove_object(path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(join(url, name))
-        folders |= {str(parent) for parent in PurePosixPath(name).parents[:-1]}
-    for folder in sorted(folders, key=len, reverse=True):
-        with contextlib.suppress(OSError):  # it holds something, or is a link
-            os.rmdir(join(url, folder))
+            fs.rm_file(path)  # rm would take [ and * for patterns
+
+    with ThreadPoolExecutor(objectstore.REQUESTS) as pool:
+        list(pool.map(remove_object, paths))
 
 
 def sync_file(path: Path) -> None:

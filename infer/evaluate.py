@@ -54,12 +54,6 @@ class EvaluationPlan:
     output: OutputFolder
 
     @property
-    def pictures(self) -> set[str]:
-        """The relative paths of the pictures that will be written."""
-        shown = range(min(self.config.pictures, len(self.shards)))
-        return {_picture(self.shards.row(position).key) for position in shown}
-
-    @property
     def views(self) -> int:
         """How often the network sees each image."""
         return 0 if self.masks else len(views_of(self.config))
@@ -120,9 +114,11 @@ def plan_evaluation(config: InferConfig) -> EvaluationPlan:
         find_checkpoint(config.checkpoint)
     shards = ShardSet(config.shards, config=config)
     masks = None if config.predictions is None else PredictedMasks(config.predictions, shards)
-    plan = EvaluationPlan(config, shards, masks, OutputFolder(config.output, "evaluation"))
-    plan.output.refuse_strangers({*_FILES, *plan.pictures})
-    return plan
+    shown = range(min(config.pictures, len(shards)))
+    pictures = (_picture(shards.row(position).key) for position in shown)
+    output = OutputFolder(config.output, "evaluation", {*_FILES, *pictures})
+    output.refuse_strangers()
+    return EvaluationPlan(config, shards, masks, output)
 
 
 def evaluate(config: InferConfig, model: ModelConfig, progress: bool = False) -> Evaluation:
@@ -160,8 +156,9 @@ def evaluate(config: InferConfig, model: ModelConfig, progress: bool = False) ->
             checkpoint, predicted = _predicted(plan, model)
         batches = evaluation_batches(len(shards), config.batch_size, group.world_size, group.rank)
         with group.together(), writing(plan.output.url):
-            if group.leads:
-                plan.output.claim(plan.pictures)
+            if group.leads and config.pictures:
+                plan.output.claim()
+                storage.remove(storage.join(plan.output.url, METRICS))  # these will be of others
         with group.together(), writing(plan.output.url):
             part = _score(predicted, plan, batches, progress and group.leads)
         result = _joined(part, plan, checkpoint, group)
@@ -256,7 +253,7 @@ def _write(result: Evaluation, plan: EvaluationPlan, model: ModelConfig) -> None
         render_evaluation(result),
         json.dumps(result.to_dict(), indent=1) + "\n",
     )
-    plan.output.claim(_FILES)
-    plan.output.settle({*_FILES, *plan.pictures})
+    plan.output.claim()
+    plan.output.settle(plan.output.wanted)
     for name, text in zip(_FILES, contents, strict=True):
         storage.publish_bytes(storage.join(output, name), text.encode())

@@ -30,7 +30,7 @@ Kind = Literal["inference", "evaluation"]
 
 
 class OutputFolder:
-    """What lies in a folder, as of now, and what of it is ours.
+    """Which of the files that are wanted in a folder are there, as of now, and which are ours.
 
     Parameters
     ----------
@@ -38,8 +38,10 @@ class OutputFolder:
         Local path or URL; it need not be there.
     kind
         What writes: files of another kind are not ours.
+    wanted
+        Relative paths of all that will be written.
     source
-        What is read; the files of a run of another input are not removed lightly.
+        What is read; the files of a run of another source are not removed lightly.
 
     Raises
     ------
@@ -47,27 +49,30 @@ class OutputFolder:
         If it cannot be listed.
     """
 
-    def __init__(self, url: str, kind: Kind, source: str = "") -> None:
+    def __init__(self, url: str, kind: Kind, wanted: Iterable[str], source: str = "") -> None:
         self.url = url
+        self.wanted = frozenset(wanted)
         self._kind = kind
         self._source = source
+        self._ours, self._source_before = self._recorded()
         try:
-            there = storage.walk_files(url) if storage.is_dir(url) else ()
+            there = storage.present(url, {*self.wanted, *self._ours, FILES})
         except OSError as error:
             raise CocosegError(f"--output {url}: cannot be listed: {error}") from None
         self.there = frozenset(there)
-        """Relative paths of all files."""
-        self._ours, self._source_before = self._recorded()
+        """Those that are wanted, or ours, and there."""
 
     def _recorded(self) -> tuple[frozenset[str], str]:
-        if FILES in self.there:
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # another program's
-                content = json.loads(storage.read_bytes(storage.join(self.url, FILES)))
-                if content["of"] == self._kind:
-                    return frozenset(content["files"]), str(content["input"])
-        return frozenset(), self._source
+        content = _read_ledger(storage.join(self.url, FILES))
+        if content.get("of") != self._kind:
+            return frozenset(), self._source
+        return frozenset(content["files"]), content["input"]
 
-    def refuse_strangers(self, wanted: Iterable[str]) -> None:
+    def again(self) -> "OutputFolder":
+        """Look at it once more."""
+        return OutputFolder(self.url, self._kind, self.wanted, self._source)
+
+    def refuse_strangers(self) -> None:
         """Make sure that files can be written, and none is replaced that is not ours.
 
         Raises
@@ -77,40 +82,31 @@ class OutputFolder:
         """
         if storage.is_file(self.url):
             raise ConfigError(f"--output {self.url}: is a file, expected a folder")
-        wanted = {*wanted, FILES}
-        if FILES in self.there and not self._ours:
-            raise ConfigError(self._strange(FILES))
-        if strangers := sorted((self.there - self._ours - {FILES}) & wanted):
-            raise ConfigError(self._strange(strangers[0]))
-        if files := sorted(folders_of(wanted) & self.there):
-            raise ConfigError(f"--output {self.url}: {files[0]} is a file, and would be a folder")
-        if folders := sorted(folders_of(self.there) & wanted):
-            raise ConfigError(f"--output {self.url}: {folders[0]} is a folder, and would be a file")
+        ledger = {FILES} if self._ours else set()
+        for name in sorted((self.there - self._ours - ledger) & {*self.wanted, FILES}):
+            if storage.is_dir(storage.join(self.url, name)):
+                raise ConfigError(f"--output {self.url}: {name} is a folder, and would be a file")
+            raise ConfigError(
+                f"--output {self.url}: {name} is there, and not of an {self._kind}, as far as "
+                f"{FILES} tells; choose a folder of its own"
+            )
+        for name in sorted(storage.present(self.url, folders_of(self.wanted))):
+            if not storage.is_dir(storage.join(self.url, name)):
+                raise ConfigError(f"--output {self.url}: {name} is a file, and would be a folder")
 
-    def _strange(self, name: str) -> str:
-        return (
-            f"--output {self.url}: {name} is there, and not of an {self._kind}; choose a folder of "
-            "its own"
-        )
-
-    def again(self) -> "OutputFolder":
-        """Look at it once more."""
-        return OutputFolder(self.url, self._kind, self._source)
-
-    def refuse_loss(self, wanted: Iterable[str]) -> None:
-        """Make sure that `settle` removes no masks of a run of another input.
+    def refuse_loss(self) -> None:
+        """Make sure that `settle` removes no masks of a run of another source.
 
         Raises
         ------
         ConfigError
-            If it would. Masks of the same input, whose photographs are gone, may go, too.
+            If it would. Masks of the same source, whose photographs are gone, may go, too.
         """
         if self._source == self._source_before:
             return
-        left_over = (self._ours & self.there).difference(wanted)
         masks = sorted(
             name
-            for name in left_over
+            for name in (self._ours & self.there) - self.wanted
             if name.endswith(".png") and name.partition("/")[0] not in FOLDERS
         )
         if masks:
@@ -120,13 +116,18 @@ class OutputFolder:
                 f"they would be removed: {masks[0]}{more}; choose a folder of its own"
             )
 
-    def claim(self, wanted: Iterable[str]) -> None:
+    def claim(self) -> None:
         """Note, before the first is written, which files will be ours, too."""
-        self._record(self._ours.union(wanted))
+        self._record(self._ours | self.wanted)
 
-    def settle(self, wanted: Iterable[str]) -> None:
-        """Remove what an earlier run left, once all that is wanted is there."""
-        ours = frozenset(wanted)
+    def tidy_up(self) -> None:
+        """Remove what a killed run left half-written in a local folder."""
+        for folder in ("", *folders_of(self._ours | self.wanted)):
+            storage.remove_half_written(storage.join(self.url, folder))
+
+    def settle(self, written: Iterable[str]) -> None:
+        """Remove what an earlier run left, once all is there that this one could write."""
+        ours = frozenset(written)
         storage.remove_files(self.url, sorted((self._ours - ours) & self.there))
         self._record(ours)
 
@@ -136,6 +137,35 @@ class OutputFolder:
             text = json.dumps(content, indent=0)
             storage.publish_bytes(storage.join(self.url, FILES), text.encode())
         self._ours, self._source_before = files, self._source
+
+
+def files_of_outputs(folder: str, names: Iterable[str]) -> set[str]:
+    """Return the files that outputs within a folder account for as theirs.
+
+    Parameters
+    ----------
+    folder
+        Local path or URL.
+    names
+        Relative paths of all files below it.
+    """
+    found: set[str] = set()
+    for name in names:
+        inner, _, last = name.rpartition("/")
+        if last == FILES and inner:
+            files = _read_ledger(storage.join(folder, name)).get("files", ())
+            found |= {f"{inner}/{file}" for file in files}
+    return found
+
+
+def _read_ledger(url: str) -> dict[str, Any]:
+    """Return what an output's hidden list holds; empty where there is none of ours."""
+    try:
+        content = json.loads(storage.read_bytes(url))
+        whole = all(isinstance(content[key], str) for key in ("of", "input"))
+        return content if whole and set(map(type, content["files"])) == {str} else {}
+    except (OSError, ConfigError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def folders_of(files: Iterable[str]) -> set[str]:

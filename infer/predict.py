@@ -26,7 +26,7 @@ from .folder import SETTINGS, OutputFolder, used_settings, writing
 from .inputs import InputImage, list_inputs, resolved
 from .outputs import Outputs
 from .predictor import Prediction, ReadyNetwork
-from .progress import Progress, batch_id, identity, wanted_files
+from .progress import Progress, batch_id, identity, refuse_strange_notes, wanted_files
 from .read_ahead import read_ahead
 from .views import views_of
 
@@ -96,16 +96,17 @@ def plan_prediction(config: InferConfig) -> PredictionPlan:
     ConfigError
         See `find_checkpoint`, `list_inputs` and `OutputFolder`; also if a path is missing.
     """
-    if config.checkpoint is None:
+    if not config.checkpoint:
         raise ConfigError("--checkpoint: give a run, a checkpoint folder or a Hugging Face name")
-    if config.input is None or config.output is None:
+    if not config.input or not config.output:
         raise ConfigError("--input and --output: give images and a folder for their masks")
     find_checkpoint(config.checkpoint)
     inputs = tuple(list_inputs(config.input, config.output, config))
-    output = OutputFolder(config.output, "inference", resolved(config.input))
     wanted = wanted_files(config, inputs)
-    output.refuse_strangers(wanted)
-    output.refuse_loss(wanted)
+    output = OutputFolder(config.output, "inference", wanted, resolved(config.input))
+    output.refuse_strangers()
+    output.refuse_loss()
+    refuse_strange_notes(config.output)
     return PredictionPlan(config, inputs, output)
 
 
@@ -173,8 +174,6 @@ def _finish(
         if group.leads:
             told.finish(ready.loaded.taxonomy)
             result = _result(plan, told.records(), kept)
-            if result.images == 0:
-                raise DataError("no image could be read:\n  " + "\n  ".join(result.unreadable[:5]))
     return result
 
 

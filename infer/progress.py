@@ -10,6 +10,7 @@ logits: so its ID stands for the network, the settings and all of its photograph
 
 import contextlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import starmap
@@ -19,7 +20,7 @@ import xxhash
 from pycocotools import mask as rle
 
 from .. import storage
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..objectstore import REQUESTS
 from ..taxonomy import Taxonomy
 from .config import InferConfig
@@ -29,6 +30,7 @@ from .outputs import files_of
 from .predictor import ReadyNetwork
 
 _LOCK_NAME = "lock"
+_OF_NOTES = re.compile(rf"{_LOCK_NAME}|[0-9a-f]{{16}}\.json|\.tmp-\d+-\d+")
 _VERSION = 1  # of what the same photographs are predicted to
 _WITHOUT_EFFECT = {
     *("checkpoint", "input", "shards", "predictions", "output", "device", "pictures"),
@@ -55,6 +57,24 @@ def wanted_files(config: InferConfig, images: Iterable[InputImage]) -> set[str]:
     lists = (PREDICTIONS, COCO_JSON) if config.coco_json else (PREDICTIONS,)
     of_images = (file for image in images for file in files_of(config, image.name).values())
     return {SETTINGS, *lists, *of_images}
+
+
+def refuse_strange_notes(output: str) -> None:
+    """Make sure that the folder of notes holds nothing else, as it is removed in the end.
+
+    Raises
+    ------
+    ConfigError
+        If it does.
+    """
+    folder = storage.join(output, PROGRESS)
+    there = storage.walk_files(folder) if storage.is_dir(folder) else []
+    for name in there:
+        if not _OF_NOTES.fullmatch(name):
+            raise ConfigError(
+                f"--output {output}: {PROGRESS}/{name} is there, and not of an inference; choose a "
+                "folder of its own"
+            )
 
 
 class Progress:
@@ -89,7 +109,7 @@ class Progress:
         return (
             list(before) == list(self._batches)
             and all(starmap(self._is_whole, before.items()))
-            and wanted_files(self._config, ()) <= self._folder.there
+            and self._folder.wanted <= self._folder.there
         )
 
     def records(self) -> list[dict[str, Any]]:
@@ -101,17 +121,22 @@ class Progress:
         """Return the records of a finished run by batch; empty where there is none."""
         found: dict[str, list[dict[str, Any]]] = {}
         if PREDICTIONS in self._folder.there:
-            with contextlib.suppress(ValueError):  # of a damaged disk: all is done again
+            try:
                 for record in self.records():
-                    found.setdefault(record.pop("batch"), []).append(record)
+                    found.setdefault(str(record.pop("batch")), []).append(record)
+            except (ValueError, KeyError, TypeError, AttributeError):  # edited, or a damaged disk
+                return {}
         return found
 
     def _is_whole(self, batch: str, records: Sequence[Mapping[str, Any]]) -> bool:
         """Tell whether a batch is one of this run, all was good, and every file is there."""
-        if batch not in self._batches or any("error" in record for record in records):
+        images = self._batches.get(batch, ())
+        if [record.get("image") for record in records] != [image.source for image in images]:
             return False
-        files = (files_of(self._config, image.name) for image in self._batches[batch])
-        return all(self._folder.there.issuperset(of_image.values()) for of_image in files)
+        files = (files_of(self._config, image.name) for image in images)
+        return not any("error" in record for record in records) and all(
+            self._folder.there.issuperset(of_image.values()) for of_image in files
+        )
 
     @contextlib.contextmanager
     def begun(self) -> Iterator[None]:
@@ -138,10 +163,9 @@ class Progress:
                     ) from None
                 self._folder = self._folder.again()  # now for certain
                 if alone and killed:
-                    half = filter(storage.is_half_written, self._folder.there)
-                    storage.remove_files(self._folder.url, half)
-            everything = (image for batch in self._batches.values() for image in batch)
-            self._folder.claim(wanted_files(self._config, everything))
+                    self._folder.tidy_up()
+                    storage.remove_half_written(self._url())
+            self._folder.claim()
             storage.remove_files(self._url(), self._noted() - {*map(_note, self._batches)})
             self._take_over()
             yield
@@ -193,12 +217,19 @@ class Progress:
         try:
             records: list[dict[str, Any]] = json.loads(storage.read_bytes(url))
         except (OSError, ValueError):  # of a damaged disk: done again
-            return [{"error": "cannot be read"}]
+            return []
         return records
 
     def finish(self, taxonomy: Taxonomy) -> None:
-        """Write the lists of all photographs, and remove the notes and what is left over."""
+        """Write the lists of all photographs, and remove the notes and what is left over.
+
+        Raises
+        ------
+        DataError
+            If no photograph could be read; all stays as it is then.
+        """
         lines: list[str] = []
+        bad: list[str] = []
         good: list[InputImage] = []
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
@@ -207,6 +238,7 @@ class Progress:
                 segments = record.pop("segments", [])
                 lines.append(json.dumps({**record, "batch": batch}))
                 if "error" in record:
+                    bad.append(record["error"])
                     continue
                 good.append(image)
                 size = {"height": record["height"], "width": record["width"]}
@@ -221,6 +253,8 @@ class Progress:
                     }
                     for number, segment in enumerate(segments, 1)
                 ]
+        if not good:
+            raise DataError("no image could be read:\n  " + "\n  ".join(bad[:5]))
         if self._config.coco_json:
             content = {
                 "images": images,
