@@ -614,6 +614,11 @@ def main() -> NoReturn:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGPIPE)
         code = ExitCode.FAILURE
+    except OSError as error:  # a folder that may not be read, a disk that fails
+        if error.filename is None:
+            raise
+        _log(f"error: {os.fsdecode(error.filename)}: {error.strerror}")
+        code = ExitCode.FAILURE
     sys.exit(code)
 
 

@@ -42,11 +42,6 @@ class OutputFolder:
         Relative paths of all that will be written.
     source
         What is read; the files of a run of another source are not removed lightly.
-
-    Raises
-    ------
-    CocosegError
-        If it cannot be listed.
     """
 
     def __init__(self, url: str, kind: Kind, wanted: Iterable[str], source: str = "") -> None:
@@ -55,11 +50,7 @@ class OutputFolder:
         self._kind = kind
         self._source = source
         self._ours, self._source_before = self._recorded()
-        try:
-            there = storage.present(url, {*self.wanted, *self._ours, FILES})
-        except OSError as error:
-            raise CocosegError(f"--output {url}: cannot be listed: {error}") from None
-        self.there = frozenset(there)
+        self.there = storage.present(url, {*self.wanted, *self._ours, FILES})
         """Those that are wanted, or ours, and there."""
 
     def _recorded(self) -> tuple[frozenset[str], str]:

@@ -16,7 +16,16 @@ from ..photo import SUFFIXES
 from ..shards.config import ReadConfig
 from ..shards.manifest import MANIFEST_NAME
 from ..shards.reader import ShardSet
-from .folder import COCO_JSON, FILES, FOLDERS, PREDICTIONS, PROGRESS, SETTINGS, folders_of
+from .folder import (
+    COCO_JSON,
+    FILES,
+    FOLDERS,
+    PREDICTIONS,
+    PROGRESS,
+    SETTINGS,
+    files_of_outputs,
+    folders_of,
+)
 
 _RESERVED = {*FOLDERS, PROGRESS, PREDICTIONS, COCO_JSON, SETTINGS, FILES}
 """What the output holds beside the masks, in lower case."""
@@ -44,7 +53,7 @@ def list_inputs(path: str, output: str, config: ReadConfig | None = None) -> lis
     Parameters
     ----------
     path
-        An image file, a folder (searched recursively, `output` left out), a pattern with ``*``,
+        An image file, a folder (searched recursively, outputs left out), a pattern with ``*``,
         ``**``, ``?`` or ``[…]`` (``[[]`` is a ``[``), a ``.txt`` file of one path a line (relative
         to it), or a folder of shards.
     output
@@ -92,7 +101,8 @@ def _folder(folder: str, output: str, config: ReadConfig | None) -> list[InputIm
     if storage.exists(storage.join(folder, MANIFEST_NAME)):
         return _samples(folder, config)
     found = storage.walk_files(folder, dangling=True)  # these will be listed as unreadable
-    names = [name for name in found if name.lower().endswith(SUFFIXES)]
+    made = files_of_outputs(folder, found)
+    names = [name for name in found if name.lower().endswith(SUFFIXES) and name not in made]
     inputs = _below(folder, names, output)
     if not inputs:
         raise ConfigError(f"--input {folder}: holds no image ({' '.join(SUFFIXES)})")

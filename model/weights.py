@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -158,6 +159,8 @@ def find_checkpoint(checkpoint: str) -> str:
         return checkpoint
     found = _resolve_run(checkpoint)
     if storage.is_dir(found):
+        if not (storage.is_remote(found) or os.access(found.removeprefix("file://"), os.X_OK)):
+            raise ConfigError(f"--checkpoint {checkpoint}: {os.strerror(errno.EACCES)}")
         if not storage.exists(storage.join(found, _NETWORK_NAME)):
             raise ConfigError(
                 f"--checkpoint {checkpoint}: holds no {_NETWORK_NAME}: it is neither a run nor a "
@@ -174,7 +177,8 @@ def find_checkpoint(checkpoint: str) -> str:
 
 
 def _may_be_on_hub(name: str) -> bool:
-    return not (storage.is_remote(name) or os.path.isabs(name)) and name.count("/") <= 1
+    owner, slash, model = name.partition("/")
+    return bool(owner and slash and model) and "/" not in model and not storage.is_remote(name)
 
 
 def _resolve_run(checkpoint: str) -> str:
@@ -200,7 +204,10 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
     DataError
         If it holds anything but tensors, which are all that is unpickled.
     """
-    stored = io.BytesIO(storage.read_bytes(path))
+    try:
+        stored = io.BytesIO(storage.read_bytes(path))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     try:
         content = torch.load(stored, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling a hostile or broken file raises anything

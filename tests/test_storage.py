@@ -74,6 +74,29 @@ def test_files_are_removed_by_name_and_folders_that_are_empty_then(folder):
     assert storage.is_remote(folder) or storage.is_dir(folder)
 
 
+def test_names_with_wildcards_are_no_patterns(folder):
+    for name in ("m1/a", "m[1]/a", "m[1]/b", "*/c"):
+        storage.publish_bytes(storage.join(folder, name), b"")
+    storage.remove(storage.join(folder, "m[1]"))
+    storage.remove(storage.join(folder, "*"))
+    storage.remove(storage.join(folder, "m[1]"))
+    assert storage.walk_files(folder) == ["m1/a"]
+    storage.remove(storage.join(folder, "m[1]", "gone"))
+    assert storage.present(folder, ["m1/a", "m1/b", "a"]) == {"m1/a"}
+
+
+def test_what_lies_below_a_linked_folder_stays(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a").write_bytes(b"")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "alias").symlink_to(tmp_path / "root")
+    (tmp_path / "root" / "b").write_bytes(b"")
+    storage.remove_files(str(tmp_path / "alias"), ["link/a", "b"])
+    assert (tmp_path / "real" / "a").exists()
+    assert not (tmp_path / "root" / "b").exists()
+
+
 def test_stamps_change_with_the_content(folder):
     urls = [storage.join(folder, name) for name in ("a", "b", "c/d", "gone")]
     for url in urls[:3]:

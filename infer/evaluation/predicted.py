@@ -12,7 +12,7 @@ from ... import storage
 from ...errors import ConfigError, DataError
 from ...shards.decode import decode_mask
 from ...shards.reader import Sample, ShardSet
-from ..folder import FOLDERS, PROGRESS, recorded_settings
+from ..folder import FOLDERS, PROGRESS, files_of_outputs, recorded_settings
 from ..predictor import Prediction, ReadyNetwork
 
 
@@ -81,6 +81,7 @@ class PredictedMasks:
                 "score the folders of shards one by one"
             )
         there = set(storage.walk_files(folder))
+        there -= files_of_outputs(folder, there)  # pictures of an evaluation, say
         missing = sorted(wanted - there)
         if missing:
             raise DataError(

@@ -191,7 +191,8 @@ def _same(folder: Path, output: str, there: Mapping[str, int]) -> bool:
 
 def _refuse_strangers(output: str, there: Mapping[str, int]) -> None:
     """Never replace a folder that holds what no export writes: a run, a repository, photographs."""
-    strangers = [name for name in there if not any(Path(name).match(form) for form in _OURS)]
+    ours = _OURS if _LAST in there else ()  # a README.md alone is no export
+    strangers = [name for name in there if not any(Path(name).match(form) for form in ours)]
     strangers += storage.list_folders(output)
     if strangers:
         raise ConfigError(

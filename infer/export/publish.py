@@ -13,12 +13,13 @@ _LOCK_NAME = ".export.lock"
 
 
 def wanted_output(config: ExportConfig, suffix: str = "") -> str:
-    """Return ``export.output``.
+    """Return ``export.output``; a local one absolute, links followed.
 
     Raises
     ------
     ConfigError
-        If it, or the checkpoint, is not given, or its name ends otherwise.
+        If it, or the checkpoint, is not given, or its name ends otherwise, or it is the working
+        folder.
     """
     if config.checkpoint is None:
         raise ConfigError("--checkpoint: give a run, a checkpoint folder or a Hugging Face name")
@@ -28,6 +29,11 @@ def wanted_output(config: ExportConfig, suffix: str = "") -> str:
     output = config.output.rstrip("/")
     if suffix and (not output.endswith(suffix) or storage.is_dir(output)):
         raise ConfigError(f"--output {config.output}: give {what}")
+    if storage.is_remote(output):
+        return output
+    output = os.path.realpath(storage.join(output))  # a link stays: what it names is written
+    if output == os.getcwd():
+        raise ConfigError(f"--output {config.output}: is the working folder; give one below it")
     return output
 
 

@@ -198,6 +198,14 @@ def test_scores_are_measured_again_where_an_evaluation_was(measure, out):
     assert (out / "metrics.json").read_bytes() == before
 
 
+def test_scores_never_lie_beside_pictures_of_others(measure, out, monkeypatch):
+    assert measure("--no-tta", "--pictures", 2).code == 0
+    monkeypatch.setattr("cocoseg.infer.evaluate.visualize_prediction", None)
+    with pytest.raises(TypeError):
+        measure("--pictures", 2)
+    assert not (out / "metrics.json").exists()
+
+
 def test_shards_that_are_given_twice_are_refused(measure, golden, out):
     shards = golden.shards("val")
     ran = measure("--no-tta", shards=[shards, golden.shards("train"), f"{shards}/"])

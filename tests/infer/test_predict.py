@@ -584,6 +584,13 @@ def test_a_photograph_called_color_is_no_clash(infer, put, out):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["...jpg", "..jpg", ".jpg"])
+def test_a_name_of_dots_is_a_name(infer, put, photos, out, name):
+    put("a.jpg").rename(photos / name)
+    assert infer("--no-tta").code == 0
+    assert files(out) == [f"{name}.png"]
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "b/a.png"])
 @pytest.mark.parametrize("spelled", ["{}", "{}/", "{}/../photos", "{}/../link", "file://{}"])
 def test_photographs_are_never_overwritten(infer, put, photos, tmp_path, name, spelled):
@@ -635,6 +642,16 @@ def test_an_output_inside_the_input_is_not_read_again(infer, put, photos, tmp_pa
     assert len(files(Path(output))) == 6
 
 
+def test_what_another_inference_wrote_is_no_photograph(infer, put, photos, out):
+    put("a.jpg"), put("masks/mine.jpg")
+    assert infer("--no-tta", "--color", output=photos / "masks").code == 0
+    (photos / "results").symlink_to(out)
+    for output in (out, photos / "more", out):
+        ran = infer("--no-tta", "--color", "--json", output=output)
+        assert (ran.code, json.loads(ran.out)["images"]) == (0, 2)
+    assert files(out) == ["a.png", "color/a.png", "color/masks/mine.png", "masks/mine.png"]
+
+
 def test_a_folder_whose_name_only_begins_as_the_outputs_is_read(infer, put, photos):
     put("masks2/a.jpg"), put("a.jpg")
     ran = infer("--no-tta", "--json", output=photos / "masks")
@@ -660,21 +677,17 @@ def test_a_folder_without_images_is_refused(infer, photos, out):
     refused(infer(), out, "holds no image")
 
 
-@pytest.mark.parametrize(("denied", "code"), [("photos", 3), ("out", 1)])
-def test_a_folder_that_cannot_be_listed_is_told(infer, put, photos, out, monkeypatch, denied, code):
-    put("a.png"), out.mkdir()
-    walk = storage.walk_files
+def test_a_folder_that_cannot_be_listed_is_told(infer, put, out, monkeypatch):
+    put("a.png")
 
-    def strict(url, **flags):
-        if url.endswith(denied):
-            raise PermissionError(13, os.strerror(13), url)
-        return walk(url, **flags)
+    def denied(url, **_):
+        raise PermissionError(13, os.strerror(13), url)
 
-    monkeypatch.setattr(storage, "walk_files", strict)
+    monkeypatch.setattr(storage, "walk_files", denied)
     ran = infer("--no-tta")
-    assert ran.code == code
-    assert re.search(f"put .*{denied}: cannot be listed: .*Permission denied", ran.err)
-    assert files(out) == []
+    assert ran.code == 3
+    assert re.search(r"put .*photos: cannot be listed: .*Permission denied", ran.err)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("left_out", ["--checkpoint", "--input", "--output"])

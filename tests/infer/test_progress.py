@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from cocoseg import storage
-from cocoseg.errors import CocosegError, ConfigError
+from cocoseg.errors import CocosegError, ConfigError, DataError
 from cocoseg.infer import outputs
 from cocoseg.infer.config import InferConfig
 from cocoseg.infer.predict import predict
@@ -339,6 +339,115 @@ def test_a_file_where_a_folder_is_needed_is_refused(
     with pytest.raises(ConfigError, match=said):
         predict(config_of(own, checkpoint, tmp_path / "out"), ModelConfig())
     assert content(tmp_path / "out") == {there: b"mine"}
+
+
+def test_files_behind_another_name_of_a_folder_are_seen(photos, checkpoint, tmp_path):
+    out = tmp_path / "out"
+    (out / "color").mkdir(parents=True)
+    (out / "color" / "03.png").write_bytes(b"mine")
+    for name in ("a", "latest", "z"):
+        (out / name).symlink_to("color")
+    config = config_of(photos, checkpoint, out)
+    with pytest.raises(ConfigError, match=r"color/03\.png is there"):
+        predict(config, ModelConfig())
+    assert (out / "color" / "03.png").read_bytes() == b"mine"
+    (out / "color" / "03.png").unlink()
+    predict(config, ModelConfig())
+    assert predict(config, ModelConfig()).kept == 13
+    predict(config_of(photos, checkpoint, out, color=False), ModelConfig())
+    assert not (out / "color").exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_is_no_file_is_not_replaced_either(photos, checkpoint, tmp_path, kind):
+    there = tmp_path / "03.png"
+    if kind == "link":
+        there.symlink_to("/nowhere/03.png")
+    else:
+        os.mkfifo(there)
+    with pytest.raises(ConfigError, match=r"03\.png is there"):
+        predict(config_of(photos, checkpoint, tmp_path), ModelConfig())
+    assert (there.is_symlink(), there.is_fifo()) == (kind == "link", kind == "pipe")
+
+
+def test_half_written_files_of_others_stay(photos, checkpoint, tmp_path, whole):
+    out, outside = tmp_path / "out", tmp_path / "outside"
+    outside.mkdir()
+    (out / ".progress").mkdir(parents=True)
+    (out / "link").symlink_to(outside)
+    others = [out / ".tmp-notes", outside / ".tmp-1-1", out / ".tmp-7-abc"]
+    ours = [out / ".tmp-1-2", out / ".progress" / ".tmp-3-4"]
+    for path in (*others, *ours):
+        path.write_bytes(b"half")
+    predict(config_of(photos, checkpoint, out), ModelConfig())
+    assert all(path.exists() for path in others)
+    assert not any(path.exists() for path in ours)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "deep/0123456789abcdef.json", "plan.json"])
+def test_a_folder_of_notes_of_others_is_refused(photos, checkpoint, tmp_path, name):
+    (tmp_path / ".progress" / name).parent.mkdir(parents=True)
+    (tmp_path / ".progress" / name).write_bytes(b"mine")
+    with pytest.raises(ConfigError, match=f".progress/{name} is there"):
+        predict(config_of(photos, checkpoint, tmp_path), ModelConfig())
+    assert content(tmp_path) == {f".progress/{name}": b"mine"}
+
+
+def test_nothing_is_removed_below_a_folder_that_became_a_link(photos, checkpoint, tmp_path):
+    out, hand = tmp_path / "out", tmp_path / "hand"
+    predict(config_of(photos, checkpoint, out), ModelConfig())
+    (out / "color").rename(hand)
+    (out / "color").symlink_to(hand)
+    before = content(hand)
+    predict(config_of(photos, checkpoint, out, color=False), ModelConfig())
+    assert content(hand) == before
+
+
+def test_when_all_photographs_become_unreadable_the_masks_stay(photos, checkpoint, tmp_path):
+    own = shutil.copytree(photos, tmp_path / "photos")
+    config = config_of(own, checkpoint, tmp_path / "out")
+    predict(config, ModelConfig())
+    masks = {name for name in content(tmp_path / "out") if name.endswith(".png")}
+    for path in own.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="no image could be read"):
+        predict(config, ModelConfig())
+    assert masks <= content(tmp_path / "out").keys()
+    for path in photos.iterdir():
+        shutil.copy2(path, own)
+    assert predict(config, ModelConfig()).images == 13
+
+
+EDITS = {
+    "a line less": lambda lines: lines[:4] + lines[5:],
+    "a line twice": lambda lines: [lines[0], *lines],
+    "no batch": lambda lines: [*lines[:3], '{"image": "a"}', *lines[4:]],
+    "no object": lambda lines: ["[1]", *lines],
+    "no JSON": lambda lines: [*lines, "{"],
+    "another photograph": lambda lines: [lines[1], *lines[1:]],
+    "nothing": lambda lines: [],
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("touched", [False, True])
+def test_a_list_that_was_edited_is_made_again(photos, checkpoint, tmp_path, edit, touched):
+    own = shutil.copytree(photos, tmp_path / "photos")
+    config = config_of(own, checkpoint, tmp_path / "out")
+    predict(config, ModelConfig())
+    if touched:
+        (own / "12.png").touch()
+    before = content(tmp_path / "out")
+    listed = tmp_path / "out" / "predictions.jsonl"
+    lines = EDITS[edit](listed.read_text().splitlines())
+    listed.write_text("".join(f"{line}\n" for line in lines))
+    result = predict(config, ModelConfig())
+    assert result.images == 13
+    assert result.kept < 13
+    after = content(tmp_path / "out")
+    if touched:  # in the list's IDs
+        del before["predictions.jsonl"], after["predictions.jsonl"]
+    assert after == before
 
 
 def test_one_photograph_is_not_replaced_by_its_mask(run_cocoseg, photos, checkpoint, tmp_path):
