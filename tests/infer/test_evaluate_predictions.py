@@ -76,6 +76,19 @@ def test_the_masks_of_infer_score_as_their_checkpoint_does(
         assert by_masks[name] == by_network[name], name
 
 
+def test_scores_may_lie_below_the_masks(run_cocoseg, golden, masks):
+    command = (
+        *("eval", "--predictions", masks, "--shards", golden.shards("val")),
+        *("--output", masks / "scores", "--pictures", 3),
+    )
+    for _ in range(2):
+        ran = run_cocoseg(*command)
+        assert ran.code == 0, ran.err
+    (masks / "scores" / "pictures" / "mine.png").write_bytes(b"")
+    ran = run_cocoseg(*command)
+    assert (ran.code, "mine.png: belongs to no sample" in ran.err) == (3, True)
+
+
 def test_pixels_of_255_have_no_prediction_and_are_misses(measure, masks, truths, out):
     key, mask = next(iter(truths.items()))
     mask = mask.copy()

@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 import re
 import shutil
 import signal
@@ -21,6 +22,7 @@ import pytest
 import torch
 import transformers
 import yaml
+from cocoseg import storage
 from cocoseg.errors import CocosegError, ConfigError, DataError
 from cocoseg.infer.config import InferConfig
 from cocoseg.infer.export import graph
@@ -423,6 +425,41 @@ def test_a_folder_is_replaced_only_if_an_export_made_it(run_cocoseg, three_class
     assert run_cocoseg(*line, "--overwrite").code == 0
     assert json.loads((output / "config.json").read_text())["model_type"] == "segformer"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_link_stays_and_what_it_names_is_written(run_cocoseg, three_classes, tmp_path):
+    (tmp_path / "disk" / "model").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "model")
+    line = ("export", "hf", "--checkpoint", three_classes, "--output", tmp_path / "link")
+    assert run_cocoseg(*line).code == 0
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "model" / "config.json").is_file()
+
+
+def test_a_folder_that_holds_a_readme_alone_is_no_export(run_cocoseg, three_classes, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("mine")
+    line = ("export", "hf", "--checkpoint", three_classes, "--output", tmp_path / "mine")
+    ran = run_cocoseg(*line, "--overwrite")
+    assert (ran.code, "holds other files (README.md)" in ran.err) == (2, True)
+    assert (tmp_path / "mine" / "README.md").read_text() == "mine"
+
+
+def test_the_working_folder_is_not_replaced(run_cocoseg, three_classes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = run_cocoseg("export", "hf", "--checkpoint", three_classes, "--output", ".")
+    assert (ran.code, "is the working folder" in ran.err) == (2, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_told(run_cocoseg, three_classes, tmp_path, monkeypatch):
+    def denied(*_, **__):
+        raise PermissionError(13, os.strerror(13), str(tmp_path / "ro"))
+
+    monkeypatch.setattr(storage, "scratch_folder", denied)
+    line = ("export", "hf", "--checkpoint", three_classes, "--output", tmp_path / "ro" / "x")
+    ran = run_cocoseg(*line)
+    assert (ran.code, ran.err) == (1, f"error: {tmp_path / 'ro'}: Permission denied\n")
 
 
 def test_an_object_store_is_given_whole_exports(

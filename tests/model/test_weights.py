@@ -247,7 +247,9 @@ def test_a_folder_without_a_network_is_refused(tmp_path):
         load_network(str(tmp_path), ModelConfig())
 
 
-@pytest.mark.parametrize("name", ["/runs/bets", "runs/one/best", "memory://runs/none", "w.pt"])
+@pytest.mark.parametrize(
+    "name", ["/runs/bets", "runs/one/best", "RUNN", "", "memory://runs/none", "w.pt"]
+)
 def test_a_mistyped_path_is_not_looked_up_on_the_hub(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=f"--checkpoint {name}: no such f"):
