@@ -8,6 +8,7 @@ What an earlier run of the same kind wrote, and this one does not, is removed at
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ from ..errors import CocosegError, ConfigError
 from ..model.config import ModelConfig
 from ..model.weights import is_bare
 from .config import InferConfig
+
+log = logging.getLogger(__name__)
 
 FILES, SETTINGS = ".files.json", "config.yaml"
 PREDICTIONS, COCO_JSON = "predictions.jsonl", "coco.json"
@@ -119,7 +122,10 @@ class OutputFolder:
     def settle(self, written: Iterable[str]) -> None:
         """Remove what an earlier run left, once all is there that this one could write."""
         ours = frozenset(written)
-        storage.remove_files(self.url, sorted((self._ours - ours) & self.there))
+        left_over = sorted((self._ours - ours) & self.there)
+        if left_over:
+            log.info("%s: %d files of an earlier run are removed", self.url, len(left_over))
+        storage.remove_files(self.url, left_over)
         self._record(ours)
 
     def _record(self, files: frozenset[str]) -> None:

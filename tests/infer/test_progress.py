@@ -308,7 +308,9 @@ def test_masks_of_another_input_are_not_lost(run_cocoseg, photos, checkpoint, tm
         assert f"masks of another --input, {photos / '01.png'}" in ran.err
         assert "would be removed: 01.png; choose" in ran.err
         assert content(tmp_path / "out") == before
-    assert run(f"{photos}/0[0-2].png").code == 0  # nothing is lost
+    ran = run(f"{photos}/0[0-2].png")
+    assert ran.code == 0  # no mask is lost
+    assert "out: 1 files of an earlier run are removed" in ran.err
     assert set(content(tmp_path / "out")) == {
         "00.png", "01.png", "02.png", "predictions.jsonl",
     }  # fmt: skip
