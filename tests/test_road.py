@@ -67,8 +67,8 @@ def test_a_dry_run_needs_no_network_and_writes_nothing(
 ) -> None:
     inputs = {
         "train": ("--shards", golden.shards("train")),
-        "infer": ("--checkpoint", "absent", "--input", golden.images("val")),
-        "eval": ("--checkpoint", "absent", "--shards", golden.shards("val")),
+        "infer": ("--checkpoint", "nobody/absent", "--input", golden.images("val")),
+        "eval": ("--checkpoint", "nobody/absent", "--shards", golden.shards("val")),
     }
     out = tmp_path / "out"
     done = run_cocoseg(command, *inputs[command], "--output", out, "--dry-run", "--json")
