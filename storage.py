@@ -365,16 +365,20 @@ def scratch_folder(url: str) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def is_scratch(name: str) -> bool:
+    """Tell whether a folder's name is one that `scratch_folder` gives."""
+    return os.path.basename(name).startswith(_TEMPORARY)
+
+
 def is_half_written(name: str) -> bool:
     """Tell whether a file's name is one that files have until they are whole."""
-    return os.path.basename(name).startswith(_TEMPORARY)
+    return re.fullmatch(rf"{re.escape(_TEMPORARY)}\d+-\d+", os.path.basename(name)) is not None
 
 
 def remove_half_written(url: str) -> None:
     """Remove the files directly in a local folder that killed processes left half-written."""
-    for name in list_files(url):
-        if re.fullmatch(rf"{re.escape(_TEMPORARY)}\d+-\d+", name):
-            remove(join(url, name))
+    for name in filter(is_half_written, list_files(url)):
+        remove(join(url, name))
 
 
 def remove_scratch(url: str, pid: int | None = None) -> None:

@@ -53,8 +53,9 @@ class OutputFolder:
         self._kind = kind
         self._source = source
         self._ours, self._source_before = self._recorded()
-        self.there = storage.present(url, {*self.wanted, *self._ours, FILES})
-        """Those that are wanted, or ours, and there."""
+        self._folders = folders_of(self.wanted)
+        self.there = storage.present(url, {*self.wanted, *self._ours, *self._folders, FILES})
+        """Those that are wanted, or ours, and there; also the folders that they are wanted in."""
 
     def _recorded(self) -> tuple[frozenset[str], str]:
         content = _read_ledger(storage.join(self.url, FILES))
@@ -84,7 +85,7 @@ class OutputFolder:
                 f"--output {self.url}: {name} is there, and not of an {self._kind}, as far as "
                 f"{FILES} tells; choose a folder of its own"
             )
-        for name in sorted(storage.present(self.url, folders_of(self.wanted))):
+        for name in sorted(self.there & self._folders):
             if not storage.is_dir(storage.join(self.url, name)):
                 raise ConfigError(f"--output {self.url}: {name} is a file, and would be a folder")
 
@@ -116,7 +117,7 @@ class OutputFolder:
 
     def tidy_up(self) -> None:
         """Remove what a killed run left half-written in a local folder."""
-        for folder in ("", *folders_of(self._ours | self.wanted)):
+        for folder in ("", *self._folders.union(folders_of(self._ours))):
             storage.remove_half_written(storage.join(self.url, folder))
 
     def settle(self, written: Iterable[str]) -> None:

@@ -30,7 +30,7 @@ from .outputs import files_of
 from .predictor import ReadyNetwork
 
 _LOCK_NAME = "lock"
-_OF_NOTES = re.compile(rf"{_LOCK_NAME}|[0-9a-f]{{16}}\.json|\.tmp-\d+-\d+")
+_NOTE = re.compile(r"[0-9a-f]{16}\.json")
 _VERSION = 1  # of what the same photographs are predicted to
 _WITHOUT_EFFECT = {
     *("checkpoint", "input", "shards", "predictions", "output", "device", "pictures"),
@@ -70,7 +70,8 @@ def refuse_strange_notes(output: str) -> None:
     folder = storage.join(output, PROGRESS)
     there = storage.walk_files(folder) if storage.is_dir(folder) else []
     for name in there:
-        if not _OF_NOTES.fullmatch(name):
+        ours = name == _LOCK_NAME or _NOTE.fullmatch(name) or storage.is_half_written(name)
+        if "/" in name or not ours:
             raise ConfigError(
                 f"--output {output}: {PROGRESS}/{name} is there, and not of an inference; choose a "
                 "folder of its own"

@@ -70,7 +70,7 @@ def scratch_beside(output: str) -> Iterator[Path]:
 
 
 def _remove_abandoned(parent: str) -> None:
-    for name in filter(storage.is_half_written, storage.list_folders(parent)):
+    for name in filter(storage.is_scratch, storage.list_folders(parent)):
         lock = storage.join(parent, name, _LOCK_NAME)
         if storage.is_file(lock):  # else it is no export's
             with contextlib.suppress(BlockingIOError), storage.exclusive(lock) as alone:
