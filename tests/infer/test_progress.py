@@ -597,6 +597,6 @@ def test_a_kill_of_a_run_of_other_settings_leaves_nothing(
 def test_some_kills_at_any_time_change_no_byte(warm, photos, checkpoint, tmp_path, whole):
     amid = sum(
         kill_at_random(warm, photos, checkpoint, tmp_path / str(seed), whole, 3, seed)
-        for seed in (100, 101)
+        for seed in (100, 101, 102)  # a kill that comes late ends a folder
     )
     assert amid >= 2
