@@ -274,7 +274,7 @@ def agree_on_newest(run: str, group: Group) -> Iterator[Checkpoint | None]:
     ------
     DataError
         On every rank, if there are checkpoints, but none that verifies.
-    StoreError, first_line
+    StoreError
         On every rank, if an object store does not answer one of them.
     """
     problems = []
@@ -328,7 +328,7 @@ def open_checkpoint(folder: str) -> Iterator[Checkpoint]:
     ------
     DataError
         If a file is missing, differs from its digest or cannot be read.
-    StoreError, first_line
+    StoreError
         If the object store does not answer.
     """
     with contextlib.ExitStack() as fetched:
