@@ -1,6 +1,5 @@
 """Whatever ends an inference, the same call completes it to the same bytes."""
 
-import contextlib
 import json
 import os
 import random
@@ -8,8 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from cocoseg import storage
@@ -486,117 +484,235 @@ def test_two_processes_predict_each_photograph_once(photos, checkpoint, tmp_path
 
 # ---- kills
 
-_WARM = """
-import sys, os
+_SERVER = """
+import itertools, json, os, re, signal, sys, threading
+from importlib import import_module
 import cocoseg.infer.predict, cocoseg.settings, torch, transformers
 from transformers import SegformerForSemanticSegmentation
-torch.set_num_threads(1)
 from cocoseg import cli
+
+torch.set_num_threads(1)
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def kill_at(owner, function, where, after, call, delay):
+    module, calls = import_module(owner), itertools.count(1)  # next() is atomic
+    original = getattr(module, function)
+
+    def act():
+        if delay:
+            timer = threading.Timer(delay, die)
+            timer.daemon = True
+            timer.start()
+        else:
+            die()
+
+    def wrapped(*args, **more):
+        named = " ".join(str(one) for one in args if not isinstance(one, bytes))
+        here = re.search(where, named) and next(calls) == call
+        if here and not after:
+            act()
+        result = original(*args, **more)
+        if here and after:
+            act()
+        return result
+
+    setattr(module, function, wrapped)
+
 for line in sys.stdin:
+    request = json.loads(line)
     pid = os.fork()
     if not pid:
         os.setsid()
         os.dup2(2, 1)
-        sys.argv = ["cocoseg", *line.rstrip("\\n").split("\\t")]
+        kill_at(**request["kill"])
+        sys.argv = ["cocoseg", *request["arguments"]]
         cli.main()
-    print(pid, flush=True)
     _, status = os.waitpid(pid, 0)
     print(os.waitstatus_to_exitcode(status), flush=True)
 """
 
 
-class Warm:
-    """Runs commands out of a process that has imported everything."""
+class Point(NamedTuple):
+    """A moment: before or after a call of a function with such arguments."""
+
+    owner: str
+    """The module."""
+    function: str
+    where: str
+    """What the paths among its arguments, joined by spaces, must match."""
+    after: bool = False
+    calls: int = 1
+    """How often a run passes it, at most."""
+
+
+NOTE = r"[0-9a-f]{16}\.json$"
+PUBLISHED = {
+    "ledger": (r"/\.files\.json$", 1),
+    "settings": (r"/config\.yaml$", 1),
+    "file": (r"\.png$", 39),
+    "note": (rf"/\.progress/{NOTE}", 7),
+    "coco": (r"/coco\.json$", 1),
+    "list": (r"/predictions\.jsonl$", 1),
+}
+POINTS = {
+    f"{name} {moment}": Point(*function, where, moment == "written", calls)
+    for name, (where, calls) in PUBLISHED.items()
+    for moment, function in {
+        "unwritten": ("cocoseg.storage", "publish_bytes"),
+        "half-way": ("os", "replace"),  # the temporary file is written, but not yet renamed
+        "written": ("cocoseg.storage", "publish_bytes"),
+    }.items()
+} | {
+    "list removed": Point("cocoseg.storage", "remove", r"/predictions\.jsonl$", after=True),
+    "notes there": Point("cocoseg.storage", "remove", r"/\.progress$"),
+    "remove note": Point("os", "unlink", rf"(^|/){NOTE}", calls=7),
+    "remove left-over": Point("os", "unlink", r"/(color|overlay)/[^/]+\.png$", calls=13),
+}
+
+
+class Server:
+    """Runs commands that are killed, each forked from a process that has imported everything."""
 
     def __init__(self):
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _WARM],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            [sys.executable, "-c", _SERVER],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def start(self, arguments):
-        print("\t".join(arguments), file=self.process.stdin, flush=True)
-        return int(self.process.stdout.readline())
-
-    def wait(self):
+    def run(self, arguments, name, call, delay=0.0):
+        """Run a command until the n-th pass of a point; return its exit code."""
+        point = POINTS[name]
+        kill = {
+            "owner": point.owner, "function": point.function, "where": point.where,
+            "after": point.after, "call": call, "delay": delay,
+        }  # fmt: skip
+        request = {"arguments": arguments, "kill": kill}
+        print(json.dumps(request), file=self.process.stdin, flush=True)
         return int(self.process.stdout.readline())
 
 
 @pytest.fixture(scope="module")
-def warm():
-    warm = Warm()
-    yield warm
-    warm.process.kill()
-    warm.process.communicate()
+def server():
+    server = Server()
+    yield server
+    server.process.kill()
+    server.process.communicate()
 
 
-def stamp(out):
-    """When the settings were written: before the first batch."""
-    path = out / "config.yaml"
-    return path.stat().st_mtime_ns if path.exists() else None
+def temporary(out):
+    return [str(path.relative_to(out)) for path in out.rglob(".tmp-*")]
 
 
-OTHERS = ({}, {"color": False}, {"overlay": True, "ids": "coco"}, {"coco_json": False})
+def noted(out):
+    """Return the files of the batches that have a note."""
+    return {
+        record[kind]
+        for path in (out / ".progress").glob("*.json")
+        for record in json.loads(path.read_text())
+        for kind in ("mask", "color", "confidence")
+    }
 
 
-def kill_at_random(warm, photos, checkpoint, out, whole, kills, seed, others=({},)):
-    """Kill and start again, perhaps otherwise; return how many kills came amidst the work."""
-    dice, amid = random.Random(seed), 0
-    arguments = command(photos, checkpoint, out)[2:]
-    for _ in range(kills):
-        before = stamp(out)
-        pid = warm.start(command(photos, checkpoint, out, **dice.choice(others))[2:])
-        while stamp(out) == before and Path(f"/proc/{pid}/cmdline").read_bytes():
-            time.sleep(0.001)  # it loads the network
-        time.sleep(dice.uniform(0, 0.12))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        code = warm.wait()
-        amid += code == -signal.SIGKILL and not (out / "predictions.jsonl").exists()
-        if code == 0 and len(others) == 1:
-            break
-    warm.start(arguments)
-    assert warm.wait() == 0
-    assert content(out) == whole
+def identities(out, names):
+    """Return what changes when a file is written again."""
+    return {name: ((out / name).stat().st_ino, (out / name).stat().st_mtime_ns) for name in names}
+
+
+def check_complete(out, whole, told=""):
+    """Compare a folder with that of a run that was not killed; no other file may be in it."""
+    found = content(out)
+    assert [name for name in {*found, *whole} if found.get(name) != whole.get(name)] == [], told
+    assert not (out / ".progress").exists(), told
     listed = set(json.loads((out / ".files.json").read_text())["files"])
-    assert listed == {"config.yaml", *whole}
+    assert listed == {"config.yaml", *whole}, told
+
+
+def test_kills_at_every_stage_change_no_byte(server, photos, checkpoint, tmp_path, whole):
+    """Each command resumes what the one before left, and is killed at a later stage."""
+    out, keep = tmp_path / "out", {}
+    for name, call in (
+        ("ledger half-way", 1),
+        ("note unwritten", 1),
+        ("file half-way", 8),
+        ("note half-way", 2),
+        ("note written", 2),
+        ("coco half-way", 1),
+        ("list unwritten", 1),
+        ("list written", 1),
+        ("remove note", 4),
+        ("note written", 3),  # of the 7 that are restored from the list
+        ("list removed", 1),
+    ):
+        code = server.run(command(photos, checkpoint, out)[2:], name, call)
+        assert code == -signal.SIGKILL, (name, call)
+        assert (out / ".progress").exists(), (name, call)
+        assert temporary(out) or not name.endswith("half-way"), (name, call)
+        assert identities(out, keep) == keep, (name, call)
+        keep |= identities(out, noted(out))
+    assert len(keep) == 3 * 13
+    result = predict(config_of(photos, checkpoint, out), ModelConfig())
+    assert (result.images, result.kept) == (13, 13)
+    assert identities(out, keep) == keep
+    check_complete(out, whole)
+
+
+COLOR_OF_IDS = {"overlay": True, "ids": "coco"}
+PLAIN_IDS = {"color": False, "coco_json": False, "ids": "coco"}
+OTHERS = ({}, {"color": False}, COLOR_OF_IDS, {"coco_json": False})
+
+
+def test_kills_of_runs_of_changing_settings_leave_nothing(
+    server, photos, checkpoint, tmp_path, whole
+):
+    """Neither notes nor lists of earlier settings vouch for files that others overwrote."""
+    out = tmp_path / "out"
+    predict(config_of(photos, checkpoint, out), ModelConfig())
+    for settings, name, call in (
+        (COLOR_OF_IDS, "file written", 4),
+        ({}, "note written", 3),
+        (COLOR_OF_IDS, "remove note", 2),  # of the 3
+        (COLOR_OF_IDS, "note written", 1),
+        (PLAIN_IDS, "remove left-over", 3),
+    ):
+        code = server.run(command(photos, checkpoint, out, **settings)[2:], name, call)
+        assert code == -signal.SIGKILL, (settings, name, call)
+        assert (out / ".progress").exists(), (settings, name, call)
+        assert not (out / "predictions.jsonl").exists(), (settings, name, call)
+    predict(config_of(photos, checkpoint, out), ModelConfig())
+    check_complete(out, whole)
+
+
+def kill_at_random(server, photos, checkpoint, out, whole, seed, others):
+    """Kill commands at random points, some a little later; return how many were amid the work."""
+    dice, amid, told = random.Random(seed), 0, [f"seed {seed}"]
+    for _ in range(5):
+        settings, name = dice.choice(others), dice.choice(list(POINTS))
+        call = dice.randint(1, POINTS[name].calls)
+        delay = dice.choice((0.0, dice.uniform(0, 0.02)))  # s
+        told.append((settings, name, call, delay))
+        code = server.run(command(photos, checkpoint, out, **settings)[2:], name, call, delay)
+        assert code in (0, -signal.SIGKILL), told
+        amid += code == -signal.SIGKILL and (out / ".progress").exists()
+        if not (out / ".progress").exists() and len(others) == 1:
+            break  # it is complete
+    predict(config_of(photos, checkpoint, out), ModelConfig())
+    check_complete(out, whole, told)
     return amid
 
 
 @pytest.mark.long
-def test_kills_at_any_time_change_no_byte(
-    warm, photos, checkpoint, tmp_path, whole, record_property
+@pytest.mark.parametrize("others", [({},), OTHERS], ids=["same", "changing"])
+def test_kills_at_random_points_change_no_byte(
+    server, photos, checkpoint, tmp_path, whole, record_property, others
 ):
-    amid = sum(
-        kill_at_random(warm, photos, checkpoint, tmp_path / str(seed), whole, 5, seed)
-        for seed in range(16)
-    )
-    record_property("figure", f"infer: {amid} random SIGKILLs amidst the work: same bytes")
-    assert amid >= 30
-
-
-@pytest.mark.long
-def test_kills_of_runs_of_other_settings_leave_nothing(
-    warm, photos, checkpoint, tmp_path, whole, record_property
-):
-    amid = sum(
-        kill_at_random(warm, photos, checkpoint, tmp_path / str(seed), whole, 5, seed, OTHERS)
-        for seed in range(200, 216)
-    )
-    record_property("figure", f"infer: {amid} SIGKILLs of runs of changing settings: same files")
-    assert amid >= 30
-
-
-def test_a_kill_of_a_run_of_other_settings_leaves_nothing(
-    warm, photos, checkpoint, tmp_path, whole
-):
-    out = tmp_path / "out"
-    assert kill_at_random(warm, photos, checkpoint, out, whole, 4, 202, OTHERS) >= 2
-
-
-def test_some_kills_at_any_time_change_no_byte(warm, photos, checkpoint, tmp_path, whole):
-    amid = sum(
-        kill_at_random(warm, photos, checkpoint, tmp_path / str(seed), whole, 3, seed)
-        for seed in (100, 101, 102)  # a kill that comes late ends a folder
-    )
-    assert amid >= 2
+    amid = 0
+    for seed in range(60):
+        out = tmp_path / str(seed)
+        amid += kill_at_random(server, photos, checkpoint, out, whole, seed, others)
+        if amid >= 50:
+            break
+    kind = "runs of changing" if len(others) > 1 else "runs of the same"
+    record_property("figure", f"infer: {amid} random SIGKILLs amid {kind} settings: same bytes")
+    assert amid >= 50
