@@ -8,9 +8,11 @@ import difflib
 import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import yaml
@@ -162,9 +164,14 @@ def find_config(name: str) -> Path:
     )
 
 
-def to_yaml(sections: Mapping[str, Section]) -> str:
-    """Write sections as the YAML that `load` reads."""
-    plain = {name: section.model_dump(mode="json") for name, section in sections.items()}
+def to_yaml(
+    sections: Mapping[str, Section], only: Mapping[str, AbstractSet[str]] = MappingProxyType({})
+) -> str:
+    """Write sections as the YAML that `load` reads; of those in `only` no other keys."""
+    plain = {
+        name: section.model_dump(mode="json", include=set(only[name]) if name in only else None)
+        for name, section in sections.items()
+    }
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 

@@ -15,54 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def confusion_matrix(
-    truth: NDArray[np.integer],
-    prediction: NDArray[np.integer],
-    num_classes: int,
-    ignore_index: int,
-    no_prediction: int | None = None,
-) -> NDArray[np.int64]:
-    """Count pixels by (truth, prediction).
-
-    Parameters
-    ----------
-    truth
-        Train ids of any shape; `ignore_index` pixels are left out.
-    prediction
-        Train ids of the same shape, all below `num_classes`.
-    no_prediction
-        Value, beyond all train ids, of pixels to which no class was given.
-
-    Returns
-    -------
-    ndarray
-        int64, shape (C, C) with C = `num_classes`; rows are the truth. With `no_prediction`
-        (C, C + 1): the last column counts those pixels.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ or a value is no train id.
-    """
-    if truth.shape != prediction.shape:
-        raise ValueError(f"truth {truth.shape} and prediction {prediction.shape} differ in shape")
-    valid = truth != ignore_index
-    rows, columns = truth[valid].astype(np.int64), prediction[valid].astype(np.int64)
-    width = num_classes
-    predicted = columns
-    if no_prediction is not None:
-        width += 1
-        given = columns != no_prediction
-        predicted = columns[given]
-    for name, ids in (("truth", rows), ("prediction", predicted)):
-        if ids.size and (ids.min() < 0 or ids.max() >= num_classes):
-            raise ValueError(f"{name} holds train id {ids.max()}, expected 0…{num_classes - 1}")
-    if no_prediction is not None:
-        columns[~given] = num_classes
-    counts = np.bincount(rows * width + columns, minlength=num_classes * width)
-    return counts.reshape(num_classes, width).astype(np.int64)
-
-
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Scores of one confusion matrix; fractions 0…1, NaN where nothing was to be scored."""
@@ -91,7 +43,7 @@ class Scores:
 
     @classmethod
     def from_confusion(cls, matrix: NDArray[np.int64]) -> "Scores":
-        """Derive all scores from `confusion_matrix`'s result.
+        """Derive all scores from the counts of `model.counts.confusion_counts`.
 
         Pixels without a prediction are misses of their class, and nobody's false positives.
 

@@ -8,7 +8,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,21 +20,21 @@ from ..colors import visualize_prediction
 from ..distributed.group import Group, process_group
 from ..errors import ConfigError
 from ..model.config import ModelConfig
-from ..model.score import check_totals
+from ..model.precision import tf32
+from ..model.score import NetworkPredicts, Predicts, Scored, check_totals, scored
 from ..model.weights import find_checkpoint
 from ..shards.plan import evaluation_batches
-from ..shards.reader import Sample, ShardSet, good
+from ..shards.reader import Sample, ShardSet
 from ..taxonomy import Taxonomy
 from .config import InferConfig
 from .evaluation.checkpoint import Checkpoint, load_checkpoint
 from .evaluation.images import ImageScore, ShownImage, Worst
 from .evaluation.page import render_evaluation
-from .evaluation.predicted import Predicted, PredictedByNetwork, PredictedMasks
+from .evaluation.predicted import PredictedMasks
 from .evaluation.result import Evaluation as Evaluation  # what `evaluate` returns
 from .evaluation.tally import Tally
 from .folder import SETTINGS, OutputFolder, used_settings, writing
 from .inputs import resolved
-from .read_ahead import read_ahead
 from .views import views_of
 
 METRICS = "metrics.json"
@@ -148,19 +147,20 @@ def evaluate(config: InferConfig, model: ModelConfig, progress: bool = False) ->
     CocosegError
         If something cannot be written; what failed on one process, on every process.
     """
-    with process_group("cpu" if config.checkpoint is None else config.device) as group:
+    device = "cpu" if config.checkpoint is None else config.device
+    with process_group(device) as group, tf32(model.tf32):
         with group.together():
             plan = plan_evaluation(config)
         shards = plan.shards
         with group.together():
-            checkpoint, predicted = _predicted(plan, model)
+            checkpoint, predicts = _source(plan, model, group.device)
         batches = evaluation_batches(len(shards), config.batch_size, group.world_size, group.rank)
         with group.together(), writing(plan.output.url):
             if group.leads and config.pictures:
                 plan.output.claim()
                 storage.remove(storage.join(plan.output.url, METRICS))  # these will be of others
         with group.together(), writing(plan.output.url):
-            part = _score(predicted, plan, batches, progress and group.leads)
+            part = _score(predicts, plan, batches, progress and group.leads)
         result = _joined(part, plan, checkpoint, group)
         with group.together():
             check_totals(result.tally.confusion, shards)
@@ -170,40 +170,40 @@ def evaluate(config: InferConfig, model: ModelConfig, progress: bool = False) ->
         return result
 
 
-def _predicted(plan: EvaluationPlan, model: ModelConfig) -> tuple[Checkpoint | None, Predicted]:
+def _source(
+    plan: EvaluationPlan, model: ModelConfig, device: torch.device
+) -> tuple[Checkpoint | None, Predicts]:
     """Make ready what predicts."""
     if plan.masks is not None:
         return None, plan.masks
-    ready, checkpoint = load_checkpoint(plan.config, model, plan.shards.taxonomy)
-    return checkpoint, PredictedByNetwork(ready)
+    predictor, checkpoint = load_checkpoint(plan.config, model, plan.shards.taxonomy, device)
+    return checkpoint, NetworkPredicts(predictor, confidence=True)
 
 
 def _score(
-    predicted: Predicted, plan: EvaluationPlan, batches: Sequence[range], progress: bool
+    predicts: Predicts, plan: EvaluationPlan, batches: Sequence[range], progress: bool
 ) -> _Part:
-    """Count the batches of this process, image by image.
-
-    Raises
-    ------
-    BadSample
-        If a sample cannot be had: a score without it would be another one.
-    """
+    """Count the batches of this process, image by image; see `scored` for what it raises."""
     taxonomy, config = plan.shards.taxonomy, plan.config
     part = _Part(Tally.empty(taxonomy.num_classes), [], Worst())
+
+    def finish(one: Scored) -> tuple[Tally, ImageScore, ShownImage | None]:
+        score = ImageScore.of(one.position, one.sample, one.confusion)
+        shown = None
+        if part.worst.admits(score):  # of the images so far, so perhaps not of all
+            confusion = one.confusion
+            shown = ShownImage.of(score, one.sample, one.mask, confusion, taxonomy.ignore_index)
+        if one.position < config.pictures:
+            _write_picture(one.sample, one.mask, taxonomy, plan.output.url)
+        return Tally.of(one, taxonomy), score, shown
+
     with tqdm(total=sum(map(len, batches)), unit="img", disable=not progress) as bar:
-        for positions, read in read_ahead(batches, plan.shards.read_many):
-            samples = [good(sample) for sample in read]
-            predictions = predicted.of(samples)
-            for position, sample, one in zip(positions, samples, predictions, strict=True):
-                tally = Tally.of(sample.mask, one.mask, one.confidence, taxonomy)
-                part.tally.add(tally)
-                score = ImageScore.of(position, sample, tally.confusion)
-                part.images.append(score)
-                draw = partial(ShownImage.of, score, sample, one.mask, tally.confusion)
-                part.worst.meet(score, partial(draw, taxonomy.ignore_index))
-                if position < config.pictures:
-                    _write_picture(sample, one.mask, taxonomy, plan.output.url)
-                bar.update()
+        for tally, score, shown in scored(predicts, plan.shards, batches, finish):
+            part.tally.add(tally)
+            part.images.append(score)
+            if shown is not None:
+                part.worst.add(shown)
+            bar.update()
     return part
 
 

@@ -17,7 +17,7 @@ import yaml
 from .. import storage
 from ..config import to_yaml
 from ..errors import CocosegError, ConfigError
-from ..model.config import ModelConfig
+from ..model.config import COMPUTATION_KEYS, ModelConfig
 from ..model.weights import is_bare
 from .config import InferConfig
 
@@ -196,12 +196,15 @@ def writing(folder: str) -> Iterator[None]:
 
 
 def used_settings(config: InferConfig, model: ModelConfig) -> str:
-    """Return the content of config.yaml; the ``model`` section only of a bare file of weights.
+    """Return the content of config.yaml: of the ``model`` section what had an effect.
 
-    Any other checkpoint brings its own sizes and classes.
+    A bare file of weights needs all of it; any other checkpoint brings its own sizes and classes,
+    and masks that are scored need none of it.
     """
-    bare = config.checkpoint is not None and is_bare(config.checkpoint)
-    return to_yaml({"model": model, "infer": config} if bare else {"infer": config})
+    if config.checkpoint is None:
+        return to_yaml({"infer": config})
+    only = {} if is_bare(config.checkpoint) else {"model": COMPUTATION_KEYS}
+    return to_yaml({"model": model, "infer": config}, only)
 
 
 def recorded_settings(folder: str) -> dict[str, Any]:

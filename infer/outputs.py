@@ -13,10 +13,10 @@ from pycocotools import mask as rle
 from .. import storage
 from ..colors import mask_to_color, overlay_mask
 from ..errors import ConfigError
+from ..model.predictor import Prediction
 from ..shards.png import Mask, encode_mask
 from ..taxonomy import Taxonomy
 from .config import InferConfig
-from .predictor import Prediction
 
 
 def files_of(config: InferConfig, name: str) -> dict[str, str]:

@@ -20,14 +20,17 @@ from .. import storage
 from ..distributed.group import Group, process_group
 from ..errors import ConfigError, DataError
 from ..model.config import ModelConfig
+from ..model.pipeline import read_ahead, thread_count
+from ..model.precision import dtype_name, tf32
+from ..model.predictor import ComingPrediction, Inputs, Predictor
 from ..model.weights import find_checkpoint
+from ..taxonomy import Taxonomy
 from .config import InferConfig
 from .folder import SETTINGS, OutputFolder, used_settings, writing
 from .inputs import InputImage, list_inputs, resolved
 from .outputs import Outputs
-from .predictor import Prediction, ReadyNetwork
+from .predictor import load_predictor
 from .progress import Progress, batch_id, identity, refuse_strange_notes, wanted_files
-from .read_ahead import read_ahead
 from .views import views_of
 
 Pixels = tuple[NDArray[np.uint8], str] | DataError
@@ -35,8 +38,7 @@ Pixels = tuple[NDArray[np.uint8], str] | DataError
 Record = tuple[InputImage, Future[dict[str, Any]] | dict[str, Any]]
 """What becomes of a photograph, perhaps not yet."""
 
-_READERS, _WRITERS = 2, 2  # threads: the network needs the cores
-_IN_FLIGHT = 4  # predictions that wait for the disk
+_IN_FLIGHT = 2  # predictions per thread that wait for the disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +138,17 @@ def predict(
     CocosegError
         If something cannot be written; what is done stays done.
     """
-    with process_group(config.device) as group, contextlib.ExitStack() as held:
+    with (
+        process_group(config.device) as group,
+        tf32(model.tf32),
+        contextlib.ExitStack() as held,
+    ):
         with group.together():
             plan = plan_prediction(config)
         with group.together():
-            ready = ReadyNetwork.of(config, model)
-            outputs = Outputs(config, ready.loaded.taxonomy)
-        run = identity(ready, config)
+            loaded, predictor = load_predictor(config, model, group.device)
+            outputs = Outputs(config, loaded.taxonomy)
+        run = identity(loaded, config, dtype_name(predictor.precision), model.tf32)
         batches = {batch_id(run, batch): batch for batch in plan.batches}
         told = Progress(config, batches, plan.output)
         if group.gather(group.leads and told.complete)[0]:
@@ -158,21 +164,21 @@ def predict(
             own = list(itertools.islice(batches.items(), group.rank, None, group.world_size))
             _predict_batches(
                 [(one, batch) for one, batch in own if one not in done],
-                ready,
+                predictor,
                 outputs,
                 told,
                 progress and group.leads,
             )
-        return _finish(plan, told, ready, sum(len(batches[one]) for one in done), group)
+        return _finish(plan, told, loaded.taxonomy, sum(len(batches[one]) for one in done), group)
 
 
 def _finish(
-    plan: PredictionPlan, told: Progress, ready: ReadyNetwork, kept: int, group: Group
+    plan: PredictionPlan, told: Progress, taxonomy: Taxonomy, kept: int, group: Group
 ) -> PredictionResult | None:
     result = None
     with group.together(), writing(plan.output.url):
         if group.leads:
-            told.finish(ready.loaded.taxonomy)
+            told.finish(taxonomy)
             result = _result(plan, told.records(), kept)
     return result
 
@@ -187,41 +193,41 @@ def _result(
 
 def _predict_batches(
     batches: Sequence[tuple[str, Sequence[InputImage]]],
-    ready: ReadyNetwork,
+    predictor: Predictor,
     outputs: Outputs,
     told: Progress,
     progress: bool,
 ) -> None:
     """Predict batches one after the other; the next is read and the last written meanwhile."""
     total = sum(len(batch) for _, batch in batches)
+    threads = thread_count(predictor.device)
     writing: deque[tuple[str, list[Record]]] = deque()
     with (
         tqdm(total=total, unit="img", disable=not progress) as bar,
-        ThreadPoolExecutor(_READERS, "cocoseg-read") as readers,
-        ThreadPoolExecutor(_WRITERS, "cocoseg-write") as writers,
+        ThreadPoolExecutor(threads, "cocoseg-read") as readers,
+        ThreadPoolExecutor(threads, "cocoseg-write") as writers,
     ):
-        for (name, batch), content in read_ahead(batches, partial(_read_all, readers)):
-            photographs = list(zip(batch, content, strict=True))
-            predictions = ready.predictions(
-                [read[0] for _, read in photographs if not isinstance(read, DataError)],
+        for (name, batch), content in read_ahead(batches, partial(_read_all, readers, predictor)):
+            predictions = predictor.predictions(
+                content.inputs,
                 confidence=outputs.wants_confidence,
                 probabilities=outputs.config.probabilities,
             )
             records: list[Record] = []
             flying: deque[Future[dict[str, Any]]] = deque()
-            for image, read in photographs:
+            for image, read in zip(batch, content.images, strict=True):
                 if isinstance(read, DataError):
                     records.append((image, {"error": str(read)}))
                     continue
-                if len(flying) == _IN_FLIGHT:
+                if len(flying) == _IN_FLIGHT * threads:
                     flying.popleft().result()
-                written = writers.submit(_write, outputs, image, *read, next(predictions))
-                flying.append(written)
-                records.append((image, written))
+                coming = next(predictions).to_host()
+                flying.append(writers.submit(_write, outputs, image, *read, coming))
+                records.append((image, flying[-1]))
             writing.append((name, records))
             if len(writing) > 1:
                 _settle(*writing.popleft(), told)
-            bar.update(len(photographs))
+            bar.update(len(batch))
         while writing:
             _settle(*writing.popleft(), told)
 
@@ -231,10 +237,10 @@ def _write(
     image: InputImage,
     pixels: NDArray[np.uint8],
     kind: str,
-    prediction: Prediction,
+    coming: ComingPrediction,
 ) -> dict[str, Any]:
     converted = {"converted": kind} if kind else {}
-    return {**outputs.write(image.name, pixels, prediction), **converted}
+    return {**outputs.write(image.name, pixels, coming.wait()), **converted}
 
 
 def _settle(name: str, records: Sequence[Record], told: Progress) -> None:
@@ -246,12 +252,28 @@ def _settle(name: str, records: Sequence[Record], told: Progress) -> None:
     told.publish(name, lines)
 
 
-def _read_all(readers: ThreadPoolExecutor, batch: tuple[str, Sequence[InputImage]]) -> list[Pixels]:
-    return list(readers.map(_read, batch[1]))
+@dataclass(frozen=True, slots=True)
+class _BatchContent:
+    """What threads read of a batch."""
+
+    images: list[Pixels]
+    inputs: Inputs
+    """Of those that could be read."""
 
 
-def _read(image: InputImage) -> Pixels:
-    try:
-        return image.read()
-    except DataError as error:
-        return error
+def _read_all(
+    readers: ThreadPoolExecutor, predictor: Predictor, batch: tuple[str, Sequence[InputImage]]
+) -> _BatchContent:
+    """Read and resize the images of a batch."""
+
+    def read(image: InputImage) -> tuple[Pixels, list[NDArray[np.uint8]] | None]:
+        try:
+            found = image.read()
+        except DataError as error:
+            return error, None
+        return found, predictor.resize(found[0])
+
+    content = list(readers.map(read, batch[1]))
+    good = [(found[0], resized) for found, resized in content if not isinstance(found, DataError)]
+    inputs = predictor.inputs([image for image, _ in good], [resized for _, resized in good])
+    return _BatchContent([found for found, _ in content], inputs)

@@ -21,28 +21,29 @@ from pycocotools import mask as rle
 
 from .. import storage
 from ..errors import ConfigError, DataError
+from ..model.weights import LoadedNetwork, weights_digest
 from ..objectstore import REQUESTS
 from ..taxonomy import Taxonomy
 from .config import InferConfig
 from .folder import COCO_JSON, PREDICTIONS, PROGRESS, SETTINGS, OutputFolder
 from .inputs import InputImage
 from .outputs import files_of
-from .predictor import ReadyNetwork
 
 _LOCK_NAME = "lock"
 _NOTE = re.compile(r"[0-9a-f]{16}\.json")
-_VERSION = 1  # of what the same photographs are predicted to
+_VERSION = 2  # of what the same photographs are predicted to
 _WITHOUT_EFFECT = {
     *("checkpoint", "input", "shards", "predictions", "output", "device", "pictures"),
     *("remote", "cache_dir", "cache_bytes"),
 }
 
 
-def identity(ready: ReadyNetwork, config: InferConfig) -> str:
+def identity(loaded: LoadedNetwork, config: InferConfig, precision: str, tf32: bool) -> str:
     """Return what stands for the weights and the settings that masks depend on."""
-    preprocess, taxonomy = ready.loaded.preprocess, ready.loaded.taxonomy
+    preprocess, taxonomy = loaded.preprocess, loaded.taxonomy
     settings = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
-    told = [_VERSION, ready.digest(), settings, preprocess.to_dict(), taxonomy.to_dict()]
+    computed = [weights_digest(loaded.network), precision, tf32]
+    told = [_VERSION, computed, settings, preprocess.to_dict(), taxonomy.to_dict()]
     return xxhash.xxh3_128_hexdigest(json.dumps(told, sort_keys=True).encode())
 
 

@@ -1,11 +1,14 @@
 """Settings of the network, shared by training and inference."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import PositiveInt, field_validator
 
 from ..config import PathMarker, Section
 from . import registry
+
+COMPUTATION_KEYS = frozenset({"inference_precision", "tf32"})
+"""Settings that say how a loaded network computes, and not which one it is."""
 
 
 class ModelConfig(Section):
@@ -25,6 +28,14 @@ class ModelConfig(Section):
     """Side of training crops and of the square that an image is resized to [pixels]."""
     keep_ratio: bool = False
     """Resize the longer side to `input_size` and keep the shape, instead of a square."""
+
+    inference_precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What the network computes in when it is scored or predicts, in validation, 'infer' and 'eval'
+    alike: 'auto' is bfloat16 where a GPU has it natively, float16 on other GPUs, and float32 on a
+    CPU. Weights, softmax, upsampling and averages are float32 in any case."""
+    tf32: bool = False
+    """Let a GPU compute float32 matrix products and convolutions in TF32, in training and
+    inference: faster, with 10 bits of mantissa instead of 23."""
 
     @field_validator("name")
     @classmethod

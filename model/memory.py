@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ..errors import first_line
 from .meta import empty_copy
+from .sync_batchnorm import localise_batch_norms
+
+
+class UnknownMemory(Exception):
+    """The memory of a training step cannot be estimated; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +76,19 @@ def training_memory(
         Precision of autocast; None is none.
     device
         The type of device whose rules of autocast are followed.
+
+    Raises
+    ------
+    UnknownMemory
+        If the forward pass fails without memory, whatever the reason.
     """
     parameters = list(network.parameters())
     trained = sum(_bytes(p) for p in parameters if p.requires_grad)
     weights = sum(_bytes(p) for p in parameters) + sum(_bytes(b) for b in network.buffers())
-    activations, logits = _forward(network, batch_size, input_size, amp, device)
+    try:
+        activations, logits = _forward(network, batch_size, input_size, amp, device)
+    except Exception as error:  # an estimate: whatever fails in it must not end a run
+        raise UnknownMemory(f"{type(error).__name__}: {first_line(error)}") from error
     return TrainingMemory(
         weights=weights,
         gradients=trained,
@@ -99,6 +113,7 @@ def _forward(
     # Fake tensors and not the meta device, which knows no autocast.
     with FakeTensorMode(), torch.random.fork_rng(devices=[]):
         probe: Any = empty_copy(network, device)
+        localise_batch_norms(probe)  # this rank probes alone: nobody would answer a collective
         pixels = torch.empty(batch_size, 3, input_size, input_size, device=device)
         with (
             torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
@@ -108,6 +123,21 @@ def _forward(
         for tensor in (*probe.parameters(), *probe.buffers()):
             saved.pop(tensor.untyped_storage()._cdata, None)
     return sum(storage.nbytes() for storage in saved.values()), logits
+
+
+_NO_MEMORY = (
+    "DefaultCPUAllocator",  # a CPU's allocator has no error of its own
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether a device, or a library on it, had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+    )
 
 
 def _bytes(tensor: Tensor) -> int:

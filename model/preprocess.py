@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .view import View
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -58,18 +61,9 @@ class Preprocess:
         resized = Image.fromarray(image).resize(target, Image.Resampling.BILINEAR)
         return np.asarray(resized)
 
-    def normalise(self, images_BhwC: Tensor) -> Tensor:
-        """Turn uint8 RGB, shape (B, h, w, 3), into float32, shape (B, 3, h, w), on its device."""
-        device = images_BhwC.device
-        if self.blue_first:
-            images_BhwC = images_BhwC.flip(3)
-        mean = torch.tensor(self.mean, device=device).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, device=device).view(1, 3, 1, 1)
-        # Laid out anew first: channels that lie three apart cost each step more than this copy.
-        images = images_BhwC.permute(0, 3, 1, 2).to(
-            torch.float32, memory_format=torch.contiguous_format
-        )
-        return images.div_(255).sub_(mean).div_(std)
+    def normaliser(self) -> "Normalise":
+        """Return the layer that turns resized images into the network's input."""
+        return Normalise(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of ``preprocessor_config.json``, as transformers reads it."""
@@ -112,6 +106,57 @@ class Preprocess:
         if not (not blue_first if normalises is None else normalises):
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         return cls(int(size), bool(content.get("keep_ratio", False)), mean, std, blue_first)
+
+
+class Normalise(nn.Module):
+    """Turns uint8 RGB images into the network's input.
+
+    Mean and standard deviation are buffers: they move to a device once, with the layer.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        super().__init__()
+        self._blue_first = preprocess.blue_first
+        for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images_BhwC: Tensor) -> Tensor:
+        """Turn uint8, shape (B, h, w, 3), into float32, shape (B, 3, h, w)."""
+        if self._blue_first:
+            images_BhwC = images_BhwC.flip(3)
+        # Laid out anew first: channels that lie three apart cost each step more than this copy.
+        images = images_BhwC.permute(0, 3, 1, 2).to(
+            torch.float32, memory_format=torch.contiguous_format
+        )
+        return images.div_(255).sub_(self.mean).div_(self.std)
+
+
+class HostNormaliser:
+    """Does what `Normalise` does, by NumPy in one thread: beside a network on the CPU.
+
+    Each channel goes through a table of the 256 numbers that `Normalise` makes of it: the same
+    bits, in a fifth of the time.
+    """
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        every = torch.arange(256, dtype=torch.uint8).view(1, 1, 256, 1).expand(1, 1, 256, 3)
+        self._tables = preprocess.normaliser()(every)[0, :, 0].numpy()
+        self._source = (2, 1, 0) if preprocess.blue_first else (0, 1, 2)
+
+    def __call__(self, images_BhwC: Tensor, view: View) -> Tensor:
+        """Return the input of a view, float32, shape (B, 3, h, w), of uint8 images (B, h, w, 3)."""
+        batch, height, width, _ = images_BhwC.shape
+        x = np.empty((batch, 3, height, width), np.float32)
+        for image, planes in zip(images_BhwC.numpy(), x, strict=True):
+            for channel, plane in enumerate(planes):
+                pixels = cv2.extractChannel(image, self._source[channel])
+                if view.flip or view.flip_vertical:
+                    pixels = pixels[:: -1 if view.flip_vertical else 1, :: -1 if view.flip else 1]
+                plane[...] = cv2.LUT(np.ascontiguousarray(pixels), self._tables[channel])
+        return torch.from_numpy(x)
 
 
 def upsample(logits_BChw: Tensor, height: int, width: int) -> Tensor:

@@ -1,112 +1,166 @@
-"""Score a network on shards: the one path that validation during training and ``eval`` share."""
+"""The scoring loop that validation during training and ``eval`` share.
 
-# B batch, C classes, H W pixels of the photograph, h w of the network's input
+batches → samples, read and resized by threads → predictions → counted on their device → `finish`,
+in threads
+"""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+# C classes, H W pixels of the image
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
 
 from ..errors import CocosegError, DataError
-from ..metrics import confusion_matrix
-from ..processes import loader_options
 from ..shards.reader import Sample, ShardSet, good
-from .fuse import best_classes, class_strips
-from .preprocess import Preprocess
-from .view import View
+from ..taxonomy import Taxonomy
+from .counts import BINS, calibration_counts, confusion_counts
+from .pipeline import Transfer, read_ahead, thread_count
+from .predictor import DevicePrediction, Predictor
 
-Predictor = Callable[[Sequence[NDArray[np.uint8]]], list[NDArray[np.integer]]]
-"""Photographs, uint8 RGB (H, W, 3) each, to train-id masks (H, W) each."""
+Result = TypeVar("Result")
+
+_WAITING = 4  # images per thread whose predictions wait for `finish`
 
 
-def forward(
-    network: nn.Module,
-    preprocess: Preprocess,
-    images: Sequence[NDArray[np.uint8]],
-    view: View = View(),  # noqa: B008 - frozen
-) -> list[Tensor]:
-    """Run the network on photographs of any size.
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A sample and how it was predicted, on the host."""
 
-    Those of one input shape go through in one batch; nothing is padded.
+    position: int
+    """Of the sample in the shards."""
+    sample: Sample
+    mask: NDArray[np.integer]
+    """Predicted train ids, shape (H, W); the ignore index where there is no prediction."""
+    confusion: NDArray[np.int64]
+    """See `confusion_counts`, shape (C, C + 1)."""
+    calibration: NDArray[np.int64]
+    """See `calibration_counts`, shape (BINS, 3); all 0 where there are no probabilities."""
+
+
+class Predicts(Protocol):
+    """What is scored: a network, or masks that anything made."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its predictions are."""
+
+    def prepare(self, samples: Sequence[Sample]) -> list[Any]:
+        """Do for each sample what any thread can."""
+
+    def predictions(
+        self, samples: Sequence[Sample], prepared: Sequence[Any]
+    ) -> Iterable[DevicePrediction]:
+        """Predict samples that belong together.
+
+        Masks hold the ignore index where there is no prediction.
+        """
+
+
+class NetworkPredicts:
+    """Scores a network: see `Predicts`.
 
     Parameters
     ----------
-    images
-        uint8 RGB, shape (H, W, 3) each.
-
-    Returns
-    -------
-    list of Tensor
-        Logits, mirrored back, float32, shape (C, h/4, w/4) each, on the network's device.
+    confidence
+        Whether the probability of each pixel's class is counted too; it does not change the mask.
     """
-    device = next(network.parameters()).device
-    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    resized = [preprocess.resize(image, view.scale) for image in images]
-    for i, image in enumerate(resized):
-        groups[image.shape].append(i)
-    logits: list[Tensor] = [torch.empty(0)] * len(images)
-    with torch.inference_mode():
-        for places in groups.values():
-            batch = torch.from_numpy(np.stack([resized[i] for i in places])).to(device)
-            x = preprocess.normalise(view.mirror(batch, 1, 2))
-            out = view.mirror(network(pixel_values=x).logits, 2, 3)
-            for i, one in zip(places, out, strict=True):
-                logits[i] = one
-    return logits
+
+    def __init__(self, predictor: Predictor, *, confidence: bool) -> None:
+        self._predictor = predictor
+        self._confidence = confidence
+        self.device = predictor.device
+
+    def prepare(self, samples: Sequence[Sample]) -> list[Any]:
+        """Resize the images."""
+        return [self._predictor.resize(sample.image) for sample in samples]
+
+    def predictions(
+        self, samples: Sequence[Sample], prepared: Sequence[Any]
+    ) -> Iterable[DevicePrediction]:
+        """Run the network on the images as one batch."""
+        inputs = self._predictor.inputs([sample.image for sample in samples], prepared)
+        return self._predictor.predictions(inputs, confidence=self._confidence)
 
 
-@torch.inference_mode()
-def predict_plain(
-    network: nn.Module, preprocess: Preprocess, images: Sequence[NDArray[np.uint8]]
-) -> list[NDArray[np.integer]]:
-    """Predict masks at the photographs' sizes: one view, argmax of the upsampled logits."""
-    return [
-        best_classes(class_strips(logits, *image.shape[:2]), *image.shape[:2])
-        for logits, image in zip(forward(network, preprocess, images), images, strict=True)
-    ]
+def scored(
+    predicts: Predicts,
+    shards: ShardSet,
+    batches: Iterable[Sequence[int]],
+    finish: Callable[[Scored], Result],
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[Result]:
+    """Predict the samples of `batches`, each batch as a whole, and yield what becomes of each.
 
-
-def predictions(
-    predict: Predictor, shards: ShardSet, batches: Sequence[Sequence[int]], workers: int = 0
-) -> Iterator[tuple[Sample, NDArray[np.integer]]]:
-    """Predict the samples of `batches`, each batch as a whole, and yield them one by one.
+    The network does not wait: the next batch is read, and finished images are counted, by threads.
 
     Parameters
     ----------
     batches
         Sample numbers; canonical ones come from `plan.evaluation_batches`.
-    workers
-        Loader processes.
+    finish
+        Called once per sample, by several threads.
+    check
+        Called before each batch; what it raises ends the loop.
+
+    Yields
+    ------
+    object
+        What `finish` returned, in the order of the samples.
 
     Raises
     ------
     BadSample
         If a sample cannot be had: a score without it would be another one.
+    DataError
+        If the network's logits were not finite.
     """
-    loader: DataLoader[Sequence[Sample | CocosegError]] = DataLoader(
-        _Samples(shards),
-        batch_sampler=[list(batch) for batch in batches],
-        collate_fn=list,
-        **loader_options(workers, __name__),
-    )
-    for read in loader:
-        samples = [good(sample) for sample in read]  # here: a worker would add its traceback
-        masks = predict([sample.image for sample in samples])
-        yield from zip(samples, masks, strict=True)
-
-
-def score(
-    predict: Predictor, shards: ShardSet, batches: Sequence[Sequence[int]], workers: int = 0
-) -> NDArray[np.int64]:
-    """Return the confusion matrix of `predict` over the samples of `batches`, int64, (C, C)."""
+    threads = thread_count(predicts.device)
     taxonomy = shards.taxonomy
-    matrix = np.zeros((taxonomy.num_classes, taxonomy.num_classes), np.int64)
-    for sample, mask in predictions(predict, shards, batches, workers):
-        matrix += confusion_matrix(sample.mask, mask, taxonomy.num_classes, taxonomy.ignore_index)
+    with (
+        ThreadPoolExecutor(threads, "cocoseg-read") as readers,
+        ThreadPoolExecutor(threads, "cocoseg-score") as scorers,
+    ):
+
+        def read(batch: Sequence[int]) -> list[_Read]:
+            size = -(-len(batch) // threads)
+            parts = [batch[first : first + size] for first in range(0, len(batch), size)]
+            return [
+                one for part in readers.map(partial(_read, predicts, shards), parts) for one in part
+            ]
+
+        waiting: deque[Future[Result]] = deque()
+        for positions, content in read_ahead(batches, read):
+            check()
+            samples = [good(one.sample) for one in content]
+            predictions = predicts.predictions(samples, [one.prepared for one in content])
+            for position, one, prediction in zip(positions, content, predictions, strict=True):
+                coming = _Coming(position, good(one.sample), prediction, one.truth, taxonomy)
+                waiting.append(scorers.submit(_finished, finish, coming))
+                if len(waiting) > _WAITING * threads:
+                    yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def confusion_of(
+    predicts: Predicts,
+    shards: ShardSet,
+    batches: Iterable[Sequence[int]],
+    check: Callable[[], None] = lambda: None,
+) -> NDArray[np.int64]:
+    """Return the confusion matrix over samples, int64, shape (C, C + 1); see `scored`."""
+    classes = shards.taxonomy.num_classes
+    matrix = np.zeros((classes, classes + 1), np.int64)
+    for confusion in scored(predicts, shards, batches, lambda one: one.confusion, check):
+        matrix += confusion
     return matrix
 
 
@@ -137,12 +191,76 @@ def check_totals(matrix: NDArray[np.int64], shards: ShardSet, whose: str = "") -
         )
 
 
-class _Samples(Dataset[Sequence[Sample | CocosegError]]):
-    def __init__(self, shards: ShardSet) -> None:
-        self.shards = shards
+def _finished(finish: Callable[[Scored], Result], coming: "_Coming") -> Result:
+    return finish(coming.wait())
 
-    def __getitems__(self, positions: Sequence[int]) -> Sequence[Sample | CocosegError]:
-        try:
-            return self.shards.read_many(positions)
-        except CocosegError as error:
-            return [error]
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What threads did for a sample."""
+
+    sample: Sample | CocosegError
+    truth: Tensor | None = None
+    """The sample's mask, shape (H, W), on the host; page-locked where a GPU reads it."""
+    prepared: Any = None
+
+
+def _read(predicts: Predicts, shards: ShardSet, positions: Sequence[int]) -> list[_Read]:
+    read = shards.read_many(positions)
+    samples = [one for one in read if isinstance(one, Sample)]
+    prepared = iter(predicts.prepare(samples))
+    return [
+        _Read(one, _host_tensor(one.mask, predicts.device), next(prepared))
+        if isinstance(one, Sample)
+        else _Read(one)
+        for one in read
+    ]
+
+
+def _host_tensor(mask: NDArray[np.integer], device: torch.device) -> Tensor:
+    wide = mask if mask.dtype == np.uint8 else mask.astype(np.int32)  # torch knows few uint16
+    tensor = torch.from_numpy(wide)
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+class _Coming:
+    """A scored sample whose counts and mask are on their way to the host."""
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        position: int,
+        sample: Sample,
+        prediction: DevicePrediction,
+        truth: Tensor | None,
+        taxonomy: Taxonomy,
+    ) -> None:
+        assert truth is not None
+        classes, mask = taxonomy.num_classes, prediction.mask
+        truth = truth.to(mask.device, non_blocking=True)
+        parts = [confusion_counts(truth, mask, classes).flatten()]
+        if prediction.confidence is not None:
+            counts = calibration_counts(truth, mask, prediction.confidence, classes)
+            parts.append(counts.flatten())
+        if prediction.finite is not None:
+            parts.append(prediction.finite.long()[None])
+        self._position, self._sample, self._prediction = position, sample, prediction
+        self._classes = classes
+        self._transfer = Transfer(torch.cat(parts), mask)
+
+    def wait(self) -> Scored:
+        """Return it once all has arrived."""
+        counts, mask = self._transfer.wait()
+        if self._prediction.finite is not None:
+            self._prediction.check(bool(counts[-1]))
+        cells = self._classes * (self._classes + 1)
+        calibration = np.zeros((BINS, 3), np.int64)
+        if self._prediction.confidence is not None:
+            calibration = counts[cells : cells + BINS * 3].reshape(BINS, 3)
+        return Scored(
+            self._position,
+            self._sample,
+            mask if mask.dtype == np.uint8 else mask.astype(np.uint16),
+            counts[:cells].reshape(self._classes, -1),
+            calibration,
+        )

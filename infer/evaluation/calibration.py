@@ -6,8 +6,6 @@ mean distance of accuracy and mean probability in a bin, weighted by its pixels.
 width, as there.
 """
 
-# H W pixels
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,48 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...metrics import fractions, plain
-
-BINS = 15
-UNIT = 2**24
-"""Probabilities are added up as multiples of 1 ÷ `UNIT`: integers, so that the sum is the same in
-any order. From 0.5 up a float32 is such a multiple; below, 3e-8 is lost at most. 5e11 pixels fit
-into 64 bits."""
-
-
-def calibration_counts(
-    truth: NDArray[np.integer],
-    prediction: NDArray[np.integer],
-    confidence: NDArray[np.floating],
-    ignore_index: int,
-) -> NDArray[np.int64]:
-    """Count the pixels of one image by how sure the prediction is.
-
-    Parameters
-    ----------
-    truth
-        Train ids, shape (H, W); `ignore_index` pixels are left out.
-    prediction
-        Train ids, shape (H, W).
-    confidence
-        Probability of the predicted class, 0…1, shape (H, W).
-
-    Returns
-    -------
-    ndarray
-        int64, shape (BINS, 3): pixels, pixels that are right, sum of the probabilities in `UNIT`.
-        Bin i holds probabilities above i ÷ BINS, up to (i + 1) ÷ BINS.
-    """
-    valid = truth != ignore_index
-    right = truth[valid] == prediction[valid]
-    units = np.rint(np.clip(confidence[valid].astype(np.float64), 0, 1) * UNIT)
-    bins = np.maximum((units.astype(np.int64) * BINS - 1) // UNIT, 0)
-    counts = (
-        np.bincount(bins, minlength=BINS),
-        np.bincount(bins[right], minlength=BINS),
-        # Exact: whole numbers whose sum, of one image, stays far below 2^53.
-        np.bincount(bins, weights=units, minlength=BINS),
-    )
-    return np.stack([column.astype(np.int64) for column in counts], axis=1)
+from ...model.counts import BINS, UNIT
 
 
 @dataclass(frozen=True, slots=True)

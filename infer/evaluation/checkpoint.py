@@ -3,13 +3,17 @@
 import os
 from dataclasses import dataclass
 
+import torch
+
 from ... import storage
 from ...errors import ConfigError
 from ...model.config import ModelConfig
-from ...model.weights import find_checkpoint, is_bare
+from ...model.precision import dtype_name
+from ...model.predictor import Predictor
+from ...model.weights import find_checkpoint, is_bare, weights_digest
 from ...taxonomy import Taxonomy
 from ..config import InferConfig
-from ..predictor import ReadyNetwork
+from ..predictor import load_predictor
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +24,15 @@ class Checkpoint:
     """As it was given: a run, say, whose best checkpoint changes."""
     name: str
     """Of the checkpoint's own folder or file, or on the hub."""
+    precision: str
+    """What the network computed in: ``bfloat16``, say."""
     digest: str
     """XXH3-128 of the names and values of all weights, in hex."""
 
 
 def load_checkpoint(
-    config: InferConfig, model: ModelConfig, taxonomy: Taxonomy
-) -> tuple[ReadyNetwork, Checkpoint]:
+    config: InferConfig, model: ModelConfig, taxonomy: Taxonomy, device: torch.device
+) -> tuple[Predictor, Checkpoint]:
     """Load ``infer.checkpoint`` to score it on shards of a taxonomy.
 
     Raises
@@ -36,9 +42,11 @@ def load_checkpoint(
     """
     given = str(config.checkpoint)
     resolved, name = _resolved(given)
-    ready = ReadyNetwork.of(config.model_copy(update={"checkpoint": resolved}), model)
-    _check_classes(given, ready.loaded.taxonomy, taxonomy)
-    return ready, Checkpoint(given, name, ready.digest())
+    found = config.model_copy(update={"checkpoint": resolved})
+    loaded, predictor = load_predictor(found, model, device)
+    _check_classes(given, loaded.taxonomy, taxonomy)
+    precision, digest = dtype_name(predictor.precision), weights_digest(loaded.network)
+    return predictor, Checkpoint(given, name, precision, digest)
 
 
 def _resolved(given: str) -> tuple[str, str]:

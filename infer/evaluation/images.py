@@ -3,7 +3,7 @@
 # H W pixels
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,12 +103,16 @@ class Worst:
         self.shown: Sequence[ShownImage] = sorted(shown, key=lambda one: _rank(one.score))[:WORST]
         """The worst first."""
 
-    def meet(self, score: ImageScore, draw: Callable[[], ShownImage]) -> None:
-        """Keep an image if it is among the worst; only then it is drawn."""
+    def admits(self, score: ImageScore) -> bool:
+        """Whether an image is among the worst so far: drawing it may be worth the time."""
         if math.isnan(score.miou):
-            return
-        if len(self.shown) < WORST or _rank(score) < _rank(self.shown[-1].score):
-            self.shown = Worst([*self.shown, draw()]).shown
+            return False
+        return len(self.shown) < WORST or _rank(score) < _rank(self.shown[-1].score)
+
+    def add(self, shown: ShownImage) -> None:
+        """Keep an image if it is among the worst."""
+        if self.admits(shown.score):
+            self.shown = Worst([*self.shown, shown]).shown
 
 
 def _rank(score: ImageScore) -> tuple[float, int]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from ...colors import VOID_COLOR
 from ...metrics import mean
+from ...model.counts import BINS
 from ...report.blocks import (
     Beside,
     Block,
@@ -25,7 +26,7 @@ from ...report.comparison import Comparison, Comparisons, Panel
 from ...report.confusion import ConfusionMap
 from ...report.page import Section, render
 from ...report.reliability import ReliabilityBin, ReliabilityDiagram
-from .calibration import BINS, Calibration
+from .calibration import Calibration
 from .images import ShownImage
 from .result import NO_PREDICTION, Evaluation
 

@@ -1,42 +1,19 @@
-"""Where predictions come from: a network, or masks that anything made."""
+"""Masks that any program made, scored in place of a network's."""
 
 # H W pixels
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from ... import storage
 from ...errors import ConfigError, DataError
+from ...model.predictor import DevicePrediction
 from ...shards.decode import decode_mask
 from ...shards.reader import Sample, ShardSet
 from ..folder import FOLDERS, PROGRESS, files_of_outputs, recorded_settings
-from ..predictor import Prediction, ReadyNetwork
-
-
-class Predicted(Protocol):
-    """Gives a prediction for each sample."""
-
-    def of(self, samples: Sequence[Sample]) -> Iterable[Prediction]:
-        """Return the predictions of samples that go through the network together.
-
-        Each `Prediction` has a mask of train ids, shape (H, W), with the ignore index where there
-        is no prediction; and where probabilities are known, the `confidence` of its class. Asking
-        for the confidence must not change the mask.
-        """
-
-
-class PredictedByNetwork:
-    """Predictions of a checkpoint, with the probability of each pixel's class."""
-
-    def __init__(self, ready: ReadyNetwork) -> None:
-        self._ready = ready
-
-    def of(self, samples: Sequence[Sample]) -> Iterable[Prediction]:
-        """Predict samples; see `Predicted`."""
-        return self._ready.predictions([sample.image for sample in samples], confidence=True)
 
 
 class PredictedMasks:
@@ -60,6 +37,8 @@ class PredictedMasks:
     DataError
         If a mask is missing, or one too many.
     """
+
+    device = torch.device("cpu")
 
     def __init__(self, folder: str, shards: ShardSet) -> None:
         if not storage.is_dir(folder):
@@ -99,18 +78,25 @@ class PredictedMasks:
                 f"{_more(extra)}; remove what is not to be scored, or add its shards"
             )
 
-    def of(self, samples: Sequence[Sample]) -> Iterable[Prediction]:
-        """Read the masks of samples; see `Predicted`.
+    def prepare(self, samples: Sequence[Sample]) -> list[DevicePrediction]:
+        """Read the masks of samples; see `Predicts`.
 
         Raises
         ------
         DataError
-            If a mask is no single-channel grayscale PNG, has another size than its photograph, or
-            holds what is no train id.
+            If a mask is no single-channel grayscale PNG, has another size than its image, or holds
+            what is no train id.
         """
-        return map(self._read, samples)
+        return [self._read(sample) for sample in samples]
 
-    def _read(self, sample: Sample) -> Prediction:
+    def predictions(
+        self, samples: Sequence[Sample], prepared: Sequence[DevicePrediction]
+    ) -> Sequence[DevicePrediction]:
+        """Return the masks that were read."""
+        del samples
+        return prepared
+
+    def _read(self, sample: Sample) -> DevicePrediction:
         url = storage.join(self._folder, f"{sample.key}.png")
         mask = decode_mask(storage.read_bytes(url), url, expected=sample.mask.shape)
         classes, ignored = self._taxonomy.num_classes, self._taxonomy.ignore_index
@@ -120,8 +106,8 @@ class PredictedMasks:
                 f"{url}: holds {int(wrong.max())}; expected train ids 0…{classes - 1}, and "
                 f"{ignored} where there is no prediction"
             )
-        narrow = np.uint8 if self._taxonomy.bits == 8 else np.uint16
-        return Prediction(mask.astype(narrow, copy=False))
+        narrow = np.uint8 if self._taxonomy.bits == 8 else np.int32  # torch knows few uint16
+        return DevicePrediction(torch.from_numpy(mask.astype(narrow, copy=False)))
 
 
 def _more(names: Sequence[str]) -> str:

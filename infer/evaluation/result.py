@@ -129,6 +129,7 @@ class Evaluation:
             else {
                 "path": checkpoint.path,
                 "name": checkpoint.name,
+                "precision": checkpoint.precision,
                 "digest": checkpoint.digest,
             },
             "predictions": self.predictions,

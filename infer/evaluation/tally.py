@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...metrics import confusion_matrix
+from ...model.counts import BINS
+from ...model.score import Scored
 from ...taxonomy import Taxonomy
 from .boundary import boundary_counts
-from .calibration import BINS, calibration_counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,33 +34,12 @@ class Tally:
         )
 
     @classmethod
-    def of(
-        cls,
-        truth: NDArray[np.integer],
-        prediction: NDArray[np.integer],
-        confidence: NDArray[np.floating] | None,
-        taxonomy: Taxonomy,
-    ) -> "Tally":
-        """Count one image.
-
-        Parameters
-        ----------
-        truth
-            Train ids, shape (H, W); pixels of the ignore index are left out.
-        prediction
-            Train ids, shape (H, W); the ignore index where there is no prediction.
-        confidence
-            Probability of the predicted class, 0…1, shape (H, W); None if it is not known.
-        """
-        classes, ignored = taxonomy.num_classes, taxonomy.ignore_index
-        calibration = np.zeros((BINS, 3), np.int64)
-        if confidence is not None:
-            calibration = calibration_counts(truth, prediction, confidence, ignored)
-        return cls(
-            confusion_matrix(truth, prediction, classes, ignored, no_prediction=ignored),
-            boundary_counts(truth, prediction, classes, ignored),
-            calibration,
+    def of(cls, scored: Scored, taxonomy: Taxonomy) -> "Tally":
+        """Return the counts of one image."""
+        boundary = boundary_counts(
+            scored.sample.mask, scored.mask, taxonomy.num_classes, taxonomy.ignore_index
         )
+        return cls(scored.confusion, boundary, scored.calibration)
 
     def add(self, other: "Tally") -> None:
         """Count what `other` has, too."""

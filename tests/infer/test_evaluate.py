@@ -10,15 +10,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from cocoseg.infer.evaluation.predicted import PredictedByNetwork
-from cocoseg.infer.predictor import ReadyNetwork
+from cocoseg.model.predictor import Predictor
 from cocoseg.model.preprocess import Preprocess
-from cocoseg.model.score import predict_plain
-from cocoseg.model.view import View
-from cocoseg.model.weights import LoadedNetwork
+from cocoseg.model.score import NetworkPredicts, scored
 from cocoseg.shards.png import encode_mask
 from cocoseg.shards.reader import ShardSet
-from cocoseg.taxonomy import coco_taxonomy
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -368,15 +364,15 @@ def test_one_view_is_scored_by_its_logits_even_where_probabilities_are_equal(mak
     with torch.no_grad():
         network.decode_head.classifier.weight.mul_(1e-4)
         network.decode_head.classifier.bias.zero_()
-    loaded = LoadedNetwork(network, Preprocess(64), coco_taxonomy(), "new")
-    ready = ReadyNetwork(loaded, [View()])
+    predictor = Predictor(network, Preprocess(64))
     shards = ShardSet([str(golden.shards("val"))])
-    samples = [shards.read(position) for position in range(len(shards))]
-    images = [sample.image for sample in samples]
-    scored = list(PredictedByNetwork(ready).of(samples))
-    for one, mask in zip(scored, predict_plain(network, loaded.preprocess, images), strict=True):
-        assert np.array_equal(one.mask, mask)
-        assert one.confidence.min() > 1 / 82
+    predicts = NetworkPredicts(predictor, confidence=True)
+    for one in scored(predicts, shards, [range(len(shards))], lambda one: one):
+        inputs = predictor.inputs([one.sample.image])
+        (alone,) = predictor.predictions(inputs, confidence=True)
+        assert (alone.mask.numpy() == one.mask).mean() > 0.999
+        assert np.array_equal(predictor.predict([one.sample.image])[0], alone.mask.numpy())
+        assert alone.confidence.min() > 1 / 82
 
 
 def torchrun(processes, *arguments):

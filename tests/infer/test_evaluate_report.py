@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from cocoseg.infer.evaluation.checkpoint import Checkpoint
 from cocoseg.infer.evaluation.images import WORST, ImageScore, ShownImage, Worst
 from cocoseg.infer.evaluation.page import render_evaluation
 from cocoseg.infer.evaluation.result import Evaluation
 from cocoseg.infer.evaluation.tally import Tally
+from cocoseg.model.counts import BINS, calibration_counts, confusion_counts
+from cocoseg.model.score import Scored
 from cocoseg.shards.reader import Sample
 from cocoseg.taxonomy import SemanticClass, Taxonomy
 from hypothesis import given
@@ -21,14 +24,16 @@ def evaluated(pairs, names=("background", "cat", "dog"), confident=True):
     total, images, worst = Tally.empty(len(names)), [], Worst()
     for position, (truth, found) in enumerate(pairs):
         sample = Sample(f"key{position}", np.zeros((*truth.shape, 3), np.uint8), truth)
-        confidence = np.full(truth.shape, 0.75, np.float32) if confident else None
-        tally = Tally.of(truth, found, confidence, taxonomy)
-        total.add(tally)
-        images.append(ImageScore.of(position, sample, tally.confusion))
-        shown = (images[-1], sample, found, tally.confusion, taxonomy.ignore_index)
-        worst.meet(images[-1], lambda shown=shown: ShownImage.of(*shown))
+        wide, ids = (torch.from_numpy(mask.astype(np.int32)) for mask in (truth, found))
+        sure = torch.full(truth.shape, 0.75) if confident else None
+        counts = [confusion_counts(wide, ids, len(names)).numpy(), np.zeros((BINS, 3), np.int64)]
+        if sure is not None:
+            counts[1] = calibration_counts(wide, ids, sure, len(names)).numpy()
+        total.add(Tally.of(Scored(position, sample, found, *counts), taxonomy))
+        images.append(ImageScore.of(position, sample, counts[0]))
+        worst.add(ShownImage.of(images[-1], sample, found, counts[0], taxonomy.ignore_index))
     return Evaluation(
-        checkpoint=Checkpoint("run/best", "step-00000012", "abc") if confident else None,
+        checkpoint=Checkpoint("run/best", "step-00000012", "float32", "abc") if confident else None,
         predictions=None if confident else "/some/where/masks",
         views=int(confident),
         shards=("/some/where/shards/val",),
@@ -106,19 +111,21 @@ def test_the_worst_of_parts_are_the_worst_of_all(mious, parts):
     for part in range(parts):
         worst = Worst()
         for one in scores[part::parts]:
-            worst.meet(one, lambda one=one: shown(one))
+            worst.add(shown(one))
         found += worst.shown
     known = [one for one in scores if one.miou == one.miou]
     expected = sorted(known, key=lambda one: (one.miou, one.position))[:WORST]
     assert [one.score for one in Worst(found).shown] == expected
 
 
-def test_only_images_that_are_kept_are_drawn():
-    worst, drawn = Worst(), []
+def test_an_image_better_than_the_worst_so_far_need_not_be_drawn():
+    worst = Worst()
     for position in range(100):
         one = score(position, position / 100)
-        worst.meet(one, lambda one=one: drawn.append(one) or shown(one))
-    assert len(drawn) == WORST
+        assert worst.admits(one) == (position < WORST)
+        worst.add(shown(one))
+    assert worst.admits(score(100, 0.0)) is True
+    assert worst.admits(score(101, float("nan"))) is False
 
 
 def test_equal_confusions_come_in_the_order_of_train_ids():

@@ -8,7 +8,7 @@ from cocoseg.colors import VOID_COLOR
 from cocoseg.errors import ConfigError
 from cocoseg.infer.config import InferConfig
 from cocoseg.infer.outputs import Outputs
-from cocoseg.infer.predictor import Prediction
+from cocoseg.model.predictor import Prediction
 from cocoseg.taxonomy import SemanticClass, Taxonomy, coco_taxonomy
 from PIL import Image
 from pycocotools import mask as rle

@@ -427,8 +427,10 @@ def test_a_bare_file_of_weights_predicts_as_its_folder_does(infer, put, checkpoi
         mask_of(tmp_path / "by-folder" / "a.png"), mask_of(tmp_path / "by-file" / "a.png")
     )
     recorded = {name: tmp_path / name / "config.yaml" for name in ("by-folder", "by-file")}
-    used = {name: yaml.safe_load(path.read_text()).keys() for name, path in recorded.items()}
-    assert used == {"by-folder": {"infer"}, "by-file": {"model", "infer"}}
+    used = {name: yaml.safe_load(path.read_text()) for name, path in recorded.items()}
+    assert [set(used[name]) for name in recorded] == [{"model", "infer"}] * 2
+    assert used["by-folder"]["model"] == {"inference_precision": "auto", "tf32": False}
+    assert used["by-file"]["model"]["name"] == str(checkpoint)
 
 
 def test_a_bare_file_without_its_network_asks_for_it(infer, put, out, tmp_path):

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 from cocoseg.infer.config import InferConfig
-from cocoseg.infer.predictor import ReadyNetwork
 from cocoseg.infer.views import views_of
 from cocoseg.model.fuse import Piece, probability_strips
+from cocoseg.model.predictor import Predictor
 from cocoseg.model.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
-from cocoseg.model.score import forward
 from cocoseg.model.view import View
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,15 +28,18 @@ def mean_probabilities(network, preprocess, views, images):
     """Ours: (C, H, W) for each image."""
     for image in images:
         height, width = image.shape[:2]
-        logits = tuple(forward(network, preprocess, [image], view)[0] for view in views)
-        strips = probability_strips([Piece(logits, 0, 0, height, width)], range(height), width)
+        predictor = Predictor(network, preprocess, views)
+        inputs = predictor.inputs([image])
+        with torch.inference_mode():
+            logits = predictor._logits(inputs, inputs.whole)[0]
+        piece = Piece(logits, 0, 0, height, width, views=views)
+        strips = probability_strips([piece], range(height), width)
         yield torch.cat(list(strips)).permute(2, 0, 1)
 
 
 def predict_views(network, preprocess, views, images):
     """Masks, by way of what the command calls."""
-    loaded = SimpleNamespace(network=network, preprocess=preprocess)
-    return ReadyNetwork(loaded, views).predict(images)
+    return Predictor(network, preprocess, views).predict(images)
 
 
 def reference(network, image, views, side=64):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from cocoseg.errors import ConfigError, DataError
 from cocoseg.infer.config import InferConfig
-from cocoseg.infer.predictor import ReadyNetwork
+from cocoseg.infer.predictor import load_predictor
 from cocoseg.model.config import ModelConfig
 from cocoseg.model.preprocess import Preprocess
 from cocoseg.model.switches import (
@@ -219,10 +219,11 @@ def test_a_scale_that_a_network_cannot_take_is_refused_before_any_photograph(hub
     save_network(tmp_path, start(hub("data2vec")), Preprocess(64), FIVE)
     config = InferConfig(checkpoint=str(tmp_path), device="cpu", tta_scales=(1.0, 1.5))
     with pytest.raises(ConfigError, match=r"infer.tta_scales 1.5, an input of 96: .*use 64$"):
-        ReadyNetwork.of(config, ModelConfig())
+        load_predictor(config, ModelConfig(), torch.device("cpu"))
     plain = config.model_copy(update={"tta_scales": (1.0,)})
     photograph = np.zeros((40, 50, 3), np.uint8)
-    assert ReadyNetwork.of(plain, ModelConfig()).predict([photograph])[0].shape == (40, 50)
+    _, predictor = load_predictor(plain, ModelConfig(), torch.device("cpu"))
+    assert predictor.predict([photograph])[0].shape == (40, 50)
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"data2vec"}))
@@ -284,7 +285,7 @@ def test_a_processor_of_blue_first_is_followed_and_saved(hub, tmp_path):
     preprocess = load_network(str(tmp_path), ModelConfig()).preprocess
     assert preprocess.blue_first
     image = torch.tensor([[[[255, 51, 0]]]], dtype=torch.uint8)
-    assert preprocess.normalise(image).flatten().tolist() == pytest.approx([0.0, 0.2, 1.0])
+    assert preprocess.normaliser()(image).flatten().tolist() == pytest.approx([0.0, 0.2, 1.0])
     assert Preprocess.from_dict(preprocess.to_dict()) == preprocess
     told = preprocess.to_dict()
     assert told["image_processor_type"] == "MobileViTImageProcessor"

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from cocoseg.model.preprocess import Preprocess, upsample
-from cocoseg.model.score import predict_plain
+from cocoseg.model.predictor import Predictor
+from cocoseg.model.preprocess import HostNormaliser, Preprocess, upsample
+from cocoseg.model.view import View
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -35,7 +36,7 @@ def test_pixels_are_those_of_transformers(size, side):
         "pixel_values"
     ]
     ours = Preprocess(side, mean=mean, std=std)
-    got = ours.normalise(torch.from_numpy(ours.resize(photo(*size))[None].copy()))
+    got = ours.normaliser()(torch.from_numpy(ours.resize(photo(*size))[None].copy()))
     assert (got.shape, got.dtype) == (expected.shape, torch.float32)
     assert (got - expected).abs().max() <= 2e-6
 
@@ -45,7 +46,7 @@ def test_what_is_saved_gives_transformers_the_same_pixels():
     ours = Preprocess(80, mean=(0.1, 0.2, 0.3), std=(0.9, 0.8, 0.7))
     theirs = SegformerImageProcessorPil(**ours.to_dict())
     expected = theirs(photo(40, 50), return_tensors="pt")["pixel_values"]
-    got = ours.normalise(torch.from_numpy(ours.resize(photo(40, 50))[None].copy()))
+    got = ours.normaliser()(torch.from_numpy(ours.resize(photo(40, 50))[None].copy()))
     assert (got - expected).abs().max() <= 2e-6
 
 
@@ -57,7 +58,7 @@ def test_a_plain_prediction_is_that_of_transformers(make_network, size):
     with torch.no_grad():
         out = network(**theirs(image, input_data_format="channels_last", return_tensors="pt"))
     (expected,) = theirs.post_process_semantic_segmentation(out, target_sizes=[size])
-    (mask,) = predict_plain(network, Preprocess(64), [image])
+    (mask,) = Predictor(network, Preprocess(64)).predict([image])
     assert (mask.shape, mask.dtype) == (size, np.uint8)
     # Not a pixel may differ but where the two best classes are within float32's reach.
     logits = F.interpolate(out.logits, size, mode="bilinear")[0]
@@ -68,7 +69,7 @@ def test_a_plain_prediction_is_that_of_transformers(make_network, size):
 
 
 def test_the_test_image_is_not_all_one_class(make_network):
-    (mask,) = predict_plain(make_network(5), Preprocess(64), [photo(48, 80)])
+    (mask,) = Predictor(make_network(5), Preprocess(64)).predict([photo(48, 80)])
     assert len(np.unique(mask)) >= 3
 
 
@@ -139,3 +140,14 @@ def test_every_form_of_size_that_transformers_wrote_is_read(content, side):
 def test_a_preprocess_comes_back_from_its_dict():
     mine = Preprocess(77, True, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert Preprocess.from_dict(mine.to_dict()) == mine
+
+
+@pytest.mark.parametrize("blue_first", [False, True])
+@pytest.mark.parametrize(
+    "view", [View(), View(flip=True), View(flip_vertical=True), View(1.0, True, True)]
+)
+def test_on_the_host_normalising_gives_the_same_bits(blue_first, view):
+    preprocess = Preprocess(64, blue_first=blue_first)
+    images = torch.from_numpy(np.stack([photo(40, 50), photo(40, 50)[::-1]]))
+    expected = preprocess.normaliser()(view.mirror(images, 1, 2))
+    assert torch.equal(HostNormaliser(preprocess)(images, view), expected)

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from cocoseg.errors import DataError
+from cocoseg.model.predictor import Predictor
 from cocoseg.model.preprocess import Preprocess
-from cocoseg.model.score import forward, predict_plain, predictions, score
+from cocoseg.model.score import NetworkPredicts, confusion_of, scored
 from cocoseg.model.view import View
 from cocoseg.shards.plan import evaluation_batches
 from cocoseg.shards.reader import ShardSet
@@ -17,6 +19,15 @@ def photo(height, width, seed=0):
     rng = np.random.default_rng(seed)
     blobs = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
     return np.asarray(blobs.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def forward(network, preprocess, images, view=View()):  # noqa: B008 - frozen
+    """Logits of one view of each image."""
+    predictor = Predictor(network, preprocess, [view])
+    inputs = predictor.inputs(images)
+    with torch.inference_mode():
+        logits = predictor._logits(inputs, inputs.whole)
+    return [view.mirror(logits[place][0], 1, 2) for place in range(len(images))]
 
 
 def by_hand(network, preprocess, image, scale=1.0):
@@ -53,7 +64,7 @@ def test_photographs_of_several_sizes_come_back_in_order(make_network, keep_rati
         expected = by_hand(network, preprocess, image)
         assert logits.shape == expected.shape
         assert (logits - expected).abs().max() <= 1e-4
-    masks = predict_plain(network, preprocess, images)
+    masks = Predictor(network, preprocess).predict(images)
     assert [mask.shape for mask in masks] == SIZES
 
 
@@ -78,36 +89,41 @@ def shards(golden):
 
 
 @pytest.fixture(scope="module")
-def predict(make_network):
-    network, preprocess = make_network(81), Preprocess(64, keep_ratio=True)
-    return lambda images: predict_plain(network, preprocess, images)
+def predictor(make_network):
+    return Predictor(make_network(81), Preprocess(64, keep_ratio=True))
+
+
+def matrix_of(predictor, shards, batches):
+    return confusion_of(NetworkPredicts(predictor, confidence=False), shards, batches)
 
 
 @pytest.fixture(scope="module")
-def whole(shards, predict):
-    return score(predict, shards, evaluation_batches(len(shards), 3, world_size=1, rank=0))
+def whole(shards, predictor):
+    return matrix_of(predictor, shards, evaluation_batches(len(shards), 3, world_size=1, rank=0))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_the_ranks_matrices_sum_to_that_of_one(shards, predict, whole, ranks):
+def test_the_ranks_matrices_sum_to_that_of_one(shards, predictor, whole, ranks):
     parts = [
-        score(predict, shards, evaluation_batches(len(shards), 3, world_size=ranks, rank=rank))
+        matrix_of(
+            predictor, shards, evaluation_batches(len(shards), 3, world_size=ranks, rank=rank)
+        )
         for rank in range(ranks)
     ]
     assert np.array_equal(sum(parts), whole)
 
 
-def test_loader_processes_change_nothing(shards, predict, whole):
-    batches = evaluation_batches(len(shards), 3, world_size=1, rank=0)
-    assert np.array_equal(score(predict, shards, batches, workers=1), whole)
+def all_scored(predictor, shards, batches, confidence=False):
+    predicts = NetworkPredicts(predictor, confidence=confidence)
+    return list(scored(predicts, shards, batches, lambda one: one))
 
 
-def test_the_matrix_counts_every_pixel_that_is_not_ignored(golden, stored, shards, predict, whole):
+def test_the_matrix_counts_what_is_not_ignored(golden, stored, shards, predictor, whole):
     """Counted pixel by pixel from the tars, as plain `tarfile` and Pillow read them."""
     samples = [*stored(golden.shards("train")).values(), *stored(golden.shards("val")).values()]
     batches = evaluation_batches(len(shards), 3, world_size=1, rank=0)
-    masks = {sample.key: mask for sample, mask in predictions(predict, shards, batches)}
-    expected = np.zeros((81, 81), np.int64)
+    masks = {one.sample.key: one.mask for one in all_scored(predictor, shards, batches)}
+    expected = np.zeros((81, 82), np.int64)
     for sample in samples:
         for truth, found in zip(sample.mask.flat, masks[sample.key].flat, strict=True):
             if truth != 255:
@@ -116,12 +132,61 @@ def test_the_matrix_counts_every_pixel_that_is_not_ignored(golden, stored, shard
     assert np.count_nonzero(whole.sum(axis=0)) > 5
 
 
-def test_predictions_come_in_the_order_of_the_batches_each_with_its_own_mask(shards, predict):
+def test_asking_for_the_confidence_changes_no_mask(shards, predictor):
+    batches = evaluation_batches(len(shards), 3, world_size=1, rank=0)
+    plain = all_scored(predictor, shards, batches)
+    sure = all_scored(predictor, shards, batches, confidence=True)
+    for one, other in zip(plain, sure, strict=True):
+        assert np.array_equal(one.mask, other.mask)
+        assert np.array_equal(one.confusion, other.confusion)
+        assert one.calibration.sum() == 0
+        assert other.calibration[:, 0].sum() == other.confusion.sum()
+
+
+def test_samples_come_in_the_order_of_the_batches_each_with_its_own_mask(shards, predictor):
     order = [5, 2, 7, 0]
-    found = list(predictions(predict, shards, [order[:3], order[3:]]))
-    assert [sample.key for sample, _ in found] == [shards.row(i).key for i in order]
-    masks = [mask for _, mask in found]
-    assert not np.array_equal(masks[0], masks[2])
-    for sample, mask in found:
-        (alone,) = predict([sample.image])
-        assert (alone == mask).mean() > 0.999  # but for ties in the last bits of the logits
+    found = all_scored(predictor, shards, [order[:3], order[3:]])
+    assert [one.position for one in found] == order
+    assert [one.sample.key for one in found] == [shards.row(i).key for i in order]
+    assert not np.array_equal(found[0].mask, found[2].mask)
+    for one in found:
+        (alone,) = predictor.predict([one.sample.image])
+        assert (alone == one.mask).mean() > 0.999  # but for ties in the last bits of the logits
+
+
+def test_what_the_check_raises_ends_the_loop_before_a_batch(shards, predictor):
+    seen = []
+
+    def check():
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+        seen.append(None)
+
+    with pytest.raises(KeyboardInterrupt):
+        confusion_of(
+            NetworkPredicts(predictor, confidence=False),
+            shards,
+            evaluation_batches(len(shards), 2, world_size=1, rank=0),
+            check,
+        )
+    assert len(seen) == 2
+
+
+def test_what_fails_in_a_thread_is_raised(shards, predictor):
+    def fails(one):
+        raise OSError(28, "No space left on device")
+
+    batches = evaluation_batches(len(shards), 3, world_size=1, rank=0)
+    with pytest.raises(OSError, match="No space left"):
+        list(scored(NetworkPredicts(predictor, confidence=False), shards, batches, fails))
+
+
+def test_logits_that_are_not_finite_are_an_error_and_no_score(make_network, shards):
+    network = make_network(81)
+    with torch.no_grad():
+        network.decode_head.classifier.bias[3] = float("nan")
+    predictor = Predictor(network, Preprocess(64), origin="this one")
+    batches = evaluation_batches(len(shards), 3, world_size=1, rank=0)
+    with pytest.raises(DataError, match=r"this one: the network's logits are not finite"):
+        matrix_of(predictor, shards, batches)

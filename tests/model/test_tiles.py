@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from cocoseg.errors import CocosegError
-from cocoseg.infer import predictor
-from cocoseg.infer.predictor import ReadyNetwork
-from cocoseg.infer.tiles import Tiling
+from cocoseg.model import predictor, tiles
+from cocoseg.model.predictor import Predictor
 from cocoseg.model.preprocess import Preprocess
+from cocoseg.model.tiles import Tiling
 from cocoseg.model.view import View
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -61,8 +61,9 @@ class Colours(nn.Module):
 
 
 def ready(network: nn.Module, tiling: Tiling | None, views=PLAIN, batch: int = 8, above=100):
-    loaded = SimpleNamespace(network=network, preprocess=Preprocess(64))
-    return ReadyNetwork(loaded, views, tiling, above, batch)
+    return Predictor(
+        network, Preprocess(64), views, tiling=tiling, tile_above=above, batch_size=batch
+    )
 
 
 def blobs(height: int, width: int) -> np.ndarray:
@@ -89,7 +90,7 @@ def by_definition(network, image: np.ndarray, tiling: Tiling, views) -> torch.Te
                     batch = batch.flip(2)
                 if view.flip_vertical:
                     batch = batch.flip(1)
-                low = network(pixel_values=Preprocess(64).normalise(batch)).logits
+                low = network(pixel_values=Preprocess(64).normaliser()(batch)).logits
                 if view.flip:
                     low = low.flip(3)
                 if view.flip_vertical:
@@ -107,9 +108,10 @@ def by_definition(network, image: np.ndarray, tiling: Tiling, views) -> torch.Te
 @torch.inference_mode()
 def test_blended_probabilities_are_those_of_the_definition(size, views) -> None:
     image, tiling = blobs(*size), Tiling(80, 0.3)
-    (got,) = ready(Colours(), tiling, views).predictions(
-        [image], confidence=True, probabilities=True
-    )
+    network = ready(Colours(), tiling, views)
+    inputs = network.inputs([image])
+    (found,) = network.predictions(inputs, confidence=True, probabilities=True)
+    got = found.to_host().wait()
     expected = by_definition(Colours(), image, tiling, views)
     assert got.probabilities is not None
     assert np.abs(got.probabilities - expected.permute(1, 2, 0).numpy()).max() < 1e-3  # float16
@@ -133,14 +135,12 @@ def test_the_tiles_of_a_row_go_through_in_batches() -> None:
 
 def test_what_is_held_does_not_grow_with_the_height(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rows of tiles at most, however many there are."""
-    from cocoseg.infer import tiles
-
     held: list[int] = []
     strips = tiles.probability_strips
 
-    def counted(pieces, rows, width):
+    def counted(pieces, *more):
         held.append(len(pieces))
-        return strips(pieces, rows, width)
+        return strips(pieces, *more)
 
     monkeypatch.setattr(tiles, "probability_strips", counted)
     ready(Colours(), Tiling(60, 0.25)).predict([blobs(2000, 100)])
@@ -178,7 +178,7 @@ def test_too_little_memory_halves_the_batch_and_says_so(error, caplog) -> None:
     masks = ours.predict(images)
     assert network.batches == [2, 2, 2, 2]
     assert [message.split(":")[0] for message in caplog.messages] == ["out of memory"] * 2
-    assert "2 images at a time from now on" in caplog.messages[-1]
+    assert "batches of 2 images from now on" in caplog.messages[-1]
     for mask, expected in zip(masks, ready(Colours(), None).predict(images), strict=True):
         assert np.array_equal(mask, expected)
     ours.predict(images)  # is not tried again
@@ -186,21 +186,75 @@ def test_too_little_memory_halves_the_batch_and_says_so(error, caplog) -> None:
 
 
 def test_where_memory_does_not_do_for_one_the_way_out_is_told() -> None:
-    with pytest.raises(CocosegError, match=r"single image.*smaller model\.input_size"):
+    with pytest.raises(CocosegError, match=r"at batch size 1: use a smaller model\.input_size"):
         ready(Small(0, OUT_OF_MEMORY[0]), None).predict([blobs(60, 80)])
 
 
+KINDS = ("class_strips", "probability_strips")
+
+
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
-@pytest.mark.parametrize("strips", ["class_strips", "probability_strips"])
-def test_too_little_memory_after_the_network_is_told(error, strips, monkeypatch) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_too_little_memory_for_strips_halves_the_strips(error, kind, monkeypatch, caplog) -> None:
+    views = PLAIN if kind == "class_strips" else (View(), View(flip=True))
+    images = [blobs(60, 80), blobs(80, 60)]
+    expected = ready(Colours(), None, views).predict(images)
+    strips = getattr(predictor, kind)
+    sizes = []
+
+    def scarce(*arguments):
+        sizes.append(arguments[3])
+        if arguments[3] > 2**17:
+            raise error
+        yield from strips(*arguments)
+
+    monkeypatch.setattr(predictor, kind, scarce)
+    network = Colours()
+    masks = ready(network, None, views).predict(images)
+    assert sizes == [2**19, 2**18, 2**17, 2**17]
+    assert network.batches == [2] * len(views)  # what the network said is not asked for again
+    assert [np.array_equal(a, b) for a, b in zip(masks, expected, strict=True)] == [True, True]
+    assert {message.split(":")[0] for message in caplog.messages} == {
+        "out of memory while upsampling"
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_then_it_halves_the_batch(kind, monkeypatch, caplog) -> None:
+    """Strips fit only where the logits of one image are held."""
+    views = PLAIN if kind == "class_strips" else (View(), View(flip=True))
+    images = [blobs(60, 80), blobs(80, 60), blobs(70, 70)]
+    expected = ready(Colours(), None, views).predict(images)
+    strips, network = getattr(predictor, kind), Colours()
+
+    def scarce(*arguments):
+        if network.batches[-1] > 1:
+            raise OUT_OF_MEMORY[0]
+        yield from strips(*arguments)
+
+    monkeypatch.setattr(predictor, kind, scarce)
+    masks = ready(network, None, views).predict(images)
+    assert network.batches == [3] * len(views) + [1] * 3 * len(views)
+    assert [np.array_equal(a, b) for a, b in zip(masks, expected, strict=True)] == [True] * 3
+    assert "batches of 1 images" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "views", "cut", "told"),
+    [
+        ("class_strips", PLAIN, False, "while upsampling the logits of one image"),
+        ("probability_strips", VIEWS, False, "while upsampling the logits of one image"),
+        ("probability_strips", VIEWS, True, r"a row of tiles: use a larger infer\.tile_size"),
+    ],
+)
+def test_where_no_strip_fits_the_cause_is_named(kind, views, cut, told, monkeypatch) -> None:
     def full(*_: object):
-        raise error
+        raise OUT_OF_MEMORY[0]
         yield
 
-    monkeypatch.setattr(predictor, strips, full)
-    views = [View()] if strips == "class_strips" else [View(), View(flip=True)]
-    network = ReadyNetwork(ready(Colours(), None).loaded, views)
-    with pytest.raises(CocosegError, match=r"logits of 2 images.*smaller infer\.batch_size"):
+    monkeypatch.setattr(tiles if cut else predictor, kind, full)
+    network = ready(Colours(), Tiling(40, 0.25) if cut else None, views, above=50)
+    with pytest.raises(CocosegError, match=told):
         network.predict([blobs(60, 80)] * 2)
 
 
