@@ -1,4 +1,4 @@
-"""Worker processes: how they start, and that they never outlive their parent."""
+"""Processes: which one this is among those of a run; how workers start, and how they end."""
 
 import contextlib
 import ctypes
@@ -8,13 +8,104 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from types import FrameType
 from typing import Any
 
+from .errors import ConfigError
+
 _GRACE = 30.0  # seconds from SIGTERM to the end of a loader: as long as torchrun waits for ranks
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_SLURM = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")
+_ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """The place of this process among the processes of a run.
+
+    torchrun sets RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE. They are read here only. Under
+    Slurm's ``srun``, its own variables replace RANK and LOCAL_RANK if those are not set. Sources:
+    PyTorch, "torchrun (Elastic Launch)"; Slurm, srun(1), "Output Environment Variables".
+    """
+
+    rank: int = 0
+    """0 … `world_size` - 1."""
+    world_size: int = 1
+    """Processes of the run, on all machines."""
+    local_rank: int | None = 0
+    """Among the processes of this machine; None if unknown."""
+    local_world_size: int | None = 1
+    """Processes of the run on this machine; None if unknown."""
+    missing: tuple[str, ...] = ()
+    """Variables that are not set and without which the processes cannot find each other."""
+    fault: str = ""
+    """What is wrong with the variables, and what to set; `check` raises it."""
+
+    @classmethod
+    def from_environment(cls) -> "Launch":
+        """Read the environment variables; whatever they hold, this raises nothing."""
+        read: dict[str, int] = {}
+        for name in (*_RANKS, *_SLURM):
+            text = os.environ.get(name, "")
+            try:
+                read |= {name: int(text)} if text else {}
+            except ValueError:
+                return cls(fault=f"environment variable {name}={text!r} is not an integer")
+        task, tasks = read.get("SLURM_PROCID"), read.get("SLURM_STEP_NUM_TASKS")
+        world_size = read.get("WORLD_SIZE")
+        started = (task or 0) + 1 if tasks is None else tasks
+        if world_size is None and started > 1:
+            local = read.get("SLURM_LOCALID")
+            return cls(task or 0, started, local, None, fault=_BARE_SRUN.format(tasks=started))
+        world_size = 1 if world_size is None else world_size
+        rank = read.get("RANK", task if tasks == world_size else None)
+        if world_size < 1 or not 0 <= (rank or 0) < world_size:
+            return cls(
+                fault=f"RANK={rank or 0} and WORLD_SIZE={world_size} do not fit: ranks are 0 … "
+                "WORLD_SIZE - 1; torchrun sets both"
+            )
+        if world_size == 1:
+            return cls()
+        # What a batch script starts without srun inherits SLURM_PROCID=0 and SLURM_LOCALID=0.
+        of_srun = task in (None, rank) and tasks in (None, world_size)
+        missing = [name for name in _ADDRESS if not os.environ.get(name)]
+        return cls(
+            rank or 0,
+            world_size,
+            read.get("LOCAL_RANK", read.get("SLURM_LOCALID") if of_srun else None),
+            read.get("LOCAL_WORLD_SIZE"),
+            tuple(["RANK", *missing] if rank is None else missing),
+        )
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes files and prints results."""
+        return self.rank == 0
+
+    def check(self) -> None:
+        """Refuse variables that do not fit together.
+
+        Raises
+        ------
+        ConfigError
+            If one is not an integer, RANK is out of range, or srun started several tasks without
+            WORLD_SIZE: each would run alone and write to the same folder.
+        """
+        if self.fault:
+            raise ConfigError(self.fault)
+
+
+_BARE_SRUN = (
+    "srun started {tasks} tasks, but WORLD_SIZE is not set: each of them would run alone and write "
+    "to the same folder. Start one torchrun per node (srun --ntasks-per-node=1 torchrun …), or set "
+    "MASTER_ADDR, MASTER_PORT and WORLD_SIZE=$SLURM_NTASKS before srun (docs/gpu.md, 'Slurm'). For "
+    "separate runs, set WORLD_SIZE=1 and give each its own folder"
+)
 
 
 def start_context() -> BaseContext:

@@ -1,6 +1,7 @@
 """Why does it not work here? Every check of ``cocoseg doctor``, and what they found.
 
-libraries → machine → (with shards) data, loader, network, a training step, scores
+(under torchrun: all ranks) → libraries → machine → (with shards) data, loader, network, a training
+step, scores
 """
 
 import functools
@@ -10,10 +11,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..model.config import ModelConfig
+from ..processes import Launch
 from ..train.config import AugmentConfig, TrainConfig
 from . import libraries, machine
-from .finding import Check, Finding, found_by
+from .finding import Check, Finding, found_by, warning
+from .ranks import Ranks
 
+_ON_DEVICE = ("network", "learning", "scores")
 _MARKS: Mapping[str, str] = {"ok": "ok", "warning": "WARNING", "problem": "PROBLEM"}
 
 
@@ -59,8 +63,11 @@ def examine(
     augment: AugmentConfig,
     checkpoint: str | None = None,
     say: Callable[[str], None] = lambda name: None,
-) -> Diagnosis:
+) -> Diagnosis | None:
     """Run all checks; nothing that goes wrong in one is an error here.
+
+    Under torchrun or srun every rank calls it: all of them try their GPUs and collectives, rank 0
+    does the rest.
 
     Parameters
     ----------
@@ -70,18 +77,46 @@ def examine(
         Is loaded, too, and predicts; see `model.weights.load_network`.
     say
         Called with the name of each check before it runs.
+
+    Returns
+    -------
+    Diagnosis or None
+        None on all ranks but the first.
     """
+    launch = Launch.from_environment()
+    several = launch.world_size > 1 or launch.fault
+    ranks = Ranks(launch, train.device) if several else None
+    if ranks is not None and not launch.leads:
+        ranks.take_part()
+        return None
     findings: list[Finding] = []
-    for name, check in checks(train, model, augment, checkpoint).items():
+    for name, check in checks(train, model, augment, checkpoint, ranks).items():
         say(name)
+        if ranks is not None and ranks.own_gpu_hangs and name in _ON_DEVICE:
+            check = _not_tried
         findings += found_by(name, check)
     return Diagnosis(tuple(findings))
 
 
+def _not_tried() -> Iterable[Finding]:
+    yield warning("not tried: the GPU of rank 0 hangs", "see 'GPU' above")
+
+
 def checks(
-    train: TrainConfig, model: ModelConfig, augment: AugmentConfig, checkpoint: str | None = None
+    train: TrainConfig,
+    model: ModelConfig,
+    augment: AugmentConfig,
+    checkpoint: str | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, Check]:
-    """Return the checks by name, in their order; none has run yet."""
+    """Return the checks by name, in their order; none has run yet.
+
+    Parameters
+    ----------
+    ranks
+        Of which this is the first; None if there are no others.
+    """
+    processes = 1 if ranks is None else ranks.launch.local_world_size or 1
     found: dict[str, Check] = {
         "Python": libraries.python,
         "versions": libraries.versions,
@@ -89,13 +124,20 @@ def checks(
         "imports": libraries.imports,
         "GPU": functools.partial(machine.gpu, train),
         "processes": machine.collectives,
-        "cores": functools.partial(machine.cores, train),
-        "memory": functools.partial(machine.memory, train),
-        "shared memory": functools.partial(machine.shared_memory, train, model),
+        "cores": functools.partial(machine.cores, train, processes),
+        "memory": functools.partial(machine.memory, train, processes),
+        "shared memory": functools.partial(machine.shared_memory, train, model, processes),
         "open files": machine.open_files,
         "folders": functools.partial(machine.folders, train),
         "hub": functools.partial(machine.hub, model),
     }
+    if ranks is not None:  # first the checks that all ranks take part in
+        together: dict[str, Check] = {
+            "ranks": ranks.meet,
+            "GPU": functools.partial(ranks.gpus, found["GPU"]),
+            "processes": functools.partial(ranks.collectives, found["processes"]),
+        }
+        found = {**together, **found, **together}
     if train.shards or checkpoint is not None:
         patient = _Patient(train, model, augment, checkpoint)
         steps = {"network": "start"}

@@ -11,12 +11,16 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .. import storage
 from ..figures import bytes_text
 from ..model.config import ModelConfig
 from ..train.config import TrainConfig
 from .finding import Finding, ok, problem, warning
+
+if TYPE_CHECKING:
+    import torch
 
 _PROC = Path("/proc")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -26,16 +30,24 @@ _PREFETCH = 2  # batches that PyTorch's loader keeps ready for each worker
 _WORKER_BYTES, _PROCESS_BYTES = 300_000_000, 600_000_000
 
 
-def gpu(config: TrainConfig) -> Iterator[Finding]:
-    """Look at what PyTorch sees of GPUs, against what the machine has."""
+def gpu(config: TrainConfig, device: "torch.device | None" = None) -> Iterator[Finding]:
+    """Look at what PyTorch sees of GPUs, against what the machine has.
+
+    Parameters
+    ----------
+    device
+        Of this rank among several: no other GPU is tried. None tries all of them.
+    """
     import torch
 
     driver = _nvidia_driver()
     build = torch.version.cuda or (f"ROCm {torch.version.hip}" if torch.version.hip else None)
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if torch.cuda.is_available():
-        for number in range(torch.cuda.device_count()):
-            yield _one_gpu(number)
+        if device is None:
+            yield from map(_one_gpu, range(torch.cuda.device_count()))
+        elif device.type == "cuda":
+            yield _one_gpu(device.index)
         yield ok(f"driver {driver or 'unknown'}, torch {torch.__version__} for CUDA {build}")
     elif driver and build is None:
         yield problem(
@@ -51,7 +63,7 @@ def gpu(config: TrainConfig) -> Iterator[Finding]:
         )
     else:
         yield ok(f"none; torch {torch.__version__} runs on the CPU")
-    if config.device != "auto":
+    if device is None and config.device != "auto":
         from ..model.device import pick_device
 
         yield ok(f"train.device is {pick_device(config.device)}")
@@ -80,7 +92,7 @@ def _one_gpu(number: int) -> Finding:
 
 
 def collectives() -> Iterator[Finding]:
-    """Try what connects the processes of a run."""
+    """Try what connects the processes of a run, in this process; see `ranks` for several."""
     import torch
     import torch.distributed as dist
 
@@ -106,8 +118,8 @@ def collectives() -> Iterator[Finding]:
     yield ok(" and ".join(names))
 
 
-def cores(config: TrainConfig) -> Iterator[Finding]:
-    """Count cores, and what of them this process may use."""
+def cores(config: TrainConfig, processes: int = 1) -> Iterator[Finding]:
+    """Count cores, and what of them the training processes of this machine may use."""
     present = os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else present
     quota = cpu_quota()
@@ -120,10 +132,10 @@ def cores(config: TrainConfig) -> Iterator[Finding]:
             f"{text}; train.workers is 0: the training process decodes images itself",
             "train.workers=1 or more",
         )
-    elif config.workers > usable:
+    elif processes * config.workers > usable:
         yield warning(
-            f"{text}; train.workers is {config.workers} for each training process",
-            f"train.workers={max(1, int(usable))} or less",
+            f"{text}; train.workers is {config.workers} for {_each_of(processes)}",
+            f"train.workers={max(1, int(usable / processes))} or less",
         )
     else:
         yield ok(f"{text}; train.workers is {config.workers}")
@@ -135,22 +147,23 @@ def cores(config: TrainConfig) -> Iterator[Finding]:
         )
 
 
-def memory(config: TrainConfig) -> Iterator[Finding]:
+def memory(config: TrainConfig, processes: int = 1) -> Iterator[Finding]:
     """Compare free memory with what processes take before they hold a network."""
     free, limit = free_memory(), memory_limit()
-    need = _PROCESS_BYTES + config.workers * _WORKER_BYTES
+    need = processes * (_PROCESS_BYTES + config.workers * _WORKER_BYTES)
     told = f"{bytes_text(free)} free{'' if limit is None else ' within the limit of the container'}"
+    who = "a training process" if processes == 1 else _each_of(processes)
     if free < need:
         yield warning(
-            f"{told}; a training process with {config.workers} workers takes about "
-            f"{bytes_text(need)} beside its network",
+            f"{told}; {who} with {config.workers} workers takes about "
+            f"{bytes_text(need // processes)} beside its network",
             "fewer train.workers",
         )
     else:
         yield ok(told)
 
 
-def shared_memory(config: TrainConfig, model: ModelConfig) -> Iterator[Finding]:
+def shared_memory(config: TrainConfig, model: ModelConfig, processes: int = 1) -> Iterator[Finding]:
     """Compare the shared memory with the batches that loaders keep ready in it."""
     if not os.path.isdir(_SHM):
         yield ok("not by files")
@@ -159,13 +172,13 @@ def shared_memory(config: TrainConfig, model: ModelConfig) -> Iterator[Finding]:
     free = status.f_bavail * status.f_frsize
     bytes_a_pixel = 4  # RGB and a mask
     batch = config.batch_size * model.input_size**2 * bytes_a_pixel
-    need = config.workers * (_PREFETCH + 1) * batch
+    need = processes * config.workers * (_PREFETCH + 1) * batch
     text = f"{bytes_text(free)} free in {_SHM}, loaders keep {bytes_text(need)} ready there"
     remedy = "docker run --shm-size=2g (or --ipc=host), fewer train.workers, or train.workers=0"
     if need > free:
         yield problem(f"{text}: workers would die of a bus error", remedy)
     elif 2 * need > free:
-        yield warning(f"{text}, for each training process", remedy)
+        yield warning(text + ", for each training process" * (processes == 1), remedy)
     else:
         yield ok(text)
 
@@ -270,6 +283,10 @@ def memory_limit() -> int | None:
     if most and int(most) < 2**60:  # no limit is a number near 2^63
         found.append(int(most) - int(_read(_CGROUP / "memory" / "memory.usage_in_bytes") or 0))
     return max(0, min(found)) if found else None
+
+
+def _each_of(processes: int) -> str:
+    return "each training process" if processes == 1 else f"each of {processes} processes"
 
 
 def _limits(name: str) -> Iterator[str]:

@@ -12,13 +12,13 @@ from torch import nn
 from ..distributed.group import Group
 from ..errors import ConfigError
 from ..figures import bytes_text
-from ..metrics import confusion_matrix
 from ..model.config import ModelConfig
 from ..model.device import pick_device
+from ..model.precision import resolve_precision
+from ..model.predictor import Predictor
 from ..model.preprocess import Preprocess
-from ..model.score import predict_plain
+from ..model.score import NetworkPredicts, confusion_of
 from ..model.weights import LoadedNetwork, load_network, start_network
-from ..shards.reader import good
 from ..train.batches import MicroBatch
 from ..train.config import TrainConfig
 from ..train.losses.step import StepLoss
@@ -178,16 +178,13 @@ class Trial:
             network, preprocess = self.loaded.network, self.loaded.preprocess
         if self.inspected.shards is None or network is None or preprocess is None:
             return
-        taxonomy = self.inspected.shards.taxonomy
-        count = min(_PREDICTED, len(self.inspected.shards))
-        samples = [good(sample) for sample in self.inspected.shards.read_many(range(count))]
-        network.to(pick_device(self.train.device)).eval()
-        masks = predict_plain(network, preprocess, [sample.image for sample in samples])
-        matrix = np.zeros((taxonomy.num_classes, taxonomy.num_classes), np.int64)
-        for sample, mask in zip(samples, masks, strict=True):
-            matrix += confusion_matrix(
-                sample.mask, mask, taxonomy.num_classes, taxonomy.ignore_index
-            )
+        shards, taxonomy = self.inspected.shards, self.inspected.shards.taxonomy
+        count = min(_PREDICTED, len(shards))
+        device = pick_device(self.train.device)
+        precision = resolve_precision(self.model.inference_precision, device)
+        predictor = Predictor(network.to(device).eval(), preprocess, precision=precision)
+        predicts = NetworkPredicts(predictor, confidence=False)
+        matrix = confusion_of(predicts, shards, [range(count)])
         expected = np.zeros(taxonomy.num_classes, np.int64)
         for number in range(count):
             for train_id, pixels in self.inspected.shards.row(number).class_pixels:

@@ -43,7 +43,7 @@ def test_processes_killed_while_they_meet_hold_up_nobody(killed: int) -> None:
     stop = timedelta(seconds=0.3)
 
     def die(rank: int) -> None:
-        with pytest.raises(CocosegError, match="did not come"):
+        with pytest.raises(CocosegError, match="timed out waiting"):
             meet(store, rank, 3, stop)
 
     threads = [threading.Thread(target=die, args=(rank,)) for rank in others]
