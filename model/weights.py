@@ -1,4 +1,8 @@
-"""Networks from names, folders and files, and back into folders that transformers understands."""
+"""Networks from names, folders and files, and back into folders that transformers understands.
+
+Weights are float32 in memory and in what is saved, whatever type a checkpoint stores; in which type
+a network computes is a matter of autocast (`model.precision`).
+"""
 
 import contextlib
 import dataclasses
@@ -15,6 +19,7 @@ from typing import Any
 
 import torch
 import transformers
+import xxhash
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -48,8 +53,8 @@ class LoadedNetwork:
     """A network and all that must be known to use it."""
 
     network: nn.Module
-    """One of transformers' networks for semantic segmentation, in eval mode; SegFormers compute
-    the same faster."""
+    """One of transformers' networks for semantic segmentation, float32, in eval mode; SegFormers
+    compute the same faster."""
     preprocess: Preprocess
     taxonomy: Taxonomy
     origin: str
@@ -136,6 +141,15 @@ def load_network(checkpoint: str, config: ModelConfig) -> LoadedNetwork:
     taxonomy, preprocess = _taxonomy_of(folder, settings), _preprocess_of(folder)
     check_input_size(network, preprocess.input_size, checkpoint)
     return LoadedNetwork(_faster(network).eval(), preprocess, taxonomy, folder)
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Return the XXH3-128 of the names and values of all weights, in hex."""
+    digest = xxhash.xxh3_128()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().view(-1).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def is_bare(checkpoint: str) -> bool:
@@ -276,6 +290,7 @@ def _settings(source: str, name: str) -> Any:
             f"{name}: is a {settings.model_type}, of which transformers has no network for "
             f"semantic segmentation; it has {', '.join(known)}"
         )
+    settings.dtype = torch.float32  # in which transformers builds a network; not that of the file
     return settings
 
 
@@ -288,6 +303,7 @@ def _network(
         source,
         name,
         config=settings,
+        dtype=torch.float32,  # else it is the config's, or that of the first weight
         ignore_mismatched_sizes=True,  # reported all the same, by name
         output_loading_info=True,
     )
@@ -313,7 +329,8 @@ def _network(
     # Out of the file's memory map: in memory of their own they are aligned as new weights are, and
     # sums come out to the last bit as in the run that saved them.
     for tensor in (*network.parameters(), *network.buffers()):
-        tensor.data = tensor.data.clone()
+        dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+        tensor.data = tensor.data.to(dtype, copy=True)
     return network
 
 
@@ -353,7 +370,7 @@ def _pretrained(kind: Any, source: str, name: str, **options: Any) -> Any:
             return kind.from_pretrained(source, **options)
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
         raise DataError(f"{name}: weights are damaged: {first_line(error)}") from None
-    except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
+    except (OSError, ValueError, RuntimeError, AttributeError, StrictDataclassError) as error:
         elsewhere = "" if os.path.isdir(source) else "is no folder here, and "
         raise ConfigError(
             f"{name}: {elsewhere}cannot be loaded: {first_line(error)}\n"

@@ -29,8 +29,10 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
+    ConvNextConfig,
     SegformerForImageClassification,
     SegformerForSemanticSegmentation,
+    UperNetConfig,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -419,6 +421,125 @@ def test_other_content_than_tensors_is_refused(tmp_path, content):
 def test_an_absent_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"w\.pt: no such file"):
         load_network(str(tmp_path / "w.pt"), ModelConfig(name="segformer-tiny"))
+
+
+# --- types of numbers
+
+
+def types(network):
+    return {str(v.dtype).removeprefix("torch.") for v in network.state_dict().values()}
+
+
+def mixed(weights):
+    """Cast each tensor to another type than the one before it; counters of batch norms too."""
+    kinds = (torch.float16, torch.bfloat16, torch.float64, torch.float32)
+    return {k: v.to(kinds[i % 4]) for i, (k, v) in enumerate(weights.items())}
+
+
+CASTS = {
+    "float16": lambda weights: {k: v.half() for k, v in weights.items()},  # counters, too
+    "bfloat16": lambda w: {k: v.bfloat16() if v.is_floating_point() else v for k, v in w.items()},
+    "float64": lambda w: {k: v.double() if v.is_floating_point() else v for k, v in w.items()},
+    "mixed": mixed,
+}
+
+
+@pytest.mark.parametrize("kind", CASTS)
+def test_weights_of_any_type_are_float32_in_memory(hub, make_network, tmp_path, kind):
+    rewrite(hub, lambda weights: weights.update(CASTS[kind](weights)))
+    stored = CASTS[kind](make_network(5).state_dict())
+    torch.save({"model": stored}, tmp_path / "w.pt")
+    config = ModelConfig(name=str(hub), num_classes=5)
+    in_file = make_network(5)
+    in_file.load_state_dict(stored)  # casts each tensor to the type of the network's own
+    in_folder = SegformerForSemanticSegmentation.from_pretrained(hub, dtype=torch.float32)
+    for network, expected in (
+        (load_network(str(hub), ModelConfig()).network, in_folder),
+        (start(hub), in_folder),
+        (load_network(str(tmp_path / "w.pt"), config).network, in_file),
+    ):
+        assert types(network) == {"float32", "int64"}
+        assert network.config.dtype == torch.float32
+        assert differing(network, expected) == set()
+
+
+@pytest.mark.parametrize("stored", [{"dtype": "float16"}, {"torch_dtype": "bfloat16"}])
+def test_the_type_in_a_config_rounds_no_weight(hub, make_network, stored):
+    config = json.loads((hub / "config.json").read_text())
+    config.pop("dtype")
+    (hub / "config.json").write_text(json.dumps(config | stored))
+    for network in (load_network(str(hub), ModelConfig()).network, start(hub)):
+        assert types(network) == {"float32", "int64"}
+        assert differing(network, make_network(5)) == set()
+
+
+def test_a_backbone_with_a_config_of_its_own_is_float32_too(tmp_path):
+    backbone = ConvNextConfig(
+        hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], out_features=["stage3", "stage4"]
+    )
+    settings = UperNetConfig(
+        backbone_config=backbone,
+        num_labels=5,
+        hidden_size=8,
+        use_auxiliary_head=False,
+        pool_scales=[1],
+    )
+    settings.id2label = dict(enumerate(FIVE.names))
+    torch.manual_seed(0)
+    network = AutoModelForSemanticSegmentation.from_config(settings)
+    network.save_pretrained(tmp_path / "plain")
+    network.half().save_pretrained(tmp_path / "half")
+    told = json.loads((tmp_path / "half" / "config.json").read_text())
+    told["backbone_config"]["dtype"] = "float16"
+    for folder in ("plain", "half"):
+        (tmp_path / folder / "config.json").write_text(json.dumps(told))
+        loaded = load_network(str(tmp_path / folder), ModelConfig()).network
+        assert types(loaded) == {"float32", "int64"}
+        save_network(tmp_path / "saved", loaded, Preprocess(64), FIVE)
+        saved = json.loads((tmp_path / "saved" / "config.json").read_text())
+        assert saved["dtype"] == saved["backbone_config"]["dtype"] == "float32"
+        weights = load_file(tmp_path / folder / "model.safetensors")
+        for key, value in load_file(tmp_path / "saved" / "model.safetensors").items():
+            assert torch.equal(value, weights[key].to(value.dtype))
+
+
+def test_values_out_of_range_are_as_loaded(hub):
+    key, values = "decode_head.classifier.bias", [torch.inf, -torch.inf, torch.nan, 65504.0, 6e-8]
+    stored = torch.tensor(values, dtype=torch.float16)
+    rewrite(hub, lambda weights: weights.update({key: stored}))
+    for network in (load_network(str(hub), ModelConfig()).network, start(hub)):
+        bias = network.decode_head.classifier.bias
+        torch.testing.assert_close(bias.data, stored.float(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_new_classifier_of_half_precision_weights_is_drawn_in_float32(ade_folder, tmp_path):
+    shutil.copytree(ade_folder, tmp_path / "half")
+    rewrite(tmp_path / "half", lambda w: w.update(CASTS["bfloat16"](w)))
+    expected = start(ade_folder).decode_head.classifier
+    network = start(tmp_path / "half")
+    assert types(network) == {"float32", "int64"}
+    assert torch.equal(network.decode_head.classifier.weight, expected.weight)
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_what_is_saved_is_float32_and_says_so(hub, tmp_path, half):
+    network = AutoModelForSemanticSegmentation.from_pretrained(hub).to(half)
+    network.save_pretrained(hub)
+    assert json.loads((hub / "config.json").read_text())["dtype"] == str(half)[len("torch.") :]
+    loaded = load_network(str(hub), ModelConfig())
+    save_network(tmp_path, loaded.network, loaded.preprocess, loaded.taxonomy)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float32"
+    theirs = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
+    assert types(theirs) == {"float32", "int64"}
+    assert differing(theirs, network.float()) == set()
+
+
+def test_a_type_that_is_none_is_one_clear_error(hub):
+    config = json.loads((hub / "config.json").read_text())
+    (hub / "config.json").write_text(json.dumps(config | {"dtype": "auto"}))
+    for load in (lambda: start(hub), lambda: load_network(str(hub), ModelConfig())):
+        with pytest.raises(ConfigError, match="hub: cannot be loaded: .*auto"):
+            load()
 
 
 # --- the saved folder
