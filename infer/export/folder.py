@@ -16,8 +16,7 @@ from transformers import AutoModelForSemanticSegmentation
 from ... import storage
 from ...errors import ConfigError, DataError
 from ...model.config import ModelConfig
-from ...model.weights import LoadedNetwork, load_network, quiet, save_network
-from ..predictor import ReadyNetwork
+from ...model.weights import LoadedNetwork, load_network, quiet, save_network, weights_digest
 from .card import Card
 from .config import ExportConfig
 from .network import Reference, trial_shapes
@@ -152,14 +151,13 @@ def _parity(plan: FolderPlan, folder: Path) -> Parity:
     with quiet():
         theirs: Any = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32)
     theirs.eval()
-    normalise = plan.loaded.preprocess.normalise
+    normalise = plan.loaded.preprocess.normaliser()
 
     def run(images: Tensor) -> Tensor:
         with torch.inference_mode():
             logits: Tensor = theirs(pixel_values=normalise(images)).logits
         return logits
 
-    plan.loaded.network.float()
     side = plan.loaded.preprocess.input_size
     any_size = plan.card.architecture == "segformer" and side >= SMALLEST
     return compare(run, Reference(plan.loaded), trial_shapes(side, any_size=any_size))
@@ -173,7 +171,7 @@ def _metrics(path: str, loaded: LoadedNetwork) -> Mapping[str, Any]:
     if not isinstance(metrics, dict) or not isinstance(metrics.get("mIoU"), (int, float)):
         raise DataError(f"--metrics {path}: has no mIoU; give a metrics.json of 'cocoseg eval'")
     scored = metrics.get("checkpoint")
-    if not isinstance(scored, dict) or scored.get("digest") != ReadyNetwork(loaded, ()).digest():
+    if not isinstance(scored, dict) or scored.get("digest") != weights_digest(loaded.network):
         raise ConfigError(
             f"--metrics {path}: are not scores of these weights; run 'cocoseg eval' on the same "
             "checkpoint (a run's best one changes while it trains)"

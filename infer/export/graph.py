@@ -20,8 +20,7 @@ from torch.export import ExportedProgram
 from ... import __version__, storage
 from ...errors import CocosegError, ConfigError
 from ...model.config import ModelConfig
-from ...model.weights import LoadedNetwork, load_network
-from ..predictor import ReadyNetwork
+from ...model.weights import LoadedNetwork, load_network, weights_digest
 from .config import ExportConfig
 from .network import INPUTS, ExportedNetwork, Reference, output_port, trial_shapes
 from .onnx_model import describe_onnx, run_onnx, write_onnx
@@ -38,6 +37,8 @@ class GraphFormat:
 
     name: str
     suffix: str
+    version: int
+    """Grows with what is written of the same network; files of an earlier one are not kept."""
     packages: tuple[str, ...]
     """That are needed, beside our own dependencies."""
     write: Callable[[ExportedProgram, Mapping[str, Any], Path], None]
@@ -49,12 +50,14 @@ FORMATS = {
     "onnx": GraphFormat(
         "onnx",
         ".onnx",
+        1,
         ("onnx", "onnxscript", "onnxruntime"),
         write_onnx,
         run_onnx,
         describe_onnx,
     ),
-    "program": GraphFormat("program", ".pt2", (), write_program, run_program, describe_program),
+    # 2: without devices
+    "program": GraphFormat("program", ".pt2", 2, (), write_program, run_program, describe_program),
 }
 
 
@@ -133,7 +136,6 @@ def plan_graph(kind: GraphFormat, config: ExportConfig, model: ModelConfig) -> G
     output = wanted_output(config, kind.suffix)
     loaded = load_network(str(config.checkpoint), model)
     description = _description(kind, config, loaded)
-    loaded.network.float()
     kept = False
     if storage.exists(output):
         same = kind.describe(output).get("fingerprint") == description["fingerprint"]
@@ -211,7 +213,7 @@ def _written(
     plan.format.write(program, described, path)
     del program
     run = plan.format.run(path)
-    normalise = plan.loaded.preprocess.normalise
+    normalise = plan.loaded.preprocess.normaliser()
     parity = compare(
         run if config.input_type == "uint8" else lambda images: run(normalise(images)),
         reference,
@@ -242,8 +244,9 @@ def _description(
         "num_classes": taxonomy.num_classes,
         "class_names": list(taxonomy.names),
         "ignore_index": taxonomy.ignore_index,
-        "weights": ReadyNetwork(loaded, ()).digest(),
+        "weights": weights_digest(loaded.network),
         **({"opset": config.opset} if kind.name == "onnx" else {}),
+        "format_version": kind.version,
         "made_by": f"cocoseg {__version__}, torch {torch.__version__}"
         + "".join(f", {name} {importlib.metadata.version(name)}" for name in kind.packages),
     }

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...model.preprocess import Preprocess, upsample
+from ...model.preprocess import upsample
 from ...model.weights import LoadedNetwork
 from .config import ExportConfig
 
@@ -60,8 +60,7 @@ class ExportedNetwork(nn.Module):
     def __init__(self, loaded: LoadedNetwork, *, normalises: bool, to_mask: bool) -> None:
         super().__init__()
         self.network = loaded.network
-        self.preprocess = loaded.preprocess
-        self.normalises = normalises
+        self.normalise = loaded.preprocess.normaliser() if normalises else None
         self.ids = None
         if to_mask:
             self.ids = torch.uint8 if loaded.taxonomy.num_classes <= 256 else torch.int32
@@ -74,8 +73,8 @@ class ExportedNetwork(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits or train ids."""
-        height, width = image.shape[1:3] if self.normalises else image.shape[2:]
-        pixel_values = self.preprocess.normalise(image) if self.normalises else image
+        height, width = image.shape[2:] if self.normalise is None else image.shape[1:3]
+        pixel_values = image if self.normalise is None else self.normalise(image)
         logits: Tensor = self.network(pixel_values=pixel_values).logits
         if self.ids is None:
             return logits
@@ -95,12 +94,12 @@ class Reference:
         network: Any = loaded.network
         self._network = type(network)(network.config).eval()
         self._network.load_state_dict(network.state_dict(), assign=True)
-        self._preprocess: Preprocess = loaded.preprocess
+        self._normalise = loaded.preprocess.normaliser()
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
         """Return float32, shape (B, C, h, w), of uint8 RGB images, shape (B, H, W, 3)."""
-        out: Tensor = self._network(pixel_values=self._preprocess.normalise(images)).logits
+        out: Tensor = self._network(pixel_values=self._normalise(images)).logits
         return out
 
 

@@ -14,7 +14,10 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from ... import storage
+from .devices import bound_nodes, remove_devices
 from .network import ExportedNetwork
+
+log = logging.getLogger(__name__)
 
 DESCRIPTION = "cocoseg.json"
 """Extra file of a ``.pt2`` that says what the program is."""
@@ -37,7 +40,7 @@ def capture(network: ExportedNetwork, input_size: int, *, any_size: bool) -> Exp
         Of any kind, if the network cannot be traced so.
     """
     height, width = (input_size + 32, input_size + 96) if any_size else (input_size, input_size)
-    if network.normalises:
+    if network.normalise is not None:
         example, first = torch.zeros(2, height, width, 3, dtype=torch.uint8), 1
     else:
         example, first = torch.zeros(2, 3, height, width), 2
@@ -54,7 +57,10 @@ def capture(network: ExportedNetwork, input_size: int, *, any_size: bool) -> Exp
 
 
 def write_program(program: ExportedProgram, description: Mapping[str, Any], path: Path) -> None:
-    """Save a program as ``.pt2``."""
+    """Save a program as ``.pt2``; no device is left in it, or a warning names where."""
+    remove_devices(program)
+    if bound := bound_nodes(program):
+        log.warning("the program runs on the CPU only (%s)", ", ".join(bound[:3]))
     with quiet():
         torch.export.save(program, path, extra_files={DESCRIPTION: json.dumps(description)})
 

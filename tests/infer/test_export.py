@@ -31,15 +31,26 @@ from cocoseg.infer.export.folder import export_folder, plan_folder
 from cocoseg.infer.export.graph import FORMATS, export_graph
 from cocoseg.infer.export.network import ExportedNetwork, Reference, trial_images, trial_shapes
 from cocoseg.infer.export.parity import TOLERANCE, Comparison, compare
+from cocoseg.infer.export.program import capture, write_program
 from cocoseg.infer.export.publish import scratch_beside
-from cocoseg.infer.predictor import ReadyNetwork
+from cocoseg.infer.predictor import load_predictor
 from cocoseg.model.config import ModelConfig
 from cocoseg.model.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, upsample
-from cocoseg.model.weights import load_network, save_network
+from cocoseg.model.weights import load_network, save_network, weights_digest
 from cocoseg.taxonomy import SemanticClass, Taxonomy, coco_taxonomy
 from PIL import Image
+from torch.export.graph_signature import InputKind
+from torch.export.passes import move_to_device_pass
 from torch.nn import functional as F
-from transformers import AutoModelForSemanticSegmentation, MobileNetV2Config
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import (
+    AutoModelForSemanticSegmentation,
+    BeitConfig,
+    Data2VecVisionConfig,
+    MobileNetV2Config,
+)
 
 SIDE = 64
 SIZES = [(64, 64), (64, 160), (97, 131)]
@@ -143,15 +154,19 @@ def test_no_file_tells_of_the_computer_that_made_it(exported, checkpoint):
     assert b"stack_trace" not in content
 
 
-def test_normalised_input_and_masks(checkpoint, theirs, draw, tmp_path):
+@pytest.fixture(scope="module")
+def masks_of_normalised(checkpoint, tmp_path_factory):
+    output = tmp_path_factory.mktemp("masks") / "m.pt2"
     settings = {"input_type": "float32", "output_type": "mask"}
-    config = ExportConfig(checkpoint=str(checkpoint), output=str(tmp_path / "m.pt2"), **settings)
-    result = export_graph(FORMATS["program"], config, ModelConfig())
+    config = ExportConfig(checkpoint=str(checkpoint), output=str(output), **settings)
+    return output, export_graph(FORMATS["program"], config, ModelConfig())
+
+
+def test_normalised_input_and_masks(masks_of_normalised, theirs, draw):
+    output, result = masks_of_normalised
     assert result.plan.to_dict()["input"] == "pixel_values: float32 (batch, 3, height, width)"
     images = draw(90, 120)[None]
-    mask = FORMATS["program"].run(tmp_path / "m.pt2")(
-        Preprocess(SIDE).normalise(torch.tensor(images))
-    )
+    mask = FORMATS["program"].run(output)(Preprocess(SIDE).normaliser()(torch.tensor(images)))
     expected = F.interpolate(torch.from_numpy(theirs(images)), (90, 120), mode="bilinear").argmax(1)
     assert mask.dtype == torch.uint8
     assert len(mask.unique()) > 3
@@ -177,6 +192,194 @@ def test_a_network_of_one_size_is_exported_so_and_that_is_said(tmp_path, caplog)
     assert result.parity.worst.largest_logit > 1e-3
     (given,) = onnxruntime.InferenceSession(tmp_path / "d.onnx").get_inputs()
     assert given.shape == ["batch", 64, 64, 3]
+
+
+# --- devices: tried on the meta device, which computes nothing, but is not the CPU
+
+
+def devices_in(program):
+    """What of a program is bound to a device: operators, and constants, which never move."""
+    found = []
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            values = tree_leaves((node.args, node.kwargs))
+            named = any(isinstance(v, str) and v in ("cpu", "cuda", "meta") for v in values)
+            if named or "device" in node.kwargs or any(isinstance(v, torch.device) for v in values):
+                found.append(str(node.target))
+    specs = program.graph_signature.input_specs
+    return found + [s.target for s in specs if s.kind is InputKind.CONSTANT_TENSOR]
+
+
+class Elsewhere(TorchDispatchMode):
+    """Lists operators that get a tensor on another device than meta; a copy may."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = [v for v in tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor)]
+        if any(tensor.device.type != "meta" for tensor in tensors):
+            self.found += [] if func is torch.ops.aten._to_copy.default else [str(func)]
+        return func(*args, **(kwargs or {}))
+
+
+def run_elsewhere(module, example):
+    """Move a module to the meta device and run it; return its output, and what stayed behind."""
+    module.to("meta")
+    with torch.no_grad(), Elsewhere() as elsewhere:
+        out = module(example.to("meta"))
+    return out, elsewhere.found
+
+
+_TRANSFORMER = {
+    "num_labels": 3,
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": SIDE,
+    "patch_size": 16,
+    "out_indices": [1, 2, 3, 4],
+    "pool_scales": [1, 2],
+    "auxiliary_channels": 8,
+}
+FAMILIES = {
+    "beit": lambda: BeitConfig(**_TRANSFORMER),  # makes tensors by itself
+    "data2vec": lambda: Data2VecVisionConfig(**_TRANSFORMER),  # views of what its attention returns
+    "mobilenet_v2": lambda: MobileNetV2Config(num_labels=3, depth_multiplier=0.25, min_depth=8),
+}
+OF_ONE_SIZE = {  # network, takes uint8, gives masks
+    "uint8, mask, one size": ("segformer", True, True),
+    "float32, logits, one size": ("segformer", False, False),
+    **{family: (family, True, False) for family in FAMILIES},
+}
+OF_ANY_SIZE = ("uint8, logits, any size", "float32, mask, any size")
+LONG = ("float32, logits, one size", "mobilenet_v2")
+VARIANTS = [
+    *OF_ANY_SIZE,
+    *(pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in OF_ONE_SIZE),
+]
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def variant(request, loaded, three_classes, tmp_path_factory):
+    """The network that was traced, and its program as it is read back."""
+    if request.param == OF_ANY_SIZE[0]:
+        folder, _ = request.getfixturevalue("exported")
+        network = ExportedNetwork(loaded, normalises=True, to_mask=False)
+        return network, torch.export.load(folder / "coco.pt2")
+    if request.param == OF_ANY_SIZE[1]:
+        path, _ = request.getfixturevalue("masks_of_normalised")
+        network = ExportedNetwork(loaded, normalises=False, to_mask=True)
+        return network, torch.export.load(path)
+    family, normalises, to_mask = OF_ONE_SIZE[request.param]
+    folder = three_classes
+    if family != "segformer":
+        folder = tmp_path_factory.mktemp(family)
+        torch.manual_seed(0)
+        plain = AutoModelForSemanticSegmentation.from_config(FAMILIES[family]())
+        save_network(folder, plain, Preprocess(SIDE), DEEPLAB)
+    one = load_network(str(folder), ModelConfig())
+    network = ExportedNetwork(one, normalises=normalises, to_mask=to_mask).eval()
+    program = capture(network, SIDE, any_size=False)
+    assert devices_in(program)  # as it is traced
+    path = tmp_path_factory.mktemp("program") / "m.pt2"
+    write_program(program, {}, path)
+    return network, torch.export.load(path)
+
+
+def example_for(network):
+    images = trial_images(3, SIDE, SIDE)
+    return images if network.normalise is not None else images.permute(0, 3, 1, 2) / 255 - 0.5
+
+
+def test_no_device_is_in_a_program(variant):
+    assert devices_in(variant[1]) == []
+
+
+def test_a_program_runs_where_it_is_moved_to(variant):
+    network, program = variant
+    example = example_for(network)
+    with torch.no_grad():
+        expected = network(example)
+    out, left_behind = run_elsewhere(program.module(), example)
+    assert left_behind == []
+    assert (out.device.type, out.shape, out.dtype) == ("meta", expected.shape, expected.dtype)
+
+
+@pytest.mark.parametrize("kernel", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
+def test_a_program_runs_whatever_layout_attention_returns(variant, kernel):
+    """The two kernels return different ones, as those of other devices do."""
+    network, program = variant
+    example = example_for(network)
+    with torch.no_grad(), sdpa_kernel(kernel):
+        ours, expected = program.module()(example), network(example)
+    if network.ids is None:
+        assert close(ours.numpy(), expected.numpy())
+    else:
+        assert float((ours != expected).float().mean()) < 1e-3
+
+
+class Planted(torch.nn.Module):
+    """Every way to be bound to a device that is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 4)
+        self.table = torch.tensor([1.0, 2.0, 3.0, 4.0])  # neither a parameter nor a buffer
+
+    def forward(self, image):
+        x, n = self.layer(image) + self.table, image.shape[0]
+        x = x + torch.arange(n, device=x.device)[:, None] + torch.linspace(0, 1, 4)
+        x = x + torch.zeros(n, 4).add_(x) + torch.full((), 2.0) + torch.scalar_tensor(2.0)
+        x = x @ torch.eye(4, device=x.device) + torch.tril(torch.ones(n, 4))
+        x = x + torch.ones_like(x, device="cpu") + x.new_zeros(4, device="cpu")
+        x = x.to("cpu") + x.to("cpu", torch.float64) + x.to(device="cpu")
+        return x.to(torch.float32) * torch.tensor(3.0) + torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+
+def traced(network):
+    axes = ({0: torch.export.Dim.DYNAMIC(min=1)},)
+    with torch.no_grad():
+        return torch.export.export(network, (torch.randn(2, 4),), dynamic_shapes=axes, strict=False)
+
+
+def test_planted_devices_are_found_and_removed(tmp_path):
+    network = Planted().eval()
+    program = traced(network)
+    operators = "arange linspace zeros full scalar_tensor eye ones ones_like new_zeros to"
+    assert {name.split(".")[1] for name in devices_in(program) if name.startswith("aten.")} == {
+        *operators.split(),
+        "_assert_tensor_metadata",
+    }
+    assert {"table", "lifted_tensor_0", "lifted_tensor_1"} <= set(devices_in(program))
+    example = torch.randn(5, 4)
+    assert run_elsewhere(program.module(), example)[1]
+    write_program(program, {}, tmp_path / "m.pt2")
+    program = torch.export.load(tmp_path / "m.pt2")
+    assert devices_in(program) == []
+    with torch.no_grad():
+        assert torch.equal(program.module()(example), network(example))
+    out, left_behind = run_elsewhere(program.module(), example)
+    assert (out.device.type, left_behind) == ("meta", [])
+    moved = move_to_device_pass(program, "meta").module()  # as compilation for a device requires
+    assert run_elsewhere(moved, example)[1] == []
+
+
+class Region(torch.nn.Module):
+    def forward(self, image):
+        with torch.autocast("cpu", enabled=False):
+            return image @ image.mT
+
+
+def test_a_program_that_stays_bound_is_reported(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "cocoseg"):
+        write_program(traced(Region()), {}, tmp_path / "m.pt2")
+    assert "runs on the CPU only (wrap_with_autocast" in caplog.text
+
+
+# --- comparisons
 
 
 def test_a_difference_from_nothing_but_zeros_is_infinite():
@@ -386,6 +589,18 @@ def test_the_same_again_is_kept_and_another_is_refused(run_cocoseg, exported, ch
         assert (folder / name).stat().st_mtime_ns == before
     line = ("export", "hf", "--checkpoint", checkpoint, "--output", folder / "coco")
     assert json.loads(run_cocoseg(*line, "--json").out)["state"] == "kept, it is there already"
+
+
+def test_an_export_of_an_earlier_format_is_not_kept(exported, checkpoint):
+    for kind in FORMATS.values():
+        output = str(exported[0] / f"coco{kind.suffix}")
+        config = ExportConfig(checkpoint=str(checkpoint), output=output)
+        assert graph.plan_graph(kind, config, ModelConfig()).kept
+        assert int(kind.describe(output)["format_version"]) == kind.version
+        later = dataclasses.replace(kind, version=kind.version + 1)
+        with pytest.raises(ConfigError, match="is there already, and is of other weights"):
+            graph.plan_graph(later, config, ModelConfig())
+    assert FORMATS["program"].version == 2  # programs of 1 are bound to the CPU
 
 
 def test_overwrite_replaces(run_cocoseg, faked, checkpoint, tmp_path):
@@ -735,11 +950,11 @@ def test_the_examples_of_the_page_run_and_give_the_masks_of_infer(
     exec(compile(page[number], "docs/export.md", "exec"), found)
     mask = torch.as_tensor(found["mask"])
     config = InferConfig(checkpoint=str(checkpoint), use_tta=False, device="cpu")
-    ready = ReadyNetwork.of(config, ModelConfig())
-    (expected,) = map(torch.from_numpy, ready.predict([photo]))
+    ready, predictor = load_predictor(config, ModelConfig(), torch.device("cpu"))
+    (expected,) = map(torch.from_numpy, predictor.predict([photo]))
     if number == 0:  # at the resolution of the logits
         resized = torch.tensor(Preprocess(SIDE).resize(photo))[None]
-        expected = Reference(ready.loaded).logits(resized)[0].argmax(0)
+        expected = Reference(ready).logits(resized)[0].argmax(0)
     assert mask.shape == expected.shape
     assert len(mask.unique()) > 3
     assert float((mask != expected).float().mean()) < 1e-3
@@ -756,7 +971,7 @@ def test_the_facts_that_the_page_lists_are_in_the_files(root, exported):
     described = FORMATS["program"].describe(str(folder / "coco.pt2"))
     assert set(described) == set(told) - {"opset"}
     loaded = load_network(str(folder / "coco"), ModelConfig())
-    assert told["weights"] == described["weights"] == ReadyNetwork(loaded, ()).digest()
+    assert told["weights"] == described["weights"] == weights_digest(loaded.network)
 
 
 def test_upsampling_is_that_of_inference(loaded, theirs):
