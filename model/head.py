@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from transformers.models.segformer import modeling_segformer as theirs
 
 from .replace import Replacement, replace_layers
+from .sync_batchnorm import SyncBatchNorm2d
+from .upsample import upsample
 
 
 class FoldedDecodeHead(theirs.SegformerDecodeHead):  # type: ignore[misc]
@@ -39,7 +41,7 @@ class FoldedDecodeHead(theirs.SegformerDecodeHead):  # type: ignore[misc]
             part_BDhw = F.linear(tokens_BhwC, weights[level], bias).permute(0, 3, 1, 2)
             bias = None
             if part_BDhw.shape[2:] != size:
-                part_BDhw = F.interpolate(part_BDhw, size, mode="bilinear", align_corners=False)
+                part_BDhw = upsample(part_BDhw, *size)
             fused_BDhw = part_BDhw if fused_BDhw is None else fused_BDhw.add_(part_BDhw)
         assert fused_BDhw is not None
         if not statistics:
@@ -49,7 +51,9 @@ class FoldedDecodeHead(theirs.SegformerDecodeHead):  # type: ignore[misc]
         logits = F.linear(
             fused_BDhw.permute(0, 2, 3, 1), classifier.weight.flatten(1), classifier.bias
         )
-        return logits.permute(0, 3, 1, 2).contiguous()
+        logits_BChw = logits.permute(0, 3, 1, 2)
+        # Losses read planes; strips of an inference read all classes of a pixel, as they are here.
+        return logits_BChw.contiguous() if torch.is_grad_enabled() else logits_BChw
 
     def _folded(self, *, with_batch_norm: bool) -> tuple[list[Tensor], Tensor]:
         """Return each level's weight (D, C) and the bias (D) of them all.
@@ -89,8 +93,11 @@ class FoldedDecodeHead(theirs.SegformerDecodeHead):  # type: ignore[misc]
 
 
 def _no_autocast(device: str) -> contextlib.AbstractContextManager[Any]:
-    """Switch autocast off, where there is one: the meta device has none."""
-    if torch.amp.is_autocast_available(device):
+    """Switch autocast off where it is on.
+
+    Where it is off, a program of `torch.export` gets no region that is bound to a device.
+    """
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
 
@@ -132,7 +139,7 @@ _REPLACEMENTS = (
         {
             "linear_projections": (nn.ModuleList,),
             "linear_fuse": (nn.Conv2d,),
-            "batch_norm": (nn.BatchNorm2d, nn.SyncBatchNorm),
+            "batch_norm": (nn.BatchNorm2d, SyncBatchNorm2d, nn.SyncBatchNorm),
             "activation": (nn.ReLU,),
             "dropout": (nn.Dropout,),
             "classifier": (nn.Conv2d,),

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from transformers import PreTrainedModel
 
 from ..errors import ConfigError
+from .encoder import MixMLP
 from .meta import meta_copy
 
 
@@ -122,14 +124,41 @@ def checkpoint_activations(network: nn.Module) -> None:
     enable({"use_reentrant": False})
 
 
+def keep_mlp_activations(network: nn.Module) -> None:
+    """Keep the wide middle of a SegFormer's blocks in memory instead of computing it again.
+
+    Other networks stay as they are.
+    """
+    for module in network.modules():
+        if isinstance(module, MixMLP):
+            module.recompute = False
+
+
 def to_channels_last(network: nn.Module) -> None:
     """Lay out the weights of convolutions with channels last, as a GPU's kernels want them."""
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def compiled(wrapped: nn.Module) -> nn.Module:
-    """Return a module that runs compiled, of a network or of DDP around it.
+def compiled(network: nn.Module) -> nn.Module:
+    """Return a module that runs compiled, for DDP to wrap.
 
     It shares the parameters; the network itself stays as it is, for validation and saving.
+
+    The graph is whole, but for synchronised batch norms and layers of `checkpoint_activations`.
+    PyTorch's optimizer of DDP graphs, which would cut it into buckets, is switched off for the
+    process: it refuses functions with a backward pass of their own, as SegFormer's blocks have.
     """
-    return torch.compile(wrapped)  # type: ignore[return-value]
+    _install_hooks(network)
+    torch._dynamo.config.optimize_ddp = False
+    return torch.compile(network)  # type: ignore[return-value]
+
+
+def _install_hooks(network: nn.Module) -> None:
+    """Install transformers' hooks, which the first forward does by a lock that cannot be traced."""
+    try:
+        from transformers.utils.output_capturing import maybe_install_capturing_hooks
+    except ImportError:  # of a version that has none
+        return
+    for module in network.modules():
+        if isinstance(module, PreTrainedModel):
+            maybe_install_capturing_hooks(module)

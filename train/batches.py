@@ -1,8 +1,10 @@
 """From the plan to micro-batches: what each rank reads, in which order, and how it is collated."""
 
+import contextlib
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -43,6 +45,11 @@ class MicroBatch:
     def pin_memory(self) -> "MicroBatch":
         """Move to page-locked memory; called by the loader where a GPU waits."""
         return replace(self, images=self.images.pin_memory(), masks=self.masks.pin_memory())
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """Copy images and masks to a device, without waiting where they are page-locked."""
+        images = self.images.to(device, non_blocking=True)
+        return replace(self, images=images, masks=self.masks.to(device, non_blocking=True))
 
 
 class TrainingSamples(Dataset[MicroBatch]):
@@ -180,3 +187,69 @@ def micro_batches(
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+class Copier(Protocol):
+    """Copies the micro-batches of a step to a device while another step computes."""
+
+    def copy(self, step: list[MicroBatch]) -> tuple[list[MicroBatch], Any]:
+        """Start copying, in a thread of its own; return the copies, and what `await_` takes."""
+        ...
+
+    def await_(self, step: list[MicroBatch], copied: Any) -> None:
+        """Let what is computed next wait for the copies, without waiting itself."""
+        ...
+
+
+class StreamCopier:
+    """Copies on a stream of its own, beside the kernels of the present step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+
+    def copy(self, step: list[MicroBatch]) -> tuple[list[MicroBatch], Any]:
+        """See `Copier`."""
+        with torch.cuda.stream(self._stream):
+            return [batch.to(self._device) for batch in step], self._stream.record_event()
+
+    def await_(self, step: list[MicroBatch], copied: Any) -> None:
+        """See `Copier`."""
+        computing = torch.cuda.current_stream(self._device)
+        computing.wait_event(copied)
+        for batch in step:  # their memory is not used again before the kernels that read it
+            batch.images.record_stream(computing)
+            batch.masks.record_stream(computing)
+
+
+def on_device(
+    steps: Generator[list[MicroBatch], None, None], device: torch.device
+) -> Generator[list[MicroBatch], None, None]:
+    """Yield steps whose tensors are on their way to a GPU; on other devices, as they are.
+
+    What the loader raises surfaces at the step that it belongs to. Closing closes `steps`.
+    """
+    if device.type == "cuda":
+        return copied_ahead(steps, StreamCopier(device))
+    return steps
+
+
+def copied_ahead(
+    steps: Generator[list[MicroBatch], None, None], copier: Copier
+) -> Generator[list[MicroBatch], None, None]:
+    """Yield the copies of steps; the next step is read and copied while the present one is used."""
+
+    def following() -> tuple[list[MicroBatch], Any] | None:
+        step = next(steps, None)
+        return None if step is None else copier.copy(step)
+
+    with contextlib.closing(steps):
+        # The loader's processes start here, in the thread that will also end them.
+        found = following()
+        with ThreadPoolExecutor(1, thread_name_prefix="cocoseg-copy") as thread:
+            while found is not None:
+                step, copied = found
+                coming = thread.submit(following)
+                copier.await_(step, copied)
+                yield step
+                found = coming.result()

@@ -146,16 +146,29 @@ def save_checkpoint(
     with explained(run, target), storage.scratch_folder(parent) as scratch:
         folder = scratch / checkpoint_name(step)
         folder.mkdir()
-        save_network(folder, network, preprocess, taxonomy)
+        with _written_here(network):
+            save_network(folder, network, preprocess, taxonomy)
         for weights in folder.glob("*.safetensors"):  # safetensors lets nobody else read them
             shutil.copymode(folder / TAXONOMY_NAME, weights)
         # Through Python: by itself, torch says "unexpected pos 704 vs 598" of a full disk.
         with open(folder / _STATE_NAME, "wb") as file:
             torch.save({**state, "step": step}, file)
         digests = {path.name: storage.sha256(str(path)) for path in sorted(folder.iterdir())}
+        assert digests.keys() >= set(_NEEDED), f"not written: {set(_NEEDED) - digests.keys()}"
         (folder / _DIGESTS_NAME).write_text(json.dumps(digests, indent=1) + "\n")
         _publish(folder, target)
     point(run, "last", step)
+
+
+@contextlib.contextmanager
+def _written_here(network: nn.Module) -> Iterator[None]:
+    """Let transformers write files on this rank, whichever it is; by itself it does on rank 0."""
+    model: Any = network
+    model.should_save_on_this_rank = lambda is_main_process: is_main_process
+    try:
+        yield
+    finally:
+        del model.should_save_on_this_rank
 
 
 def _publish(folder: Path, target: str) -> None:

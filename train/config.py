@@ -145,8 +145,14 @@ class TrainConfig(ReadConfig):
     """Compile the network with torch.compile; pays off in long runs on a GPU."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    recompute_mlp: bool = True
+    """Recompute the wide half of each of SegFormer's blocks in the backward pass: about half the
+    memory of all activations, for a few percent more time. False keeps it in memory."""
     sync_batchnorm: bool = True
-    """Synchronise batch norm over GPUs; plain batch norm on a CPU, which has no other."""
+    """Batch norms see the batches of all processes, and not of their own only."""
+    deterministic: bool = False
+    """The same kernels and order of sums at every run, where PyTorch has them; slower. On a CPU a
+    run is deterministic in any case. See docs/training.md."""
     max_skipped: NonNegativeInt = 5
     """Steps in a row whose loss may be no finite number: nothing is learnt from them; one more ends
     the run."""

@@ -1,7 +1,9 @@
 """An exponential moving average of the weights."""
 
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+import copy
+
+import torch
+from torch import Tensor, nn
 
 
 class MovingAverage:
@@ -21,16 +23,14 @@ class MovingAverage:
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._averaged = AveragedModel(network)
-        self._averaged.n_averaged.fill_(1)  # what it starts from counts: it is no mere copy
-
-    @property
-    def network(self) -> nn.Module:
+        self.network = copy.deepcopy(network).requires_grad_(False)
         """The averaged network, which is scored and saved."""
-        return self._averaged.module
 
+    @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
         """Take in the weights after optimizer step `step`."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        self._averaged.multi_avg_fn = get_ema_multi_avg_fn(decay)
-        self._averaged.update_parameters(network)
+        averaged: list[Tensor] = list(self.network.parameters())
+        torch._foreach_lerp_(averaged, list[Tensor](network.parameters()), 1 - decay)
+        if buffers := list(self.network.buffers()):
+            torch._foreach_copy_(buffers, list(network.buffers()))

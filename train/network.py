@@ -6,6 +6,8 @@ from torch import nn
 from ..distributed.group import Group
 from ..model import switches
 from ..model.memory import TrainingMemory, training_memory
+from ..model.precision import resolve_precision
+from ..model.sync_batchnorm import synchronise_batch_norms
 from .config import TrainConfig
 
 
@@ -24,10 +26,12 @@ def prepare_network(
     switches.freeze_unused(network, input_size)
     if config.activation_checkpointing:
         switches.checkpoint_activations(network)
+    if not config.recompute_mlp:
+        switches.keep_mlp_activations(network)
     if config.channels_last:
         switches.to_channels_last(network)
-    if group.device.type == "cuda" and group.world_size > 1 and config.sync_batchnorm:
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    if group.world_size > 1 and config.sync_batchnorm:
+        synchronise_batch_norms(network)
     return network.to(group.device)
 
 
@@ -42,20 +46,19 @@ def train_mode(network: nn.Module, config: TrainConfig) -> None:
 
 def precision(config: TrainConfig, device: torch.device) -> torch.dtype:
     """Return what the network computes in, as `TrainConfig.amp_dtype` says."""
-    if not config.use_amp:
-        return torch.float32
-    if config.amp_dtype == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native else torch.float16
-    return torch.bfloat16 if config.amp_dtype == "bfloat16" else torch.float16
+    return resolve_precision(config.amp_dtype if config.use_amp else "float32", device)
 
 
 def memory_of(
     network: nn.Module, config: TrainConfig, input_size: int, device: torch.device
 ) -> TrainingMemory:
-    """Estimate what a training step takes of a device's memory."""
+    """Estimate what a training step takes of a device's memory.
+
+    Raises
+    ------
+    UnknownMemory
+        If it cannot be estimated.
+    """
     dtype = precision(config, device)
     return training_memory(
         network,

@@ -14,11 +14,13 @@ from ..distributed.group import Group, process_group
 from ..errors import CocosegError, ConfigError
 from ..model.config import ModelConfig
 from ..model.device import pick_device
+from ..model.precision import tf32
 from ..processes import end_with_launcher, keep_freed_memory
 from .augment import check_extra
 from .checkpoint import Checkpoint, agree_on_newest, run_lock
 from .config import AugmentConfig, TrainConfig
 from .interrupt import Interrupts
+from .kernels import chosen_kernels
 from .losses.step import StepLoss
 from .run_plan import plan_run
 from .trainer import Trainer
@@ -84,6 +86,8 @@ def run(
     run_folder = _run_folder(train)
     end_with_launcher()
     with (
+        chosen_kernels(train.deterministic),
+        tf32(model.tf32),
         Interrupts() as interrupts,
         process_group(train.device) as group,
         run_lock(run_folder, group),

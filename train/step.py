@@ -1,6 +1,7 @@
 """One optimizer step, exact over all processes and micro-batches."""
 
 import contextlib
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +13,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..distributed.group import Group
 from ..model import switches
-from ..model.preprocess import Preprocess
+from ..model.preprocess import Normalise, Preprocess
 from .batches import MicroBatch
 from .config import TrainConfig
 from .losses.step import StepLoss
 from .network import precision
 from .optimizer import build_optimizer
+
+_SYNC_BUFFERS = (  # in each forward pass; renamed in PyTorch 2.13, where the older name warns
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,7 @@ class TrainingStep:
     wrapped: nn.Module
     """The network as it is trained: under DDP, compiled, or itself."""
     preprocess: Preprocess
+    normalise: Normalise
     loss: StepLoss
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -61,6 +69,8 @@ class TrainingStep:
     clip_grad_norm: float
     """0 does not clip."""
     channels_last: bool
+    updating: bool = False
+    """Whether weights are being changed: if that fails, some are and some are not."""
 
     @classmethod
     def of(
@@ -73,15 +83,21 @@ class TrainingStep:
     ) -> "TrainingStep":
         """Return the steps of a configuration, for a network that `prepare_network` has seen."""
         dtype = precision(config, group.device)
-        wrapped = network
+        wrapped = switches.compiled(network) if config.compile else network
         if group.world_size > 1:
-            devices = [group.device] if group.device.type == "cuda" else None
-            wrapped = DistributedDataParallel(network, device_ids=devices)
+            wrapped = DistributedDataParallel(
+                wrapped,
+                device_ids=[group.device] if group.device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+                # Running statistics are equal on all ranks, or shared where they are used.
+                **{_SYNC_BUFFERS: False},
+            )
         return cls(
             network=network,
-            wrapped=switches.compiled(wrapped) if config.compile else wrapped,
+            wrapped=wrapped,
             preprocess=preprocess,
-            loss=loss,
+            normalise=preprocess.normaliser().to(group.device),
+            loss=loss.on(group.device),
             optimizer=build_optimizer(network, switches.backbone_of(network), config),
             scaler=torch.amp.GradScaler(group.device.type, enabled=dtype == torch.float16),
             amp=torch.autocast(group.device.type, dtype, enabled=dtype != torch.float32),
@@ -102,6 +118,12 @@ class TrainingStep:
             Optimizer steps done before it: decides dropout, with seed and rank.
         pixels, images
             The divisors of the whole step.
+
+        Raises
+        ------
+        Exception
+            Of any kind, such as out of memory. Unless `updating`, everything is then as it was
+            before the step.
         """
         self._seed_dropout(step)
         statistics = [
@@ -110,20 +132,25 @@ class TrainingStep:
             if isinstance(module, nn.modules.batchnorm._NormBase) and module.training
             for buffer in module.buffers(recurse=False)
         ]
-        parts = [
-            self._backward(batch, pixels, images, last=i == len(batches) - 1)
-            for i, batch in enumerate(batches)
-        ]
-        self.scaler.unscale_(self.optimizer)
-        gradients = [
-            parameter.grad
-            for group in self.optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
-        norm = nn.utils.get_total_norm(gradients)
-        # The one time a step that the device is waited for.
-        *own, grad_norm = torch.stack([*parts, norm.double()]).tolist()
+        try:
+            parts = [
+                self._backward(batch, pixels, images, last=i == len(batches) - 1)
+                for i, batch in enumerate(batches)
+            ]
+            self.scaler.unscale_(self.optimizer)
+            gradients = [
+                parameter.grad
+                for group in self.optimizer.param_groups
+                for parameter in group["params"]
+                if parameter.grad is not None
+            ]
+            norm = nn.utils.get_total_norm(gradients)
+            # The one time a step that the device is waited for.
+            *own, grad_norm = torch.stack([*parts, norm.to(parts[0])]).tolist()
+        except Exception:
+            _restore(statistics)
+            self.optimizer.zero_grad(set_to_none=True)
+            raise
         loss = float(self.group.sum(torch.tensor(own, dtype=torch.float64).sum()))
         overflowed = (
             self.scaler.is_enabled()
@@ -133,8 +160,7 @@ class TrainingStep:
         skipped = not math.isfinite(loss) or not (math.isfinite(grad_norm) or overflowed)
         suspects: tuple[str, ...] = ()
         if skipped:
-            for buffer, before in statistics:
-                buffer.copy_(before)
+            _restore(statistics)
             bad = [
                 batch for batch, part in zip(batches, own, strict=True) if not math.isfinite(part)
             ]
@@ -143,26 +169,29 @@ class TrainingStep:
             if self.clip_grad_norm:
                 parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
                 nn.utils.clip_grads_with_norm_(parameters, self.clip_grad_norm, norm)
+            self.updating = True
             self.scaler.step(self.optimizer)
+            self.updating = False
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(loss, grad_norm, skipped, overflowed and not skipped, suspects)
 
     def _backward(self, batch: MicroBatch, pixels: float, images: float, last: bool) -> Tensor:
-        """Add one micro-batch's gradient; return its part of the loss, float64 scalar."""
+        """Add one micro-batch's gradient; return its part of the loss, a scalar on the device."""
         device = self.group.device
         photos = batch.images.to(device, non_blocking=True)
         masks = batch.masks.to(device, non_blocking=True).long()
         with contextlib.nullcontext() if last else self._no_sync():
-            x = self.preprocess.normalise(photos)
+            x = self.normalise(photos)
             if self.channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
             with self.amp:
                 logits = self.wrapped(pixel_values=x).logits
             part = self.loss(logits, masks, pixels, images)
             # DDP averages gradients over the processes, whose parts are to be added.
-            self.scaler.scale(part * self.group.world_size).backward()
-        return part.detach().double()
+            summed = part * self.group.world_size if self.group.world_size > 1 else part
+            self.scaler.scale(summed).backward()
+        return part.detach()
 
     def _seed_dropout(self, step: int) -> None:
         """Make dropout a function of (seed, step, rank): there is no random state to save."""
@@ -170,7 +199,12 @@ class TrainingStep:
         torch.manual_seed(int(words[0]))
 
     def _no_sync(self) -> contextlib.AbstractContextManager[None]:
-        inner = getattr(self.wrapped, "_orig_mod", self.wrapped)  # of a compiled module
-        if isinstance(inner, DistributedDataParallel):
-            return inner.no_sync()
+        if isinstance(self.wrapped, DistributedDataParallel):
+            return self.wrapped.no_sync()
         return contextlib.nullcontext()
+
+
+def _restore(statistics: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Undo what a step did to the statistics of the batch norms."""
+    for buffer, before in statistics:
+        buffer.copy_(before)

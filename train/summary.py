@@ -6,6 +6,8 @@ import torch
 
 from ..figures import bytes_text
 from ..model.config import ModelConfig
+from ..model.memory import UnknownMemory
+from ..model.precision import dtype_name
 from ..shards.reader import ShardSet
 from .config import TrainConfig
 from .network import memory_of, precision
@@ -33,7 +35,7 @@ def introduction(
         f"{layout.world_size} processes × {layout.accumulation_steps} micro-batches, "
         f"{model.input_size}² each",
         "steps": f"{plan.total_steps:,} ({plan.epochs:,.4g} epochs)",
-        "device": f"{_device(device)}, {str(precision(config, device)).removeprefix('torch.')}",
+        "device": f"{_device(device)}, {dtype_name(precision(config, device))}",
         "memory": _memory(config, model, learn),
         "run": str(config.save_dir),
     }
@@ -47,11 +49,19 @@ def _size(shards: ShardSet) -> str:
 
 
 def _device(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    if device.type != "cuda":
+        return str(device)
+    try:
+        return torch.cuda.get_device_name(device)
+    except (RuntimeError, AssertionError):  # of a driver that fails here; training may work
+        return str(device)
 
 
 def _memory(config: TrainConfig, model: ModelConfig, learn: TrainingStep) -> str:
-    need = memory_of(learn.network, config, model.input_size, learn.group.device)
+    try:
+        need = memory_of(learn.network, config, model.input_size, learn.group.device)
+    except UnknownMemory as error:
+        return f"unknown ({error})"
     parts = {
         "weights": need.weights,
         "gradients": need.gradients,

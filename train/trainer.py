@@ -5,6 +5,7 @@ newest checkpoint → plan → network, optimizer → steps → validation → c
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import traceback
@@ -19,19 +20,21 @@ from tqdm import tqdm
 from .. import storage
 from ..config import to_yaml
 from ..distributed.group import Group
-from ..errors import CocosegError, Interrupted
+from ..errors import CocosegError, ExitCode, Interrupted, first_line
 from ..metrics import Scores
 from ..model.config import ModelConfig
-from ..model.score import predict_plain
+from ..model.memory import is_out_of_memory
+from ..model.precision import resolve_precision
+from ..model.predictor import Predictor
 from ..model.weights import load_network, start_network
 from ..processes import available_cores
 from .bad_samples import BadSamples
-from .batches import MicroBatch, TrainingSamples, micro_batches
+from .batches import MicroBatch, TrainingSamples, micro_batches, on_device
 from .checkpoint import (
     Checkpoint,
+    checkpoint_name,
     explained,
     point,
-    prune,
     restore_pointers,
     save_checkpoint,
 )
@@ -42,8 +45,10 @@ from .journal import Journal
 from .losses.step import StepLoss
 from .network import prepare_network, train_mode
 from .optimizer import restore_optimizer, set_learning_rate
+from .out_of_memory import advice, explained_at_start
 from .pace import Pace
 from .pictures import chosen, triptych
+from .pruning import Pruning
 from .run_plan import RunPlan, agree_on_plan, changes, plan_run
 from .schedule import learning_rate_factor
 from .step import StepResult, TrainingStep
@@ -53,6 +58,9 @@ from .validation import validate
 log = logging.getLogger(__name__)
 
 _KEYS_TOLD = 8  # samples that a skipped step's warning names
+_RESCUE = "rescue"
+"""Claimed by the rank that saves when one runs out of memory, and what it publishes."""
+_RESCUED_WITHIN = 900.0  # seconds that other ranks wait for it: a checkpoint on a slow store
 
 
 @dataclass(slots=True)
@@ -84,6 +92,8 @@ class Trainer:
     config: TrainConfig
     plan: RunPlan
     group: Group
+    scoring_precision: torch.dtype
+    """What the network computes in when it is validated."""
     interrupts: Interrupts
     samples: TrainingSamples
     learn: TrainingStep
@@ -97,6 +107,7 @@ class Trainer:
     """None on all ranks but the first."""
     unwritten: list[CocosegError] = field(default_factory=list)
     """What failed on this rank alone, until the next step tells the others."""
+    pruning: Pruning = field(default_factory=Pruning)
 
     @classmethod
     def start(
@@ -119,7 +130,10 @@ class Trainer:
             begun = None if checkpoint is None else checkpoint.state["identity"]
             plan = plan_run(config, model, augment, begun)
         agree_on_plan(plan, group)
-        with group.together():
+        explains = functools.partial(
+            explained_at_start, config, group.device, plan.layout.accumulation_steps
+        )
+        with group.together(), explains():
             if checkpoint is None:
                 network, preprocess = start_network(model, plan.shards.taxonomy, config.seed)
             else:
@@ -141,20 +155,24 @@ class Trainer:
                 loss.denominators.of,
                 plan.repeats,
             )
+        with explains():
+            learn = TrainingStep.of(network, preprocess, loss, config, group)
         trainer = cls(
             config=config,
             plan=plan,
             group=group,
+            scoring_precision=resolve_precision(model.inference_precision, group.device),
             interrupts=interrupts,
             samples=samples,
-            learn=TrainingStep.of(network, preprocess, loss, config, group),
+            learn=learn,
             average=average,
             bad=BadSamples(str(config.save_dir), config.max_bad, group),
             now=Progress(),
             saved=0,
         )
         if checkpoint is not None:
-            trainer._restore(checkpoint)
+            with explains():
+                trainer._restore(checkpoint)
         return trainer
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -234,7 +252,27 @@ class Trainer:
         return f"finished at step {now.step}" if now.step == total else ""
 
     def train(self, progress: bool) -> None:
-        """Take the steps that are left, and validate and save in between."""
+        """Take the steps that are left, and validate and save in between.
+
+        Raises
+        ------
+        CocosegError
+            Also where this rank runs out of memory, once the steps done are saved.
+        SystemExit
+            Where another rank did so and tells of it.
+        """
+        try:
+            self._train(progress)
+        except Exception as error:
+            failure = self._rescued_failure(error)
+            if failure is None:
+                raise
+        else:
+            return
+        # Out of the handler, which held the tensors of the step that failed.
+        self._rescue(*failure)
+
+    def _train(self, progress: bool) -> None:
         steps = micro_batches(
             self.samples,
             self.plan.layout,
@@ -250,6 +288,7 @@ class Trainer:
             self.save()
         if self.patience_ended:
             return
+        steps = on_device(steps, self.group.device)
         bar = tqdm(
             total=self.plan.total_steps, initial=self.now.step, unit="step", disable=not progress
         )
@@ -311,6 +350,8 @@ class Trainer:
 
     def _of_loader(self, error: Exception) -> CocosegError:
         rank = f"rank {self.group.rank}: " if self.group.world_size > 1 else ""
+        if is_out_of_memory(error):
+            return CocosegError(self._out_of_memory(error))
         return CocosegError(
             f"{rank}the loader failed: {error}; if one of its processes was killed: "
             "docs/how-to.md, 'Out of memory'\n" + "".join(traceback.format_exception(error))
@@ -334,7 +375,9 @@ class Trainer:
             now.loss_sum += result.loss
             now.loss_steps += 1
         if self.average is not None and not (result.skipped or result.overflowed):
+            self.learn.updating = True
             self.average.update(self.learn.network, now.step - 1)
+            self.learn.updating = False
         return result
 
     def _note_skipped(self, result: StepResult) -> None:
@@ -416,7 +459,7 @@ class Trainer:
                 shards,
                 self.group,
                 batch_size=self.config.val_batch_size,
-                workers=self.config.workers,
+                precision=self.scoring_precision,
                 check=self._stop_if_interrupted,
             )
             self._note_scores(scores)
@@ -429,8 +472,10 @@ class Trainer:
             if isinstance(error, Interrupted):
                 self._stop_interrupted()
             raise
-        except Exception:  # such as too little memory: perhaps of one process, so it asks no other
-            self.now = before
+        except Exception as error:  # perhaps of one process, so it asks no other
+            self.now = before  # the validation is owed
+            if is_out_of_memory(error) or self.group.published(_RESCUE):
+                raise  # `train` saves
             if self.group.leads and self.now.step > self.saved:
                 self._write_checkpoint()
             raise
@@ -468,9 +513,10 @@ class Trainer:
             math.nan if now.best_score is None else now.best_score,
             f"{len(absent)} classes neither there nor predicted" if absent else "all classes",
         )
+        predictor = Predictor(self.scored, self.learn.preprocess, precision=self.scoring_precision)
         for number in chosen(len(shards), self.config.pictures):
             sample = shards.read(number)
-            (mask,) = predict_plain(self.scored, self.learn.preprocess, [sample.image])
+            (mask,) = predictor.predict([sample.image])
             picture = triptych(sample.image, sample.mask, mask, shards.taxonomy)
             journal.picture(now.step, f"validation/{sample.key}", picture)
 
@@ -497,7 +543,6 @@ class Trainer:
         self.group.stop_for(self.unwritten)
 
     def _write_checkpoint(self) -> None:
-        assert self.journal is not None
         run_folder, step = str(self.config.save_dir), self.now.step
         state: dict[str, Any] = {
             "progress": dataclasses.asdict(self.now),
@@ -511,16 +556,86 @@ class Trainer:
         if self.average is not None:
             state["raw_weights"] = self.learn.network.state_dict()
         taxonomy = self.plan.shards.taxonomy
-        try:
-            self.journal.publish()  # lines of steps without a checkpoint are dropped; none is lost
-        except CocosegError as error:
-            self.unwritten.append(error)
+        if self.journal is not None:
+            try:
+                self.journal.publish()  # lines of steps without a checkpoint are dropped
+            except CocosegError as error:
+                self.unwritten.append(error)
         save_checkpoint(run_folder, step, self.scored, self.learn.preprocess, taxonomy, state)
         if self.now.best_step is not None:
             point(run_folder, "best", self.now.best_step)
-        prune(run_folder, self.config.keep_last, self.now.best_step)
+        self.pruning.start(run_folder, self.config.keep_last, self.now.best_step)
+
+    # ---- out of memory, perhaps on one rank alone: no collective is called any more
+
+    def _rescued_failure(self, error: Exception) -> tuple[str, bool] | None:
+        """Return what to tell of a failure, and whether the steps done can be saved.
+
+        None for what is no matter of memory, here or on another rank.
+        """
+        if isinstance(error, CocosegError):
+            return None
+        if is_out_of_memory(error):
+            return self._out_of_memory(error), not self.learn.updating
+        if self.group.world_size > 1 and self.group.published(_RESCUE):
+            return "", False  # a collective failed since the other rank is gone
+        return None
+
+    def _out_of_memory(self, error: Exception) -> str:
+        now, accumulation_steps = self.now, self.plan.layout.accumulation_steps
+        rank = f"rank {self.group.rank}, " if self.group.world_size > 1 else ""
+        where = "validation after step" if self.owes_validation else "step"
+        step = now.step if self.owes_validation else now.step + 1
+        change = advice(self.config, accumulation_steps)
+        if self.owes_validation:
+            change = "Try train.val_batch_size=1. See docs/how-to.md, 'Out of memory'"
+        return (
+            f"{rank}{self.learn.group.device}: out of memory in {where} {step}: "
+            f"{first_line(error)}\n{change}"
+        )
+
+    def _rescue(self, text: str, intact: bool) -> NoReturn:
+        """Save the steps done, on the first rank that asks; all ranks hold the same state.
+
+        Parameters
+        ----------
+        text
+            What this rank has to tell; empty if another rank ran out of memory.
+        intact
+            Whether no weight has changed since the last step.
+        """
+        group = self.group
+        if text and group.claim(_RESCUE):
+            try:
+                text = f"{text}\n{self._saved_alone(intact)}"
+            except CocosegError as error:
+                text = f"{text}\nThe steps since the last checkpoint could not be saved: {error}"
+            finally:
+                group.publish(_RESCUE, text)
+        elif group.wait_for(_RESCUE, _RESCUED_WITHIN):
+            if group.leads:
+                log.warning("ends, as another rank does: %s", group.published(_RESCUE))
+            # That rank tells: this one may be ended by torchrun before it could.
+            raise SystemExit(ExitCode.FAILURE)
+        # Not shared: under NCCL the others hang, and nobody must wait for them.
+        raise CocosegError(text)
+
+    def _saved_alone(self, intact: bool) -> str:
+        """Write a checkpoint if it holds more than the newest; return what to tell of it."""
+        lost = self.now.step - self.saved
+        if intact and lost:
+            self._write_checkpoint()
+            self.saved, lost = self.now.step, 0
+        if not self.saved:
+            kept = "There is no checkpoint yet"
+        else:
+            kept = f"The newest checkpoint is {checkpoint_name(self.saved)}"
+        if lost:
+            kept += f" ({lost} steps are lost: the optimizer was changing the weights)"
+        return f"{kept}: run the same command again with the other settings to resume"
 
     def close(self) -> None:
         """Finish the files that `open` began."""
+        self.pruning.finish()
         if self.journal is not None:
             self.journal.close()

@@ -1,16 +1,15 @@
 """Validation during training: each sample once, at any number of processes, all of it counted."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from ..distributed.group import Group
 from ..metrics import Scores
+from ..model.predictor import Predictor
 from ..model.preprocess import Preprocess
-from ..model.score import check_totals, predict_plain, score
+from ..model.score import NetworkPredicts, check_totals, confusion_of
 from ..shards.plan import evaluation_batches
 from ..shards.reader import ShardSet
 
@@ -22,7 +21,7 @@ def validate(
     group: Group,
     *,
     batch_size: int,
-    workers: int,
+    precision: torch.dtype,
     check: Callable[[], None],
 ) -> Scores:
     """Score a network as ``eval --no-tta`` does; all processes call it together.
@@ -31,6 +30,8 @@ def validate(
     ----------
     network
         Unwrapped. It is left in eval mode.
+    precision
+        What the network computes in; see `ModelConfig.inference_precision`.
     check
         Called before each batch; what it raises ends validation on every process.
 
@@ -46,16 +47,13 @@ def validate(
     DataError
         If the pixels that were scored are not those that the manifests count.
     """
-
-    def predict(images: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.integer]]:
-        check()
-        return predict_plain(network, preprocess, images)
-
     group.share_buffers(network)
     network.eval()
+    predictor = Predictor(network, preprocess, precision=precision, batch_size=batch_size)
     batches = evaluation_batches(len(shards), batch_size, group.world_size, group.rank)
     with group.together():
-        matrix = score(predict, shards, batches, workers)
+        predicts = NetworkPredicts(predictor, confidence=False)
+        matrix = confusion_of(predicts, shards, batches, check)
     summed = group.sum(torch.from_numpy(matrix)).numpy()
     with group.together():
         check_totals(summed, shards, "validation scored wrongly: ")

@@ -2,11 +2,19 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from cocoseg.model.config import ModelConfig
-from cocoseg.model.memory import training_memory
-from cocoseg.model.switches import checkpoint_activations, freeze_backbone, train_mode
+from cocoseg.model.memory import UnknownMemory, training_memory
+from cocoseg.model.switches import (
+    checkpoint_activations,
+    freeze_backbone,
+    keep_mlp_activations,
+    train_mode,
+)
+from cocoseg.model.sync_batchnorm import SyncBatchNorm2d, synchronise_batch_norms
 from cocoseg.model.weights import start_network
 from cocoseg.taxonomy import coco_taxonomy
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 AUTOCAST = {None: 0.0, torch.bfloat16: 0.01, torch.float16: 0.01}
 """Relative errors: fake kernels round the sizes of a few statistics otherwise under autocast."""
@@ -83,3 +91,34 @@ def test_nothing_is_changed_by_asking(network):
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert network.training
     assert not any(p.grad is not None for p in network.parameters())
+
+
+def test_synchronised_batch_norms_are_estimated_as_plain_ones(network):
+    network.train()
+    plain = training_memory(network, 2, 64, optimizer_states=2, ema=False)
+    synchronise_batch_norms(network)
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:  # nobody answers a collective
+        found = training_memory(network, 2, 64, optimizer_states=2, ema=False)
+    finally:
+        dist.destroy_process_group()
+    assert found == plain
+    assert type(network.decode_head.batch_norm) is SyncBatchNorm2d
+
+
+def test_an_estimate_that_fails_says_why(network, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("no such operator\nand more of it")
+
+    monkeypatch.setattr(type(network), "forward", fails)
+    with pytest.raises(UnknownMemory, match=r"RuntimeError: no such operator$"):
+        training_memory(network, 2, 64, optimizer_states=2, ema=False)
+
+
+def test_blocks_that_keep_their_wide_middle_count_as_that(network):
+    network.train()
+    recomputed = training_memory(network, 2, 96, optimizer_states=2, ema=False)
+    keep_mlp_activations(network)
+    kept = training_memory(network, 2, 96, optimizer_states=2, ema=False)
+    assert kept.activations == held(network, 2, 96, None)
+    assert recomputed.activations < 0.9 * kept.activations

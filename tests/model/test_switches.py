@@ -14,6 +14,7 @@ from cocoseg.model.switches import (
     compiled,
     freeze_backbone,
     freeze_unused,
+    keep_mlp_activations,
     to_channels_last,
     train_mode,
 )
@@ -70,6 +71,16 @@ def test_recomputed_activations_give_the_very_same(network, pixels, dtype):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         checkpoint_activations(network)  # without a word
+    found = step(network, network, pixels, dtype)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_wide_middle_that_is_kept_gives_the_very_same(network, pixels, dtype, dropout):
+    network.segformer.stages[1].blocks[0].mlp.dropout.p = dropout  # without, one kernel less
+    expected = step(network, network, pixels, dtype)
+    keep_mlp_activations(network)
     found = step(network, network, pixels, dtype)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 

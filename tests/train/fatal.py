@@ -70,7 +70,7 @@ POINTS = {
     "line-written": Point("cocoseg.train.journal:Journal", "write", after=True, ranks=WRITER),
     # in validation
     "validation": Point(TRAINER, "validate"),
-    "predicted": Point("cocoseg.train.validation", "predict_plain", after=True),
+    "predicted": Point("cocoseg.model.score", "confusion_counts", after=True),
     "validated": Point(TRAINER, "validate", after=True),
     "save": Point(f"{TRAINER}:Trainer", "save"),
     # while saving
@@ -90,10 +90,10 @@ POINTS = {
     "saved": Point(TRAINER, "save_checkpoint", after=True, ranks=WRITER),
     "best": Point(TRAINER, "point", ranks=WRITER),
     "best-moved": Point(TRAINER, "point", after=True, ranks=WRITER),
-    "prune": Point(TRAINER, "prune", ranks=WRITER),
+    "prune": Point("cocoseg.train.pruning", "prune", ranks=WRITER),
     "remove": Point(CHECKPOINT, "_remove", ranks=WRITER),
     "half-removed": Point("os", "replace", after=True, where="/removed$", ranks=WRITER),
-    "pruned": Point(TRAINER, "prune", after=True, ranks=WRITER),
+    "pruned": Point("cocoseg.train.pruning", "prune", after=True, ranks=WRITER),
     "publish-journal": Point("cocoseg.train.journal:Journal", "publish", ranks=WRITER),
     "save-done": Point(f"{TRAINER}:Trainer", "save", after=True),
 }

@@ -1,6 +1,7 @@
 """What ranks and loader processes are fed: the same samples, whoever reads them."""
 
 import shutil
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cocoseg.errors import CocosegError
 from cocoseg.shards.plan import BatchLayout, Plan
 from cocoseg.shards.reader import ShardSet
 from cocoseg.shards.repeats import Repeats
-from cocoseg.train.batches import MicroBatch, TrainingSamples, micro_batches
+from cocoseg.train.batches import (
+    MicroBatch,
+    TrainingSamples,
+    copied_ahead,
+    micro_batches,
+    on_device,
+)
 from cocoseg.train.config import AugmentConfig
 
 SIZE = 32
@@ -216,3 +224,95 @@ def test_samples_reach_spawned_processes(samples: TrainingSamples, tmp_path: Pat
     torch.save(samples, tmp_path / "samples.pt")
     again = torch.load(tmp_path / "samples.pt", weights_only=False)
     assert torch.equal(again.__getitems__([5]).images, samples.__getitems__([5]).images)
+
+
+# ---- copies beside the present step
+
+
+class Copies:
+    """A copier that notes who calls it and when."""
+
+    def __init__(self, fails_at=None):
+        self.notes, self.threads, self.fails_at = [], set(), fails_at
+
+    def copy(self, step):
+        self.threads.add(threading.current_thread().name)
+        self.notes.append(("copy", step))
+        if step == self.fails_at:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [*step, "copied"], step
+
+    def await_(self, step, copied):
+        assert step == [*copied, "copied"]
+        self.notes.append(("await", copied))
+
+
+def numbered(count, closed=None, fails_at=None):
+    try:
+        for i in range(count):
+            if i == fails_at:
+                raise CocosegError(f"step {i} cannot be read")
+            yield [i]
+    finally:
+        if closed is not None:
+            closed.append(True)
+
+
+def copying_threads():
+    return [one for one in threading.enumerate() if one.name.startswith("cocoseg-copy")]
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_steps_come_in_their_order_and_the_next_is_copied_meanwhile(count):
+    copier, closed = Copies(), []
+    found = list(copied_ahead(numbered(count, closed), copier))
+    assert found == [[i, "copied"] for i in range(count)]
+    assert [step for kind, step in copier.notes if kind == "await"] == [[i] for i in range(count)]
+    assert closed == [True]
+    assert not copying_threads()
+
+
+def test_the_next_step_is_read_while_the_present_one_is_used():
+    read = threading.Event()
+
+    def steps():
+        yield [0]
+        read.set()
+        yield [1]
+
+    ahead = copied_ahead(steps(), Copies())
+    assert next(ahead) == [0, "copied"]
+    assert read.wait(30)  # though nobody asked for it yet
+    assert next(ahead) == [1, "copied"]
+    ahead.close()
+
+
+@pytest.mark.parametrize("fails_at", [0, 2])
+def test_what_the_loader_raises_surfaces_at_its_step(fails_at):
+    ahead = copied_ahead(numbered(4, fails_at=fails_at), Copies())
+    for i in range(fails_at):
+        assert next(ahead) == [i, "copied"]
+    with pytest.raises(CocosegError, match=f"step {fails_at} cannot"):
+        next(ahead)
+    assert not copying_threads()
+
+
+def test_a_copy_without_memory_surfaces_at_its_step():
+    ahead = copied_ahead(numbered(4), Copies(fails_at=[1]))
+    assert next(ahead) == [0, "copied"]
+    with pytest.raises(torch.OutOfMemoryError):
+        next(ahead)
+
+
+def test_closing_early_closes_the_loader_and_leaves_no_thread():
+    closed = []
+    ahead = copied_ahead(numbered(100, closed), Copies())
+    next(ahead)
+    ahead.close()
+    assert closed == [True]
+    assert not copying_threads()
+
+
+def test_on_a_cpu_steps_stay_as_they_are():
+    steps = numbered(2)
+    assert on_device(steps, torch.device("cpu")) is steps

@@ -1,5 +1,6 @@
 """Which parameters learn at which rate, with which decay, and what a resumed run keeps."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -88,3 +89,55 @@ def test_a_resumed_optimizer_keeps_its_state_and_takes_the_settings_of_now(name:
     assert max(group["weight_decay"] for group in resumed.param_groups) == 0.3
     if name == "sgd":
         assert {group["momentum"] for group in resumed.param_groups} == {0.5}
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("saved_fused", [True, False])
+def test_a_checkpoint_serves_fused_and_other_optimizers(name: Any, saved_fused: bool) -> None:
+    """As between a GPU, whose optimizers are fused, and a CPU; here all on a CPU."""
+
+    def built(fused: bool) -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(3)
+        network = nn.Linear(3, 2)
+        groups = parameter_groups(network, None, TrainConfig(optimizer=name))
+        if name == "sgd":
+            sgd = torch.optim.SGD(groups, lr=1e-2, momentum=0.9, fused=fused or None)
+            return network, sgd
+        return network, torch.optim.AdamW(groups, lr=1e-2, fused=fused or None)
+
+    def step(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        set_learning_rate(optimizer, 0.5)
+        network(torch.arange(3.0)[None]).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    network, optimizer = built(saved_fused)
+    for _ in range(2):
+        step(network, optimizer)
+    other, resumed = built(not saved_fused)
+    other.load_state_dict(network.state_dict())
+    restore_optimizer(resumed, copy.deepcopy(optimizer.state_dict()))  # else they share buffers
+    for group in resumed.param_groups:
+        assert bool(group["fused"]) != saved_fused
+    for _ in range(2):
+        step(network, optimizer)
+        step(other, resumed)
+    for ours, theirs in zip(other.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_a_fused_optimizer_finds_its_step_count_where_it_needs_it() -> None:
+    """On the meta device, which stands in for a GPU: a CPU's count moves there and back."""
+    network = nn.Linear(3, 2, device="meta")
+    groups = parameter_groups(network, None, TrainConfig())
+    on_gpu = torch.optim.AdamW(groups, lr=1e-2)
+    for group in on_gpu.param_groups:
+        group["fused"] = True
+    host = nn.Linear(3, 2)
+    on_cpu = build_optimizer(host, None, TrainConfig())
+    host(torch.ones(1, 3)).sum().backward()
+    on_cpu.step()
+    restore_optimizer(on_gpu, on_cpu.state_dict())
+    assert {one["step"].device.type for one in on_gpu.state.values()} == {"meta"}
+    assert all(one["step"].device.type == "cpu" for one in on_cpu.state.values())
+    assert not any(group["fused"] for group in on_cpu.param_groups)

@@ -20,7 +20,7 @@ from cocoseg.train.checkpoint import list_steps
 from cocoseg.train.config import AugmentConfig
 from cocoseg.train.run import RunResult
 from exact_oracle import plain_network
-from small_runs import assert_same_weights, journal, losses, vouch
+from small_runs import MODEL, assert_same_weights, journal, losses, vouch
 
 Train = Callable[..., RunResult]
 
@@ -238,10 +238,12 @@ def test_resume_never_refuses_a_folder_that_holds_a_run(train_small: Train, tmp_
         train_small(tmp_path, resume="never")
 
 
+@pytest.mark.parametrize("precision", ["auto", "bfloat16", "float16"])
 def test_validation_while_training_is_eval_without_tta(
-    train_small: Train, tmp_path: Path, golden
+    train_small: Train, tmp_path: Path, golden, precision: str
 ) -> None:
-    train_small(tmp_path / "run", val_batch_size=3)
+    model = MODEL.model_copy(update={"inference_precision": precision})
+    train_small(tmp_path / "run", model=model, val_batch_size=3)
     during = [line for line in journal(tmp_path / "run") if "val_mIoU" in line][-1]
     config = InferConfig(
         checkpoint=str(tmp_path / "run" / "last"),
@@ -251,7 +253,9 @@ def test_validation_while_training_is_eval_without_tta(
         batch_size=3,
         device="cpu",
     )
-    after = evaluate(config, ModelConfig()).to_dict()
+    after = evaluate(config, model).to_dict()
+    used = {"auto": "float32"}.get(precision, precision)
+    assert after["checkpoint"]["precision"] == used
     assert during["val_mIoU"] == after["mIoU"]
     assert during["val_pixel_accuracy"] == after["pixel_accuracy"]
     assert during["val_mean_accuracy"] == after["mean_accuracy"]
@@ -267,9 +271,11 @@ def test_a_run_without_validation_ends_with_last_alone(train_small: Train, tmp_p
 def test_two_processes_follow_one_within_float_noise(
     torchrun, train_small: Train, tmp_path: Path
 ) -> None:
-    """The same global batches; frozen statistics and no dropout, which each rank has its own."""
+    """The same global batches, which batch norm sees whole; no dropout, of which each rank has its
+    own.
+    """
     plain_network().save_pretrained(tmp_path / "model")
-    settings = {"freeze_batch_norm": True, "accumulation_steps": 1, "max_steps": 12}
+    settings = {"accumulation_steps": 1, "max_steps": 12}
     both = torchrun(tmp_path / "two", 2, model=str(tmp_path / "model"), batch_size=2, **settings)
     out, err = both.communicate(timeout=240)
     assert both.returncode == 0, err

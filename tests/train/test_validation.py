@@ -74,12 +74,12 @@ def test_pixels_that_the_manifest_does_not_count_end_validation(
 ) -> None:
     from cocoseg.train import validation
 
-    score = validation.score
+    confusion_of = validation.confusion_of
 
-    def forgetful(predict: Any, shards: Any, batches: Any, workers: int) -> Any:
-        return score(predict, shards, batches[:-1], workers)  # one batch is lost
+    def forgetful(predicts: Any, shards: Any, batches: Any, check: Any) -> Any:
+        return confusion_of(predicts, shards, batches[:-1], check)  # one batch is lost
 
-    monkeypatch.setattr(validation, "score", forgetful)
+    monkeypatch.setattr(validation, "confusion_of", forgetful)
     with pytest.raises(DataError, match=r"validation scored .* pixels of .* the manifests count"):
         train_small(
             tmp_path, shards=(str(sets / "7"),), val_shards=(str(sets / "7"),), val_batch_size=2

@@ -8,6 +8,7 @@ FOLDERS is a JSON list of folders of shards.
 import json
 import sys
 
+import torch
 from cocoseg.distributed.group import process_group
 from cocoseg.model.config import ModelConfig
 from cocoseg.model.weights import load_network
@@ -27,7 +28,7 @@ def main():
                 shards,
                 group,
                 batch_size=2,
-                workers=0,
+                precision=torch.float32,
                 check=lambda: None,
             )
             told = group.gather(scores.to_dict(shards.taxonomy.names))

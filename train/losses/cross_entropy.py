@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from ...model.device import exact_dtype
 from .options import LossOptions
 from .pixels import PixelScores, score_pixels
 
@@ -57,7 +58,7 @@ def of_scores(
         hardness_N = torch.where(valid_HW, -scores.log_p.detach(), -1.0).flatten()
         hardest_first_N = each_HW.flatten()[hardness_N.argsort(descending=True)]
         # `kept_pixels`, on the device: nothing waits for it.
-        kept = (valid_HW.sum().double() * options.ohem).ceil()
+        kept = (valid_HW.sum().to(exact_dtype(valid_HW.device)) * options.ohem).ceil()
         rank_N = torch.arange(len(hardness_N), device=hardness_N.device)
         return torch.where(rank_N < kept, hardest_first_N, 0.0).sum()
     return each_HW.sum()

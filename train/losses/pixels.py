@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ...model.device import exact_dtype
+
 # Numbers that are worked on at a time: few enough to need little memory, enough that a GPU is full
 # and a CPU's threads rarely wait for one another. With two threads on two cores beside three busy
 # processes, ce_dice of 4 × 81 × 640² took 5.2 s at 2**20 and at 2**22, 3.2 s at 2**24 (a plain
@@ -71,7 +73,8 @@ class _ScorePixels(torch.autograd.Function):
         z_CN = logits_CHW.flatten(1)
         truth_N, valid_N = truth_HW.flatten(), valid_HW.flatten().to(z_CN.dtype)
         log_normaliser_N = torch.empty_like(z_CN[0])
-        class_sums = torch.zeros(len(z_CN), dtype=torch.float64, device=z_CN.device)
+        exact = exact_dtype(z_CN.device)
+        class_sums = torch.zeros(len(z_CN), dtype=exact, device=z_CN.device)
         for strip in _strips(z_CN):
             z_Cn = z_CN[:, strip]
             largest_n = z_Cn.amax(dim=0)

@@ -10,7 +10,7 @@ micro-batches before the first forward pass, and any cut of a global batch gives
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import ConfigError
-from ...model.preprocess import upsample
+from ...model.upsample import upsample
 from ...taxonomy import Taxonomy
 from ..config import TrainConfig
 from . import LOSSES
@@ -59,6 +59,15 @@ class StepLoss:
     image_loss: ImageLoss
     denominators: Denominators
     label_smoothing: float = 0.0
+    weights: Tensor | None = field(default=None, compare=False)
+    """The class weights where the network is, see `on`; else they are copied for each batch."""
+
+    def on(self, device: torch.device) -> "StepLoss":
+        """Return the loss for float32 logits of a device: nothing is copied there any more."""
+        weights = self.denominators.class_weights
+        if weights is None:
+            return self
+        return replace(self, weights=torch.tensor(weights, dtype=torch.float32).to(device))
 
     @classmethod
     def of(
@@ -132,10 +141,11 @@ class StepLoss:
 
     def options(self, dtype: torch.dtype, device: torch.device) -> LossOptions:
         """Return the settings as `image_loss` takes them."""
-        weights_C = None
-        if self.denominators.class_weights is not None:
-            weights_C = torch.tensor(self.denominators.class_weights, dtype=dtype)
-            weights_C = weights_C.to(device, non_blocking=True)
+        weights_C = self.weights
+        if self.denominators.class_weights is not None and (
+            weights_C is None or weights_C.dtype != dtype
+        ):
+            weights_C = torch.tensor(self.denominators.class_weights, dtype=dtype).to(device)
         return LossOptions(weights_C, self.label_smoothing, self.denominators.ohem)
 
     def image_part(

@@ -1,0 +1,49 @@
+"""What to tell, and to change, when a device has no memory left for training."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from ..errors import CocosegError, first_line
+from ..model.memory import is_out_of_memory
+from .config import TrainConfig
+
+
+def advice(config: TrainConfig, accumulation_steps: int) -> str:
+    """Return which settings to change, those that cost least first."""
+    changes = []
+    if not config.recompute_mlp:
+        changes.append("train.recompute_mlp=true")
+    if config.batch_size > 1:
+        half = next(n for n in range(config.batch_size // 2, 0, -1) if config.batch_size % n == 0)
+        more = accumulation_steps * config.batch_size // half
+        changes.append(
+            f"train.batch_size={half} train.accumulation_steps={more} (the global batch stays)"
+        )
+    if not config.activation_checkpointing:
+        changes.append("train.activation_checkpointing=true")
+    changes.append("a smaller model.input_size (in a new run)")
+    return f"Try, in this order: {'; '.join(changes)}. See docs/how-to.md, 'Out of memory'"
+
+
+@contextlib.contextmanager
+def explained_at_start(
+    config: TrainConfig, device: torch.device, accumulation_steps: int
+) -> Iterator[None]:
+    """Turn out of memory before the first step into an error that says what to do.
+
+    Raises
+    ------
+    CocosegError
+        Instead of the library's error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise CocosegError(
+            f"{device}: out of memory while the network is loaded: {first_line(error)}. "
+            f"{advice(config, accumulation_steps)}"
+        ) from None
