@@ -17,6 +17,7 @@ import click
 
 from . import __version__
 from .errors import CocosegError, ExitCode
+from .processes import Launch
 
 if TYPE_CHECKING:
     from .config import Resolved
@@ -370,7 +371,7 @@ def evaluate(
         plan = plan_evaluation(value.infer).to_dict()
         return _print(plan, as_json, _lines(plan))
     result = measure(value.infer, value.model, progress=_progress())
-    if os.environ.get("RANK", "0") == "0":  # all know the result
+    if Launch.from_environment().leads:  # all know the result
         _print(result.to_dict(), as_json, result.table())
 
 
@@ -403,6 +404,8 @@ def doctor(
         names = list(checks(*patient))
         return _print({"checks": names}, as_json, "\n".join(names))
     diagnosis = examine(*patient, say=_log if _progress() else lambda name: None)
+    if diagnosis is None:  # rank 0 tells
+        return
     _print(diagnosis.to_dict(), as_json, diagnosis.table())
     if diagnosis.problems:
         sys.exit(ExitCode.FAILURE)
@@ -604,8 +607,12 @@ def main() -> NoReturn:
     except CocosegError as error:
         code = error.exit_code
         # Settings that a file or a flag has wrong are wrong in all processes of a machine.
-        alike = "RANK" if error.shared else "LOCAL_RANK" if code == ExitCode.USAGE else None
-        if alike is None or os.environ.get(alike, "0") == "0":
+        launch = Launch.from_environment()
+        if error.shared:
+            tells = launch.leads
+        else:
+            tells = code != ExitCode.USAGE or not launch.local_rank
+        if tells:
             _log(f"{'' if code == ExitCode.INTERRUPTED else 'error: '}{error}")
     except (KeyboardInterrupt, click.Abort):
         _log("interrupted; run the same command again to go on")
@@ -683,4 +690,4 @@ def _log(text: str) -> None:
 
 
 def _progress() -> bool:
-    return sys.stderr.isatty() and os.environ.get("RANK", "0") == "0"
+    return sys.stderr.isatty() and Launch.from_environment().leads

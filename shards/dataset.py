@@ -4,7 +4,6 @@
 docs/streaming.md.
 """
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..errors import CocosegError, ConfigError
-from ..processes import loader_options
+from ..processes import Launch, loader_options
 from .config import ReadConfig
 from .plan import ORDER, BatchLayout, Plan
 from .png import Mask
@@ -105,12 +104,13 @@ class ShardDataset(Dataset[Any]):
         BadSample
             As `__getitem__`.
         """
-        rank, world_size = (int(os.environ.get(*v)) for v in (("RANK", "0"), ("WORLD_SIZE", "1")))
-        layout = BatchLayout(batch_size, world_size, accumulation_steps=1)
+        launch = Launch.from_environment()
+        launch.check()
+        layout = BatchLayout(batch_size, launch.world_size, accumulation_steps=1)
         position = self._position
         loader: DataLoader[Any] = DataLoader(
             _Ordered(self, position),
-            batch_sampler=layout.micro_batches(rank, range(sys.maxsize)),
+            batch_sampler=layout.micro_batches(launch.rank, range(sys.maxsize)),
             collate_fn=_collate,
             **loader_options(workers, __name__),
         )

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 import torch
 
 from .. import storage
+from ..distributed.devices import own_device
 from ..distributed.group import Group, process_group
 from ..errors import CocosegError, ConfigError
 from ..model.config import ModelConfig
-from ..model.device import pick_device
 from ..model.precision import tf32
-from ..processes import end_with_launcher, keep_freed_memory
+from ..processes import Launch, end_with_launcher, keep_freed_memory
 from .augment import check_extra
 from .checkpoint import Checkpoint, agree_on_newest, run_lock
 from .config import AugmentConfig, TrainConfig
@@ -132,7 +131,8 @@ def forecast(
         As `run`, as far as it can be known beforehand.
     """
     run_folder = _run_folder(train)
-    pick_device(train.device, int(os.environ.get("LOCAL_RANK", "0")))
+    launch = Launch.from_environment()
+    own_device(train.device, launch)
     alone = Group(0, 1, torch.device("cpu"))
     with agree_on_newest(run_folder, alone) as checkpoint:
         _refuse_to_resume(train, checkpoint)
@@ -140,7 +140,7 @@ def forecast(
     plan = plan_run(train, model, augment, begun)
     check_extra(augment)
     StepLoss.of(train, plan.shards.taxonomy, plan.class_weights)
-    if os.environ.get("RANK", "0") != "0":
+    if not launch.leads:
         return None
     return {"from_step": 0 if checkpoint is None else checkpoint.step, **plan.to_dict()}
 

@@ -4,7 +4,6 @@ import difflib
 import hashlib
 import logging
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from .. import storage
 from ..distributed.group import Group
 from ..errors import ConfigError
 from ..model.config import ModelConfig
+from ..processes import Launch
 from ..shards.manifest import ShardEntry
 from ..shards.plan import ORDER, BatchLayout, Plan, steps_for
 from ..shards.reader import ShardSet
@@ -229,7 +229,7 @@ def _digest(shards: ShardSet) -> str:
 
 def _layout(train: TrainConfig, begun: Mapping[str, Any] | None) -> BatchLayout:
     """Deal the global batch to the processes at hand; that of a run once begun stays."""
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = Launch.from_environment().world_size
     asked = BatchLayout(train.batch_size, world_size, train.accumulation_steps)
     if begun is None or asked.global_batch == begun["global_batch"]:
         return asked
@@ -248,7 +248,7 @@ def _layout(train: TrainConfig, begun: Mapping[str, Any] | None) -> BatchLayout:
             f"batch_size {train.batch_size} cannot make up: {way_out}"
         )
     layout = BatchLayout(train.batch_size, world_size, kept // together)
-    if os.environ.get("RANK", "0") == "0":
+    if Launch.from_environment().leads:
         log.info(
             "accumulation_steps %d instead of %d, so that the global batch stays %d",
             layout.accumulation_steps,
@@ -298,7 +298,7 @@ def _check_cache(plan: RunPlan, train: TrainConfig) -> None:
             f"train.cache_bytes is {train.cache_bytes:,}, and there is a shard of {largest:,} "
             "bytes: raise it, or read ranges (train.remote: range)"
         )
-    if plan.cache_bytes > train.cache_bytes and os.environ.get("RANK", "0") == "0":
+    if plan.cache_bytes > train.cache_bytes and Launch.from_environment().leads:
         log.warning(
             "train.cache_bytes is %s, the order of samples wants %s at a time: shards will be "
             "fetched more than once an epoch",

@@ -5,6 +5,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +21,11 @@ from .losses.step import StepLoss
 from .network import precision
 from .optimizer import build_optimizer
 
-_SYNC_BUFFERS = (  # in each forward pass; renamed in PyTorch 2.13, where the older name warns
+_NO_BUFFERS: dict[str, Any] = {  # in each forward pass; since PyTorch 2.13 the older name warns
     "forward_sync_buffers"
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    else "broadcast_buffers"
-)
+    else "broadcast_buffers": False
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class TrainingStep:
                 device_ids=[group.device] if group.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
                 # Running statistics are equal on all ranks, or shared where they are used.
-                **{_SYNC_BUFFERS: False},
+                **_NO_BUFFERS,
             )
         return cls(
             network=network,

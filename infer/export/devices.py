@@ -31,7 +31,7 @@ def remove_devices(program: ExportedProgram) -> None:
                 node.target = _aten.reshape.default
         graph.eliminate_dead_code()
         for node in list(graph.nodes):
-            if node.op == "call_function" and _devices_of(node):
+            if _bound(node):
                 _remove_device(graph, node)
         module.recompile()
     for spec in program.graph_signature.input_specs:
@@ -40,11 +40,10 @@ def remove_devices(program: ExportedProgram) -> None:
     program.validate()
 
 
-def bound_nodes(program: ExportedProgram) -> list[str]:
-    """Return the names of nodes that are bound to a device."""
-    return [
-        node.name for module in _graphs(program) for node in module.graph.nodes if _devices_of(node)
-    ]
+def bound_operators(program: ExportedProgram) -> list[str]:
+    """Return the operators of a program that are bound to a device, such as ``aten.arange``."""
+    nodes = (node for module in _graphs(program) for node in module.graph.nodes)
+    return [str(node.target) for node in nodes if _bound(node)]
 
 
 def _graphs(program: ExportedProgram) -> Iterator[GraphModule]:
@@ -53,30 +52,26 @@ def _graphs(program: ExportedProgram) -> Iterator[GraphModule]:
             yield module
 
 
-def _devices_of(node: Node) -> list[object]:
-    """Return the devices among a node's arguments; an autocast region has its type's name."""
-    found: list[object] = [
-        leaf
-        for leaf in pytree.tree_leaves((node.args, node.kwargs))
-        if isinstance(leaf, torch.device)
-    ]
-    if node.target is torch.ops.higher_order.wrap_with_autocast:
-        found.append(node.args[0])
-    return found
+def _bound(node: Node) -> bool:
+    """Tell whether a node has a device among its arguments, or is an autocast region of one."""
+    values = pytree.tree_leaves((node.args, node.kwargs))
+    region = node.target is torch.ops.higher_order.wrap_with_autocast
+    return region or any(isinstance(value, torch.device) for value in values)
 
 
 def _remove_device(graph: Graph, node: Node) -> None:
-    if node.target is _aten.to.device:  # its only required argument
-        node.target, node.args = _aten.to.dtype, (node.args[0], *node.args[2:])
-        return
+    """Let a node's result be where its input is, or where other tensors are if it has none."""
+    made, beside = node.meta.get("val"), _first_tensor(graph)
+    has_input = any(isinstance(one.meta.get("val"), Tensor) for one in node.all_input_nodes)
+    if not has_input and (beside is None or not isinstance(made, Tensor)):
+        return  # stays bound
     node.kwargs = {key: value for key, value in node.kwargs.items() if key != "device"}
-    if any(isinstance(one.meta.get("val"), Tensor) for one in node.all_input_nodes):
-        return  # follows its input
-    made = node.meta.get("val")
-    beside = _first_tensor(graph)
-    if not isinstance(made, Tensor) or beside is None:
+    if node.target is _aten.to.device:  # requires a device, as its second argument
+        node.target, node.args = _aten.to.dtype, (node.args[0], *node.args[2:])
+    if has_input:
         return
-    # Made on the CPU, as no input says where: it follows a tensor that does.
+    assert isinstance(made, Tensor)
+    # Made on the CPU, and copied to the others.
     with graph.inserting_after(node):
         like = graph.call_function(_aten.new_empty.default, (beside, [0]), {"dtype": made.dtype})
     with graph.inserting_after(like):
@@ -87,7 +82,9 @@ def _remove_device(graph: Graph, node: Node) -> None:
 
 def _first_tensor(graph: Graph) -> Node | None:
     """Return the first input of a graph that is a tensor."""
-    for node in graph.nodes:
-        if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor):
-            return node
-    return None
+    tensors: Iterator[Node] = (
+        node
+        for node in graph.nodes
+        if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor)
+    )
+    return next(tensors, None)

@@ -538,7 +538,7 @@ def test_a_type_that_is_none_is_one_clear_error(hub):
     config = json.loads((hub / "config.json").read_text())
     (hub / "config.json").write_text(json.dumps(config | {"dtype": "auto"}))
     for load in (lambda: start(hub), lambda: load_network(str(hub), ModelConfig())):
-        with pytest.raises(ConfigError, match="hub: cannot be loaded: .*auto"):
+        with pytest.raises(ConfigError, match=r"hub: cannot be loaded: .*auto"):
             load()
 
 
