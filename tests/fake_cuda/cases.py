@@ -1,4 +1,4 @@
-"""All cases by name: functions that a `Counter` watches."""
+"""All cases by name: functions that run part of cocoseg under a `Counter`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +26,7 @@ CASES: dict[str, Callable[..., None]] = {
 
 
 def count(name: str, settings: dict[str, Any], counter: Counter | None = None) -> Counted:
-    """Run a case and return what was seen."""
+    """Run a case and return its counts."""
     counter = counter or Counter()
     CASES[name](counter, **settings)
     return counter.counted

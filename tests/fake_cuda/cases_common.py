@@ -1,4 +1,4 @@
-"""What cases share: the device, the classes, networks without weights."""
+"""Shared by the cases: the device, the classes, networks without weights."""
 
 import functools
 
@@ -15,6 +15,6 @@ DEVICE = torch.device("cuda", 0)
 
 @functools.cache
 def template(model: str, size: int) -> tuple[nn.Module, Preprocess]:
-    """Return a network without weights, and what belongs to it; copy it by `empty_copy`."""
+    """Return a network without weights and its preprocessing; copy the network by `empty_copy`."""
     with torch.device("meta"):
         return start_network(ModelConfig(name=model, input_size=size), TAXONOMY, seed=0)

@@ -1,4 +1,4 @@
-"""What is counted of scoring: validation and ``eval`` share one loop."""
+"""Cases of the scoring loop, which validation and ``eval`` share."""
 
 import torch
 from cases_common import template

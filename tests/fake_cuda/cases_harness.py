@@ -1,4 +1,7 @@
-"""Planted faults: what the counts must show."""
+"""Planted faults that the counts must show."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from cases_common import DEVICE
@@ -31,8 +34,13 @@ class _Network(nn.Module):
             return x_BC + torch.tensor([1.0, 2.0, 3.0, 4.0], device=x_BC.device)
         if self.fault == "to":
             return x_BC + torch.ones(4).to("cuda")
+        if self.fault == "thread":
+            with ThreadPoolExecutor(1) as pool:
+                return x_BC + pool.submit(lambda: torch.zeros(4).to("cuda")).result()
         if self.fault == "non-blocking":
             return x_BC + torch.ones(4).to("cuda", non_blocking=True)
+        if self.fault == "synchronize":
+            torch.cuda.synchronize()
         if self.fault == "host index":
             return x_BC[:, torch.tensor([0, 1])]
         return x_BC
@@ -51,6 +59,4 @@ def planted(counter: Counter, *, fault: str, inference: bool = False) -> None:
 
 def crash(counter: Counter) -> None:
     """End the process, as an assertion in C++ does."""
-    import os
-
     os.abort()

@@ -1,4 +1,4 @@
-"""What is counted of inference: the whole way from images to masks, with and without a network."""
+"""Cases of inference: from images to masks, with a network and without one."""
 
 # B batch, C classes, h w of the network's input
 
@@ -48,8 +48,10 @@ def inference(
         )
         with counter:
             inputs = predictor.inputs([_black(*shape) for shape in images])
-            wanted = {"confidence": confidence, "probabilities": probabilities}
-            for coming in [one.to_host() for one in predictor.predictions(inputs, **wanted)]:
+            predictions = predictor.predictions(
+                inputs, confidence=confidence, probabilities=probabilities
+            )
+            for coming in [one.to_host() for one in predictions]:
                 coming.wait()
 
 

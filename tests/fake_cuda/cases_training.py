@@ -1,4 +1,4 @@
-"""What is counted of training: a step, as cocoseg and as plain transformers take it."""
+"""Cases of training: a step of cocoseg, and the same step in plain transformers."""
 
 # B batch, C classes, H W pixels, h w of the network's output
 
@@ -40,7 +40,7 @@ def training_step(
     world_size: int = 1,
     **settings: Any,
 ) -> None:
-    """Take one step, from the batch on the host to the moving average, where there is one.
+    """Run one step, from the batch on the host to the optimizer and the moving average.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def loss(counter: Counter, *, size: int = 64, batch: int = 2, **settings: Any) -
 
 
 def memory_estimate(counter: Counter, *, world_size: int = 2, **settings: Any) -> None:
-    """Estimate the memory of a step, as rank 0 does alone."""
+    """Estimate the memory of a step, which rank 0 does alone."""
     config = TrainConfig(**settings)
     network, _ = template("segformer-tiny", 64)
     with _fake_group(world_size), fake_device():
@@ -89,7 +89,7 @@ def memory_estimate(counter: Counter, *, world_size: int = 2, **settings: Any) -
 
 
 class _Wrapped(nn.Module):
-    """Stands in for DDP, whose reducer (C++) needs the numbers of tensors."""
+    """Replaces DDP, whose C++ reducer reads the memory of tensors."""
 
     def __init__(self, module: nn.Module, **options: Any) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class _Wrapped(nn.Module):
 
 @contextlib.contextmanager
 def _fake_group(world_size: int) -> Iterator[None]:
-    """Join a group of processes whose collectives do nothing; a single process joins none."""
+    """Join a process group whose collectives do nothing; a single process needs none."""
     if world_size == 1:
         yield
         return
@@ -120,9 +120,9 @@ def _fake_group(world_size: int) -> Iterator[None]:
 def plain_step(
     counter: Counter, *, model: str = "segformer-tiny", size: int = 64, batch: int = 2
 ) -> None:
-    """Take the same step with transformers' own network and losses written plainly.
+    """Run the same step with the network of transformers and plainly written losses.
 
-    bfloat16, cross entropy and Dice; the optimizer is cocoseg's.
+    bfloat16, cross entropy and Dice; the optimizer is that of cocoseg.
     """
     settings = architecture(model)
     settings.update(label_settings(TAXONOMY))
@@ -150,7 +150,7 @@ def plain_step(
 
 
 def _plain_loss(logits_BChw: Tensor, truth_BHW: Tensor) -> Tensor:
-    """Return cross entropy + 1 − Dice, of each image over the classes that it shows."""
+    """Return cross entropy + 1 − Dice; Dice per image, over the classes that are present."""
     ignored = TAXONOMY.ignore_index
     logits_BCHW = F.interpolate(logits_BChw, truth_BHW.shape[1:], mode="bilinear")
     cross_entropy = F.cross_entropy(logits_BCHW, truth_BHW, ignore_index=ignored)
@@ -178,7 +178,7 @@ def _micro_batch(batch: int, size: int) -> MicroBatch:
 
 
 def _fill(optimizer: torch.optim.Optimizer) -> None:
-    """Give an optimizer the state that it has after the first step; which tensors, is no matter."""
+    """Give an optimizer its state of after the first step; any fake tensors will do."""
     for group in optimizer.param_groups:
         step = torch.empty((), device=DEVICE if group.get("fused") else "cpu")
         for one in group["params"]:

@@ -1,10 +1,11 @@
-"""Count cases for the tests, in a process of its own: a name and settings in, what was seen out.
+"""Run cases for the tests, in a process of its own: ``child.py GUARD``.
 
-Started as ``child.py GUARD``. Each line of the input is JSON, ``[name, settings]``; so is each line
-of the output: a `counter.Counted`, or the traceback of a case that failed.
+Reads ``[name, settings]`` from stdin, one JSON line per case, and writes one JSON line for each to
+stdout: a `counter.Counted`, or the traceback of a case that failed.
 """
 
 import dataclasses
+import gc
 import json
 import os
 import sys
@@ -17,12 +18,13 @@ import device
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
     device.start(Path(sys.argv[1]))
     import torch
     from cases import count
 
     torch.set_num_threads(1)
+    gc.freeze()  # garbage collection of modules took a tenth of the time
 
     def answer(name: str, settings: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -39,11 +41,11 @@ def main() -> None:
     for line in sys.stdin:
         name, settings = json.loads(line)
         answers.write(json.dumps(answer(name, settings)) + "\n")
-    os._exit(0)  # taking all modules apart costs seconds
+    os._exit(0)  # the interpreter's own exit takes seconds
 
 
 def _told(error: Exception) -> str:
-    """Return the traceback without the frames of torch, of which there are many."""
+    """Return the traceback without frames inside torch."""
     told = traceback.TracebackException.from_exception(error)
     frames = (frame for frame in told.stack if "/site-packages/torch/" not in frame.filename)
     told.stack = traceback.StackSummary.from_list(list(frames))

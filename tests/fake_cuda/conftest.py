@@ -1,6 +1,6 @@
-"""The fake CUDA device, in a child process that counts what tests ask for.
+"""The fake CUDA device, in a child process that runs the cases of the tests.
 
-The device must be there before torch is imported, so no test can have it in its own process.
+The device must be registered before torch is imported, so the tests' own process cannot have it.
 """
 
 import importlib.util
@@ -15,22 +15,23 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the child saw of a case; each line names an operator and the line that caused it."""
+    """What a case launched and copied; each text names a source line and an operator."""
 
     to_host: list[str]
     """Copies from the device to the host."""
     waits: list[str]
-    """Those of them for which the host waits at once."""
+    """The blocking ones among them."""
     blocking: list[str]
-    """Copies from the host to the device for which the host waits."""
+    """Blocking copies from the host to the device."""
     launches: list[tuple[str, str, int]]
-    """Operator, line and number of kernels."""
+    """Operator, source line and number of kernels."""
 
     @property
     def kernels(self) -> int:
@@ -38,7 +39,7 @@ class Seen:
 
 
 class Child:
-    """Starts the child at the first case, and again after a case that killed it."""
+    """Starts the child process for the first case, and again after a case that killed it."""
 
     def __init__(self, guard: Path) -> None:
         self._guard = guard
@@ -46,7 +47,7 @@ class Child:
         self._seen: dict[str, Seen | str] = {}
 
     def count(self, name: str, **settings: Any) -> Seen:
-        """Return what a case of `cases.py` makes the device do; fail with its traceback."""
+        """Run a case of `cases.py` once and return its counts; if it fails, so does the test."""
         asked = json.dumps([name, settings], sort_keys=True)
         if asked not in self._seen:
             self._seen[asked] = self._ask(asked)
@@ -109,9 +110,12 @@ def _device_module() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
+    """The child process; it starts with the first case."""
+    if torch.backends.cuda.is_built():
+        pytest.skip("the fake CUDA device requires PyTorch's CPU build; this build has CUDA")
     device = _device_module()
     if device.compiler() is None:
-        pytest.skip(f"no C++ compiler for the fake device: {', '.join(device.COMPILERS)}")
+        pytest.skip(f"the fake CUDA device requires a C++ compiler: {', '.join(device.COMPILERS)}")
     started = Child(device.compile_guard(tmp_path_factory.mktemp("fake_cuda")))
     yield started
     started.end()
@@ -119,5 +123,5 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Child]:
 
 @pytest.fixture(scope="session")
 def count(child: Child) -> Callable[..., Seen]:
-    """Count a case on the fake device: ``count("training_step", batch=2) → Seen``."""
+    """Count the kernels and copies of a case: ``count("training_step", batch=2) → Seen``."""
     return child.count

@@ -1,7 +1,7 @@
-"""Print what a case launches and copies: ``count.py training_step model=segformer-b5 size=640``.
+"""Print the kernels and copies of a case: ``count.py training_step model=segformer-b5 size=640``.
 
-Values are JSON, or text where they are not. ``--by op`` adds up over all lines, ``--by line`` over
-all operators. What the backward pass launches is listed under the line of the forward pass.
+Values of settings are JSON, or else text. ``--by op`` sums over source lines, ``--by line`` over
+operators. Kernels of the backward pass are listed under the line of their forward pass.
 """
 
 import argparse

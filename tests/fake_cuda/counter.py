@@ -1,5 +1,6 @@
-"""Count what a program makes a GPU do, on the fake CUDA device."""
+"""Count the kernels and copies of a program on the fake CUDA device."""
 
+import functools
 import linecache
 import re
 import sys
@@ -13,13 +14,14 @@ from typing import Any
 import torch
 from device import host_value
 from torch import Tensor
+from torch._C import DispatchKey
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).resolve().parents[2]
 _MACHINERY = {str(Path(__file__).with_name(name)) for name in ("counter.py", "device.py")}
 
 _aten = torch.ops.aten
-# Beside views: operators that launch nothing.
+# Operators that launch nothing, in addition to views.
 _NO_KERNEL = ("aten.empty", "aten.new_empty", "aten._unsafe_view", "aten.is_pinned", "aten.set_")
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
@@ -33,15 +35,15 @@ class Copy:
     """``file:line: source`` of the innermost line of the repository that caused it."""
     shape: tuple[int, ...]
     blocking: bool
-    """Whether it was asked for without ``non_blocking``. Pinned memory cannot be seen here."""
+    """Whether ``non_blocking`` is absent. Whether memory is pinned is unknown on the fake device."""
 
 
 @dataclass(slots=True)
 class Counted:
-    """What was seen."""
+    """The result of a `Counter`."""
 
     to_host: list[Copy] = field(default_factory=list)
-    """Device to host, blocking or not; one for each `Tensor.tolist` and `Tensor.item`."""
+    """Device to host, blocking or not; `Tensor.tolist` and `Tensor.item` are one each."""
     to_device: list[Copy] = field(default_factory=list)
     """Host to device, blocking or not."""
     launches: Counts[tuple[str, str]] = field(default_factory=Counts)
@@ -49,16 +51,16 @@ class Counted:
 
 
 class Counter(TorchDispatchMode):
-    """Watch every operator below autograd and autocast; enter it under `device.fake_device`.
+    """Count every operator below autograd and autocast; enter it inside `device.fake_device`.
 
-    Where the host reads a number, which a fake tensor has not, it gets `host_value`.
+    Fake tensors have no values: where the host reads one, it gets `host_value`.
 
     Parameters
     ----------
     libraries
-        Folders outside the repository whose lines are named too, such as that of transformers.
+        Folders of packages outside the repository whose lines are reported too.
     backward
-        Name the line of the forward pass for what its backward pass launches; needs
+        Report kernels of the backward pass under the line of their forward pass; requires
         `torch.autograd.detect_anomaly`.
     """
 
@@ -71,7 +73,7 @@ class Counter(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # else each call costs as much again
+        return False  # the wrapper against torch.compile doubles the cost of each call
 
     def __torch_dispatch__(
         self,
@@ -81,16 +83,15 @@ class Counter(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.ops.prim.device.default:  # 9 of 10 calls
+        if func is torch.ops.prim.device.default:  # most of all calls
             return args[0].fake_device
         if func is _aten._local_scalar_dense.default:
             return self._scalar(func, args[0])
-        if func is _aten._pin_memory.default:  # fake tensors lack it
+        if func is _aten._pin_memory.default:  # not implemented for fake tensors
             return args[0]
-        with self:
-            parts = func.decompose(*args, **kwargs)
-        if parts is not NotImplemented:  # composite, as operators come in inference mode
-            return parts
+        if _is_composite(func):  # only inference mode passes them on whole
+            with self:
+                return func.decompose(*args, **kwargs)
         result = func(*args, **kwargs)
         source, target = self._devices(func, args, kwargs, result)
         if {source, target} == {"cpu", "cuda"}:
@@ -105,31 +106,29 @@ class Counter(TorchDispatchMode):
             return host_value(tensor.dtype)
         try:
             return func(tensor)
-        except Exception:  # not a constant, such as an optimizer's step, by which it divides
+        except Exception:  # not a known constant: an optimizer's step, say; it divides by it
             return type(host_value(tensor.dtype))(1)
 
     def _devices(
         self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any
     ) -> tuple[str, str]:
-        """Return the types of the devices that are read from and written to."""
-        if func is _aten.copy_.default:
-            return args[1].device.type, args[0].device.type
-        tensors = [one for one in _flat((args, kwargs.values())) if isinstance(one, Tensor)]
-        targets = [one for one in _flat((result,)) if isinstance(one, Tensor)] or tensors
-        target = next((one.device.type for one in targets), "")
+        """Return the device types that an operator reads from and writes to; "" is none."""
+        if func in (_aten.copy_.default, _aten._foreach_copy_.default):
+            return _device_of(args[1]), _device_of(args[0])
+        target = _device_of(result) or _device_of((args, tuple(kwargs.values())))
         if func is _aten._to_copy.default:
-            return args[0].device.type, target
+            return _device_of(args[0]), target
         if str(func).startswith("aten.index"):
-            # Indices on the host are copied first. Numbers (0-d) go with the kernel.
-            return "cpu" if any(
-                t.device.type == "cpu" and t.ndim for t in tensors
-            ) else target, target
+            # Indices on the host are copied to the device first; scalars travel with the kernel.
+            on_host = (t.device.type == "cpu" and t.ndim > 0 for t in _tensors(args))
+            return "cpu" if any(on_host) else target, target
         return target, target
 
     def _copy(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], source: str) -> None:
-        asked = kwargs.get("non_blocking", len(args) > 2 and args[2] is True)
+        non_blocking = kwargs.get("non_blocking", len(args) > 2 and args[2] is True)
         copies = self.counted.to_device if source == "cpu" else self.counted.to_host
-        copies.append(Copy(str(func), self._where(), tuple(args[0].shape), not asked))
+        shape = tuple(next(_tensors(args)).shape)
+        copies.append(Copy(str(func), self._where(), shape, not non_blocking))
 
     def _where(self) -> str:
         frame: Any = sys._getframe(1)
@@ -141,7 +140,7 @@ class Counter(TorchDispatchMode):
         return self._where_forward() if self._backward else "(backward)"
 
     def _where_forward(self) -> str:
-        """Name the line whose backward pass runs, in a thread of autograd's that has no frame."""
+        """Return the forward line of the running backward node; its thread has no Python frames."""
         node = torch._C._current_autograd_node()
         for entry in reversed(node.metadata.get("traceback_", ()) if node is not None else ()):
             found = _FRAME.search(entry)
@@ -156,7 +155,7 @@ class Counter(TorchDispatchMode):
         return self._known[code]
 
     def _file(self, file: str) -> str | None:
-        """Return how a file is named; None if it is not of interest."""
+        """Return the reported name of a file; None if its lines are not reported."""
         for folder in self._libraries:
             if file.startswith(f"{folder}/"):
                 return file.removeprefix(f"{folder.parent}/")
@@ -165,12 +164,24 @@ class Counter(TorchDispatchMode):
         return file.removeprefix(f"{ROOT}/")
 
 
-def _flat(values: Any) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, (list, tuple)):
-            yield from _flat(value)
-        else:
-            yield value
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    """Return whether an operator consists of others and launches nothing itself."""
+    return bool(func.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors of nested lists and tuples."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _tensors(one)
+
+
+def _device_of(value: Any) -> str:
+    """Return the device type of the first tensor; "" without tensors."""
+    return next((tensor.device.type for tensor in _tensors(value)), "")
 
 
 def _line(file: str, name: str, number: int) -> str:

@@ -1,7 +1,7 @@
 """Start PyTorch's CPU build with a CUDA device that computes nothing.
 
-`start` comes before the first ``import torch`` of a process. From then on, tensors made under
-`fake_device` may be on ``cuda``: they have shapes, types and a device, and no numbers.
+Call `start` before the first ``import torch`` of a process. Tensors that are created inside
+`fake_device` may be on ``cuda``: they have a shape, a dtype and a device, but no values.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ def compiler() -> str | None:
 
 
 def compile_guard(folder: Path) -> Path:
-    """Compile guard.cpp against the installed torch, which is not imported (4 s).
+    """Compile guard.cpp against the installed torch, without importing it (4 s).
 
     Raises
     ------
@@ -46,7 +46,7 @@ def compile_guard(folder: Path) -> Path:
 
 
 def start(guard: Path) -> None:
-    """Load the guard and torch, and replace what would ask a driver."""
+    """Load the guard and torch, and replace functions that call the CUDA driver."""
     assert "torch" not in sys.modules, "the guard must be loaded before torch"
     for name in ("libc10.so", "libtorch_cpu.so"):
         ctypes.CDLL(str(_torch_folder() / "lib" / name), ctypes.RTLD_GLOBAL)
@@ -57,10 +57,11 @@ def start(guard: Path) -> None:
 
 @contextlib.contextmanager
 def fake_device() -> Iterator[None]:
-    """Make all tensors fake; real ones (weights, arrays) become fake where they are used.
+    """Make all tensors fake; real ones (of NumPy arrays, say) become fake when they are used.
 
-    What cocoseg's modules keep (`functools.cache`) is forgotten: it is of another context. Thread
-    pools run their tasks at once, in the calling thread: no other thread has fake tensors.
+    Caches of cocoseg's modules (`functools.cache`) are cleared: fake tensors of one context cannot
+    be used in another. Thread pools run each task immediately, in the calling thread: the fake
+    mode does not extend to other threads.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -89,9 +90,9 @@ def _run_at_once(
 
 
 def host_value(dtype: Any) -> bool | int | float:
-    """Return what the host reads from a fake tensor: a finite number, or yes."""
+    """Return what the host reads from a fake tensor: 0.0, 1 or True."""
     if dtype.is_floating_point:
-        return 0.0  # not 1: a gradient scaler would have found an infinity
+        return 0.0  # 1.0 would mean to a gradient scaler that it found an infinity
     return True if str(dtype) == "torch.bool" else 1
 
 
@@ -103,7 +104,7 @@ def _torch_folder() -> Path:
 
 
 class _Nothing:
-    """A stream or an event: every method exists and does nothing."""
+    """Replaces streams and events: every method exists and does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -134,31 +135,34 @@ def _replace_driver() -> None:
         "manual_seed": None,
         "manual_seed_all": None,
         "set_device": None,
-        "synchronize": None,
         "empty_cache": None,
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, lambda *args, _answer=answer, **kwargs: _answer)
+    torch.cuda.synchronize = _refuse_to_wait
     torch.cuda.Stream = torch.cuda.Event = _Nothing
 
 
+def _refuse_to_wait(*args: Any, **kwargs: Any) -> None:
+    raise AssertionError("torch.cuda.synchronize: the host waits for all kernels")
+
+
 def _replace_fake_tensors() -> None:
-    """Let fake tensors do what tensors of a GPU do."""
+    """Make fake tensors behave as tensors of a GPU where PyTorch's do not."""
     import numpy as np
     import torch
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
     from torch.optim.optimizer import _foreach_supported_types as of_optimizers
     from torch.utils._foreach_utils import _foreach_supported_types as of_utilities
 
-    # Else `torch.tensor(…, device="cuda")` and constants would be made by a real driver.
+    # `torch.tensor(…, device="cuda")` is then a tensor of the host and a copy, as on a GPU.
     FakeTensorMode.avoid_device_init = property(lambda mode: True)
-    # Without what keeps torch.compile out at each operator: a third of the time.
+    # The wrapper against torch.compile takes a third of the time.
     FakeTensorMode.__torch_dispatch__ = inspect.unwrap(FakeTensorMode.__torch_dispatch__)
-    # Optimizers look at the very type before they launch one kernel for many tensors.
+    # Types for which optimizers launch one kernel for many tensors.
     of_optimizers.append(FakeTensor)
     of_utilities.append(FakeTensor)
-
-    # Of the fused optimizers PyTorch lacks the shapes of this one, which returns nothing.
+    # PyTorch has no fake implementation of this operator, which returns nothing.
     torch.library.impl("aten::_fused_sgd_", "Meta", lambda *args, **kwargs: None)
 
     def numpy(tensor: FakeTensor, *, force: bool = False) -> np.ndarray[Any, Any]:
@@ -169,7 +173,7 @@ def _replace_fake_tensors() -> None:
         return np.full(tuple(host.shape), host_value(host.dtype), dtype)
 
     def tolist(tensor: FakeTensor) -> Any:
-        host = tensor.cpu()  # once, as a real tensor does
+        host = tensor.cpu()  # one transfer, as for a real tensor
         return np.full(tuple(host.shape), host_value(host.dtype)).tolist()
 
     def apply(module: torch.nn.Module, convert: Any, recurse: bool = True) -> torch.nn.Module:
@@ -184,7 +188,7 @@ def _replace_fake_tensors() -> None:
                 module._buffers[name] = convert(buffer)
         return module
 
-    # `Module.to` swaps a fake parameter for the moved one, which PyTorch refuses to do.
+    # PyTorch's own swaps a fake parameter and the moved one, which fails: it has weak references.
     torch.nn.Module._apply = apply
     FakeTensor.numpy = numpy
     FakeTensor.tolist = tolist

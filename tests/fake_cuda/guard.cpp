@@ -1,9 +1,9 @@
 // A CUDA device that computes nothing, for PyTorch's CPU build.
 //
-// The CPU build knows the device type "cuda", but has neither a device guard nor hooks for it, and
-// ends the process at the first differentiable operation on a fake tensor that says it is there.
-// This library registers both; none of their functions does anything. It must be loaded before
-// `import torch`, see device.py.
+// The CPU build knows the device type "cuda", but has neither a device guard nor hooks for it: it
+// aborts at the first differentiable operation on a fake tensor of that device. This library
+// registers both; none of their functions does anything. It must be loaded before `import torch`,
+// see device.py.
 
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -12,8 +12,8 @@ namespace {
 
 constexpr auto kType = c10::DeviceType::CUDA;
 
-// Always device 0: autograd compares the streams of neighbouring nodes, and an index of -1, which
-// PyTorch's own no-op guard names, is not an index of a tensor's device.
+// Always device 0: autograd compares the streams of neighbouring nodes. The base class returns
+// index -1, which no tensor's device has.
 struct Guard final : c10::impl::NoOpDeviceGuardImpl<kType> {
   static c10::Device device() { return {kType, 0}; }
   static c10::Stream stream() { return c10::Stream(c10::Stream::DEFAULT, device()); }
@@ -33,19 +33,13 @@ struct Guard final : c10::impl::NoOpDeviceGuardImpl<kType> {
   void synchronizeDevice(const c10::DeviceIndex) const override {}
 };
 
-// Not C10_REGISTER_GUARD_IMPL: its registrar refuses a second guard, and an extension of PyTorch
-// that was loaded earlier may have set one.
-const bool registered = [] {
-  static const Guard guard;
-  c10::impl::device_guard_impl_registry[static_cast<size_t>(kType)].store(&guard);
-  return true;
-}();
+const c10::impl::DeviceGuardImplRegistrar registrar(kType, new Guard());
 
 }  // namespace
 
 namespace at {
 
-// PyTorch looks for hooks of this very name.
+// The class name is the name under which PyTorch looks for the hooks.
 struct CUDAHooks final : CUDAHooksInterface {
   explicit CUDAHooks(CUDAHooksArgs) {}
 

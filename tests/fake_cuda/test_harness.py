@@ -1,4 +1,4 @@
-"""The fake device sees what it is there to see: planted faults."""
+"""The fake device reports planted faults."""
 
 import pytest
 
@@ -7,7 +7,6 @@ def test_a_sound_network_copies_nothing(count):
     seen = count("planted", fault="none")
     assert seen.to_host == []
     assert seen.blocking == []
-    # addmm, sum; ones, backward: sum of the bias, mm of the weight, twice clone of a gradient
     assert 0 < seen.kernels < 10
 
 
@@ -37,6 +36,7 @@ def test_a_planted_read_of_the_host_is_one_transfer_of_its_line(count, fault, li
     [
         ("constant", "device=x_BC.device)"),
         ("to", 'torch.ones(4).to("cuda")'),
+        ("thread", 'torch.zeros(4).to("cuda")'),
         ("host index", "x_BC[:, torch.tensor([0, 1])]"),
     ],
 )
@@ -46,18 +46,24 @@ def test_a_planted_blocking_copy_is_counted_for_its_line(count, fault, line):
     assert line in copy
 
 
-def test_a_copy_that_does_not_block_is_none_of_them(count):
+def test_a_non_blocking_copy_is_not_counted_as_blocking(count):
     assert count("planted", fault="non-blocking").blocking == []
 
 
-def test_a_shape_that_depends_on_numbers_fails(count):
+def test_a_shape_that_depends_on_values_fails(count):
     with pytest.raises(pytest.fail.Exception, match="DynamicOutputShapeException"):
         count("planted", fault="mask")
 
 
-def test_inference_mode_launches_the_same_kernels(count):
-    """Composite operators arrive whole there, and are taken apart."""
-    assert count("planted", fault="none", inference=True).kernels == 1
+def test_synchronising_with_the_device_fails(count):
+    with pytest.raises(pytest.fail.Exception, match="the host waits for all kernels"):
+        count("planted", fault="synchronize")
+
+
+def test_composite_operators_of_inference_mode_are_counted_by_their_parts(count):
+    ((op, line, kernels),) = count("planted", fault="none", inference=True).launches
+    assert (op, kernels) == ("aten.addmm.default", 1)
+    assert "x_BC = self.linear(x_BC)" in line
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""A training step on a GPU: what it copies, and how many kernels it launches."""
+"""Copies and kernels of a training step on the fake CUDA device."""
 
 import pytest
 
@@ -34,14 +34,14 @@ B5 = {"model": "segformer-b5", "size": 640, "batch": 4}
 
 
 @pytest.mark.parametrize("settings", STEPS.values(), ids=STEPS.keys())
-def test_a_step_reads_the_device_once_and_never_waits_for_a_copy(count, settings):
+def test_a_step_transfers_once_to_the_host_and_has_no_blocking_copy(count, settings):
     seen = count("training_step", **settings)
     assert len(seen.to_host) == 1, seen.to_host
     assert seen.blocking == []
 
 
 @pytest.mark.parametrize("settings", LOSSES.values(), ids=LOSSES.keys())
-def test_a_loss_never_waits_for_the_device(count, settings):
+def test_a_loss_has_no_transfer_to_the_host_and_no_blocking_copy(count, settings):
     seen = count("loss", **settings)
     assert seen.to_host == []
     assert seen.blocking == []
