@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from ... import storage
-from .devices import bound_nodes, remove_devices
+from .devices import bound_operators, remove_devices
 from .network import ExportedNetwork
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def capture(network: ExportedNetwork, input_size: int, *, any_size: bool) -> Exp
 def write_program(program: ExportedProgram, description: Mapping[str, Any], path: Path) -> None:
     """Save a program as ``.pt2``; no device is left in it, or a warning names where."""
     remove_devices(program)
-    if bound := bound_nodes(program):
+    if bound := bound_operators(program):
         log.warning("the program runs on the CPU only (%s)", ", ".join(bound[:3]))
     with quiet():
         torch.export.save(program, path, extra_files={DESCRIPTION: json.dumps(description)})

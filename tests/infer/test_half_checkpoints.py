@@ -31,10 +31,12 @@ def cast(weights, *dtypes):
 
 
 def rewrite(folder, weights, **settings):
-    """Replace the weights of a checkpoint folder, and add settings to its config."""
+    """Replace the weights of a checkpoint folder, and the settings in its config."""
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | settings))
+    if settings:
+        config = json.loads((folder / "config.json").read_text())
+        config.pop("dtype")
+        (folder / "config.json").write_text(json.dumps(config | settings))
 
 
 @pytest.fixture(scope="module")
@@ -150,13 +152,13 @@ def test_an_exported_folder_is_float32(run_cocoseg, half, tmp_path, name, form):
     assert all(torch.equal(value, expected[key]) for key, value in saved.items())
 
 
-GRAPHS = [("onnx", "bfloat16", "file"), ("program", "float16", "folder")]
+QUICK = ("program", "bfloat16", "file")
 
 
 @pytest.mark.parametrize(
     ("kind", "name", "form"),
     [
-        pytest.param(kind, *one, marks=[pytest.mark.long] * ((kind, *one) not in GRAPHS))
+        pytest.param(kind, *one, marks=[pytest.mark.long] * ((kind, *one) != QUICK))
         for kind in FORMATS
         for one in ALL
     ],
@@ -212,8 +214,8 @@ def test_a_run_whose_weights_were_converted_predicts_and_is_not_resumed(
     for mask in (tmp_path / "of run").glob("*.png"):
         assert mask.read_bytes() == (tmp_path / "of expected" / mask.name).read_bytes()
     ran = run_cocoseg(*line, "--set=train.max_steps=2")
-    assert ran.code == 1
-    assert "differs from its digest" in ran.err
+    assert ran.code == 3
+    assert "model.safetensors differs from its digest" in ran.err
     assert "Traceback" not in ran.err
 
 

@@ -463,7 +463,9 @@ def test_weights_of_any_type_are_float32_in_memory(hub, make_network, tmp_path, 
         assert differing(network, expected) == set()
 
 
-@pytest.mark.parametrize("stored", [{"dtype": "float16"}, {"torch_dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "stored", [{"dtype": "float16"}, {"torch_dtype": "bfloat16"}, {"dtype": "int8"}]
+)
 def test_the_type_in_a_config_rounds_no_weight(hub, make_network, stored):
     config = json.loads((hub / "config.json").read_text())
     config.pop("dtype")
@@ -532,6 +534,20 @@ def test_what_is_saved_is_float32_and_says_so(hub, tmp_path, half):
     theirs = AutoModelForSemanticSegmentation.from_pretrained(tmp_path)
     assert types(theirs) == {"float32", "int64"}
     assert differing(theirs, network.float()) == set()
+
+
+def test_half_precision_that_transformers_returns_is_float32_too(ours, make_network, monkeypatch):
+    """Buffers that a network makes by itself, say."""
+    plain = AutoModelForSemanticSegmentation.from_pretrained
+
+    def returns_half(*arguments, **options):
+        network, report = plain(*arguments, **options)
+        return network.half(), report
+
+    monkeypatch.setattr(AutoModelForSemanticSegmentation, "from_pretrained", returns_half)
+    for network in (load_network(str(ours), ModelConfig()).network, start(ours)):
+        assert types(network) == {"float32", "int64"}
+        assert differing(network, make_network(5).half().float()) == set()
 
 
 def test_a_type_that_is_none_is_one_clear_error(hub):
