@@ -1,4 +1,4 @@
-# Every target makes .venv by itself, from constraints.txt.
+# Every target but bench-gpu makes .venv by itself, from constraints.txt.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -35,7 +35,10 @@ check: $(READY)  ## Format, lint, types, layers; no tests
 bench: $(READY)  ## Measure the ratios that benchmarks/RESULTS.md quotes; PART=prepare, scale, stream, loss, loop, model, infer
 	$(BIN)/python benchmarks/run.py $(PART)
 
+bench-gpu:  ## Check and measure on one GPU, 9 minutes; needs no .venv and no network (docs/gpu.md)
+	$(PYTHON) benchmarks/gpu/run.py $(PART)
+
 clean:  ## Remove .venv and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
 
-.PHONY: help venv demo test test-long check bench clean
+.PHONY: help venv demo test test-long check bench bench-gpu clean

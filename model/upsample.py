@@ -120,15 +120,15 @@ def _matrix(source: int, target: int, dtype: torch.dtype, device: torch.device) 
 @contextlib.contextmanager
 def _float32_products() -> Iterator[None]:
     """Compute float32 products in float32, also where `model.tf32` allows TF32."""
-    before = torch.get_float32_matmul_precision()
-    if before == "highest":
+    products = torch.backends.cuda.matmul
+    if not products.allow_tf32:
         yield
         return
-    torch.set_float32_matmul_precision("highest")
+    products.allow_tf32 = False
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        products.allow_tf32 = True
 
 
 # Under torch.compile the products are opaque operators: the compiler would choose their precision

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cocoseg.model import upsample as module
+from cocoseg.model.precision import tf32
 from cocoseg.model.upsample import by_products, upsample
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
@@ -70,22 +71,21 @@ def test_half_precision_is_rounded_once_in_both_directions(dtype):
 
 
 def test_float32_products_stay_float32_where_tf32_is_allowed(monkeypatch):
-    seen = []
+    """As `tf32` allows it: PyTorch refuses two ways of saying so in one process."""
+    seen, products = [], torch.backends.cuda.matmul
     product = torch.bmm
 
     def noting(*args):
-        seen.append(torch.get_float32_matmul_precision())
+        seen.append(products.allow_tf32)
         return product(*args)
 
     monkeypatch.setattr(module.torch, "bmm", noting)
-    torch.set_float32_matmul_precision("high")
-    try:
-        x = maps((4, 4), torch.float32, False)
-        both(by_products, x, (8, 8), gradient_of((8, 8), torch.float32))
-        assert torch.get_float32_matmul_precision() == "high"
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    assert seen == ["highest"] * 2
+    x, gradient = maps((4, 4), torch.float32, False), gradient_of((8, 8), torch.float32)
+    with tf32(True):
+        both(by_products, x, (8, 8), gradient)
+        assert products.allow_tf32
+    both(by_products, x, (8, 8), gradient)
+    assert seen == [False] * 4
 
 
 def test_the_matrices_are_made_once_and_outlive_inference():
