@@ -404,11 +404,10 @@ def doctor(
         names = list(checks(*patient))
         return _print({"checks": names}, as_json, "\n".join(names))
     diagnosis = examine(*patient, say=_log if _progress() else lambda name: None)
-    if diagnosis is None:  # rank 0 tells
-        return
-    _print(diagnosis.to_dict(), as_json, diagnosis.table())
-    if diagnosis.problems:
-        sys.exit(ExitCode.FAILURE)
+    if diagnosis is not None:  # of all ranks, on rank 0
+        _print(diagnosis.to_dict(), as_json, diagnosis.table())
+        if diagnosis.problems:
+            sys.exit(ExitCode.FAILURE)
 
 
 def graph_options(command: Command) -> Command:
@@ -608,11 +607,8 @@ def main() -> NoReturn:
         code = error.exit_code
         # Settings that a file or a flag has wrong are wrong in all processes of a machine.
         launch = Launch.from_environment()
-        if error.shared:
-            tells = launch.leads
-        else:
-            tells = code != ExitCode.USAGE or not launch.local_rank
-        if tells:
+        own = code != ExitCode.USAGE or not launch.local_rank
+        if launch.leads if error.shared else own:
             _log(f"{'' if code == ExitCode.INTERRUPTED else 'error: '}{error}")
     except (KeyboardInterrupt, click.Abort):
         _log("interrupted; run the same command again to go on")

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import Store
 
-from ..errors import CocosegError, ConfigError
+from ..errors import CocosegError, ConfigError, first_line
 from ..processes import Launch
 from .devices import UsedDevice, conflict, own_device
 from .rendezvous import exchange, join
@@ -204,15 +204,16 @@ def _connected(device_name: str, launch: Launch, gradients: bool) -> Group:
     try:
         device = own_device(device_name, launch)
         _use(device)
+        own = UsedDevice.of(device)
     except ConfigError as error:
         fault = str(error)
+        own = UsedDevice.of(None, fault)
     try:
         store, rank, world_size = join(_ARRIVAL)
     except CocosegError as error:  # the others cannot be asked: each tells its own
         raise CocosegError(f"rank {launch.rank}: {fault}") if fault else error from None
     if device_name != "cpu":  # which is there on every machine
-        own = UsedDevice.of(device, fault).to_json()
-        told = exchange(store, "device", rank, world_size, own, _ANSWER)
+        told = exchange(store, "device", rank, world_size, own.to_json(), _ANSWER)
         if found := conflict([UsedDevice.from_json(one) for one in told]):
             refused = ConfigError(": ".join(filter(None, found)))
             refused.shared = True
@@ -241,4 +242,7 @@ def _connected(device_name: str, launch: Launch, gradients: bool) -> Group:
 
 def _use(device: torch.device) -> None:
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        try:
+            torch.cuda.set_device(device)
+        except RuntimeError as error:  # it is in use by a process that has it for itself
+            raise ConfigError(f"device '{device}': {first_line(error)}") from None

@@ -144,9 +144,9 @@ def compiled(network: nn.Module) -> nn.Module:
 
     It shares the parameters; the network itself stays as it is, for validation and saving.
 
-    The graph is whole, but for synchronised batch norms and layers of `checkpoint_activations`.
-    PyTorch's optimizer of DDP graphs, which would cut it into buckets, is switched off for the
-    process: it refuses functions with a backward pass of their own, as SegFormer's blocks have.
+    The graph is whole. PyTorch's optimizer of DDP graphs, which would cut it into buckets, is
+    switched off for the process: it refuses functions with a backward pass of their own, as
+    SegFormer's blocks have.
     """
     _install_hooks(network)
     torch._dynamo.config.optimize_ddp = False

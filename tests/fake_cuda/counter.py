@@ -35,7 +35,7 @@ class Copy:
     """``file:line: source`` of the innermost line of the repository that caused it."""
     shape: tuple[int, ...]
     blocking: bool
-    """Whether ``non_blocking`` is absent. Whether memory is pinned is unknown on the fake device."""
+    """Whether ``non_blocking`` is absent; whether memory is pinned is unknown here."""
 
 
 @dataclass(slots=True)

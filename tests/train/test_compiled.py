@@ -1,0 +1,48 @@
+"""train.compile among several processes: one graph, compiled once, and the same steps."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("compiled_steps.py")
+RECOMPUTED = {"activation_checkpointing": True}
+HALF = {"use_amp": True, "amp_dtype": "bfloat16"}
+long = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    ("backend", "settings"),
+    [
+        ("eager", RECOMPUTED),
+        pytest.param("eager", {"recompute_mlp": False}, marks=long),
+        pytest.param("aot_eager", HALF | RECOMPUTED, marks=long),
+        pytest.param("inductor", RECOMPUTED, marks=long),
+        pytest.param("inductor", HALF, marks=long),
+    ],
+)
+def test_two_processes_compile_one_graph_and_take_the_same_steps(
+    backend: str, settings: dict[str, Any]
+) -> None:
+    ran = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", str(SCRIPT), backend, json.dumps(settings)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    (line,) = (line for line in ran.stdout.splitlines() if line.startswith("{"))
+    found = json.loads(line)
+    assert found["breaks"] == []
+    assert found["graphs"] == 1  # and none for another micro-batch or step
+    tolerance = 5e-3 if "amp_dtype" in settings else 1e-5
+    for ours, plain in zip(found["compiled"], found["plain"], strict=True):
+        assert ours == pytest.approx(plain, rel=tolerance)
