@@ -146,8 +146,8 @@ class TrainConfig(ReadConfig):
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     recompute_mlp: bool = True
-    """Recompute the wide half of each of SegFormer's blocks in the backward pass: about half the
-    memory of all activations, for a few percent more time. False keeps it in memory."""
+    """Recompute the wide half of each of SegFormer's blocks in the backward pass: about a third
+    less memory for activations, for a few percent more time. False keeps it in memory."""
     sync_batchnorm: bool = True
     """Batch norms see the batches of all processes, and not of their own only."""
     deterministic: bool = False
