@@ -42,7 +42,12 @@ class FoldedDecodeHead(theirs.SegformerDecodeHead):  # type: ignore[misc]
             bias = None
             if part_BDhw.shape[2:] != size:
                 part_BDhw = upsample(part_BDhw, *size)
-            fused_BDhw = part_BDhw if fused_BDhw is None else fused_BDhw.add_(part_BDhw)
+            if fused_BDhw is None:
+                fused_BDhw = part_BDhw
+            elif level == len(weights) - 2:  # autograd forbids to change what `upsample` returned
+                fused_BDhw = fused_BDhw + part_BDhw
+            else:
+                fused_BDhw += part_BDhw
         assert fused_BDhw is not None
         if not statistics:
             fused_BDhw = self.batch_norm(fused_BDhw)
