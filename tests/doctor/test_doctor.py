@@ -215,12 +215,12 @@ def test_scores_that_lose_pixels_are_a_problem(
 ) -> None:
     from cocoseg.doctor import trial
 
-    count = trial.confusion_matrix
+    confusion_of = trial.confusion_of
 
-    def loses(truth: Any, *others: Any) -> Any:
-        return count(truth[1:], others[0][1:], *others[1:])
+    def loses(predicts: Any, shards: Any, batches: Any) -> Any:
+        return confusion_of(predicts, shards, [batch[1:] for batch in batches])
 
-    monkeypatch.setattr(trial, "confusion_matrix", loses)
+    monkeypatch.setattr(trial, "confusion_of", loses)
     (found,) = worst(examined())
     assert found.startswith("scores: the confusion matrix counts ")
 
