@@ -89,7 +89,7 @@ def _own_device(name: str, launch: Launch) -> "tuple[torch.device | None, UsedDe
     try:
         device = own_device(name, launch)
     except ConfigError as error:
-        _tell(finding=asdict(problem(str(error), "docs/gpu.md, 'Which GPU a process uses'")))
+        _tell(finding=asdict(problem(str(error), "docs/gpu.md, 'Several GPUs'")))
         for finding in found_by("GPU", lambda: gpu(TrainConfig(), torch.device("cpu"))):
             _tell(finding=asdict(finding))  # such as a build of torch that is not for the driver
         return None, UsedDevice.of(None, str(error))

@@ -1,26 +1,22 @@
-"""One rank of `cocoseg doctor` among two, as the command line runs it, without what takes long.
+"""One rank of `cocoseg doctor --json` among two, without the checks that take long.
 
 Arguments: ``healthy``, or ``hangs``: then the probe of rank 1 is left behind at once.
 """
 
-import json
 import sys
 
+from cocoseg import cli
 from cocoseg.doctor import libraries, machine, ranks
-from cocoseg.doctor.checks import examine
-from cocoseg.model.config import ModelConfig
 from cocoseg.processes import Launch
-from cocoseg.train.config import AugmentConfig, TrainConfig
 
 
 def main() -> None:
     for module, name in ((libraries, "imports"), (machine, "hub")):
         setattr(module, name, lambda *_: ())
-    if sys.argv[1] == "hangs" and Launch.from_environment().rank == 1:
+    if sys.argv[1] == "hangs" and not Launch.from_environment().leads:
         ranks._LIMIT = 0.0
-    diagnosis = examine(TrainConfig(workers=1), ModelConfig(name="segformer-tiny"), AugmentConfig())
-    found = None if diagnosis is None else diagnosis.to_dict()
-    sys.stdout.write(json.dumps([Launch.from_environment().rank, found]) + "\n")  # in one piece
+    sys.argv = ["cocoseg", "doctor", "--json", "--set", "train.workers=1"]
+    cli.main()
 
 
 if __name__ == "__main__":

@@ -443,8 +443,12 @@ def test_a_signal_to_one_rank_or_to_the_launcher_saves_for_all(
     ):
         ended = interrupt(runs, 2, (point, rank, call, f"{whom}-SIGTERM"))
         assert ended.code != 0
-        assert saved(runs) == steps, ended.err
-        assert f"interrupted after step {steps}, which is saved" in ended.err
+        reached = saved(runs)
+        if point == "half-removed":  # in the background: further steps may be done meanwhile
+            assert reached >= steps, ended.err
+        else:
+            assert reached == steps, ended.err
+        assert f"interrupted after step {reached}, which is saved" in ended.err
     codes = [line.split()[1] for line in (runs.marks / "exits").read_text().splitlines()]
     assert set(codes) == {"130"}
     assert runs.start().wait().code == 0
