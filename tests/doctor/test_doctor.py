@@ -189,7 +189,8 @@ def test_workers_that_cannot_start_are_told_and_the_rest_goes_on_without(
 
 
 def test_a_learning_rate_that_explodes_is_a_problem(examined: Examine) -> None:
-    (found,) = worst(examined(learning_rate=1e30))
+    found, scores = worst(examined(learning_rate=1e30))
+    assert "the network's logits are not finite" in scores
     assert found.startswith("learning: loss ")
     assert "no finite number" in found
 
