@@ -84,7 +84,7 @@ class Run:
         child = self._child(first)
         child.ask(self._request("machine:describe"))
         try:
-            answers = list(child.answers(time.monotonic() + 60))
+            answers = list(child.answers(time.monotonic() + (_REHEARSAL if self.tiny else 60)))
         except Failed as error:
             raise SystemExit(f"the machine cannot be described: {error}") from None
         for case in self._cases():
