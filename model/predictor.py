@@ -324,7 +324,7 @@ class Predictor:
             if group.places
         ]
         found: dict[int, dict[int, Tensor]] = {place: {} for place in places}
-        with autocast(self.device, self.precision):  # once: it keeps the weights that it rounds
+        with autocast(self.device, self.precision):
             for (number, group), x in self._normalised(jobs):
                 network: Any = self._network
                 logits = network(pixel_values=x).logits
