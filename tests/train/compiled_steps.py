@@ -10,6 +10,7 @@ import sys
 import warnings
 
 import torch
+import torch._inductor.config
 from cocoseg.distributed.group import process_group
 from cocoseg.model.config import ModelConfig
 from cocoseg.model.weights import start_network
@@ -61,6 +62,7 @@ def main():
     backend, settings = sys.argv[1], json.loads(sys.argv[2])
     compile_plain = torch.compile
     torch.compile = lambda network: compile_plain(network, backend=backend)
+    torch._inductor.config.fallback_random = True  # dropout draws what it draws without
     step_module.DistributedDataParallel = SeveralBuckets
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view")
     torch.set_num_threads(1)
