@@ -148,7 +148,7 @@ def evaluate(config: InferConfig, model: ModelConfig, progress: bool = False) ->
         If something cannot be written; what failed on one process, on every process.
     """
     device = "cpu" if config.checkpoint is None else config.device
-    with process_group(device) as group, tf32(model.tf32):
+    with process_group(device, gradients=False) as group, tf32(model.tf32):
         with group.together():
             plan = plan_evaluation(config)
         shards = plan.shards

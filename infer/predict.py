@@ -139,7 +139,7 @@ def predict(
         If something cannot be written; what is done stays done.
     """
     with (
-        process_group(config.device) as group,
+        process_group(config.device, gradients=False) as group,
         tf32(model.tf32),
         contextlib.ExitStack() as held,
     ):

@@ -207,7 +207,7 @@ class Predictor:
         """Return the masks of images, uint8 RGB of shape (H, W, 3) each."""
         return [one.to_host().wait().mask for one in self.predictions(self.inputs(images))]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # in inference mode autocast would round the weights again for every view
     def predictions(
         self, inputs: Inputs, *, confidence: bool = False, probabilities: bool = False
     ) -> Iterator[DevicePrediction]:

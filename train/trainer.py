@@ -618,7 +618,7 @@ class Trainer:
             # That rank tells: this one may be ended by torchrun before it could.
             raise SystemExit(ExitCode.FAILURE)
         # Not shared: under NCCL the others hang, and nobody must wait for them.
-        raise CocosegError(text)
+        raise CocosegError(text or "another rank ran out of memory and has ended: see its output")
 
     def _saved_alone(self, intact: bool) -> str:
         """Write a checkpoint if it holds more than the newest; return what to tell of it."""

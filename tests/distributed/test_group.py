@@ -10,6 +10,10 @@ from cocoseg.distributed import group as group_module
 from cocoseg.distributed.devices import UsedDevice
 from cocoseg.distributed.group import Group, process_group
 from cocoseg.errors import CocosegError, ConfigError
+from cocoseg.infer.config import InferConfig
+from cocoseg.infer.evaluate import evaluate
+from cocoseg.infer.predict import predict
+from cocoseg.model.config import ModelConfig
 from torch.distributed import HashStore
 
 Environment = Callable[..., None]
@@ -157,6 +161,22 @@ def test_what_nccl_says_is_told_with_what_to_do(
         process_group("auto").__enter__()
     assert "by NCCL or gloo: NCCL error\nncclSystemError: no route to host" in str(raised.value)
     assert "cocoseg doctor" in str(raised.value)
+
+
+@pytest.mark.parametrize("command", [predict, evaluate])
+def test_inference_does_without_nccl(
+    environment: Environment,
+    connected: dict[str, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    command: Callable[..., object],
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("no route to host")
+
+    environment(**TWO)
+    monkeypatch.setattr(group_module.dist, "init_process_group", fails)
+    with pytest.raises(CocosegError, match="cannot be connected by gloo: no route to host"):
+        command(InferConfig(checkpoint="RUN", device="cuda"), ModelConfig())
 
 
 @pytest.mark.parametrize(

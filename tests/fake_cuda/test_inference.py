@@ -18,6 +18,14 @@ def test_an_image_is_one_transfer_per_output_and_has_no_blocking_copy(count, set
     assert seen.blocking == []
 
 
+def test_weights_are_rounded_once_for_all_views(count):
+    one, six = (
+        sum(many for op, _, many in count("inference", tta=tta).launches if "_to_copy" in op)
+        for tta in (False, True)
+    )
+    assert six < 4 * one  # activations are rounded in every view
+
+
 def test_six_views_launch_few_kernels_outside_the_network(count):
     seen = count("outside_network", height=480, width=640)
     assert len(seen.to_host) <= 1 + 2, seen.to_host
