@@ -143,7 +143,7 @@ def inputs(_):
     return predictor.inputs(images)
 
 took = []
-for _, content in read_ahead(range(rounds), inputs):
+for _, content in read_ahead(range(rounds), inputs, predictor.device):
     strips, start = 0.0, time.thread_time()
     for one in predictor.predictions(content):
         one.to_host().wait()

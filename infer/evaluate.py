@@ -35,6 +35,7 @@ from .evaluation.result import Evaluation as Evaluation  # what `evaluate` retur
 from .evaluation.tally import Tally
 from .folder import SETTINGS, OutputFolder, used_settings, writing
 from .inputs import resolved
+from .predictor import explained_memory
 from .views import views_of
 
 METRICS = "metrics.json"
@@ -197,7 +198,8 @@ def _score(
             _write_picture(one.sample, one.mask, taxonomy, plan.output.url)
         return Tally.of(one, taxonomy), score, shown
 
-    with tqdm(total=sum(map(len, batches)), unit="img", disable=not progress) as bar:
+    size = sum(map(len, batches))
+    with explained_memory(), tqdm(total=size, unit="img", disable=not progress) as bar:
         for tally, score, shown in scored(predicts, plan.shards, batches, finish):
             part.tally.add(tally)
             part.images.append(score)

@@ -20,7 +20,7 @@ from .. import storage
 from ..distributed.group import Group, process_group
 from ..errors import ConfigError, DataError
 from ..model.config import ModelConfig
-from ..model.pipeline import read_ahead, thread_count
+from ..model.pipeline import read_ahead, thread_count, threads_for
 from ..model.precision import dtype_name, tf32
 from ..model.predictor import ComingPrediction, Inputs, Predictor
 from ..model.weights import find_checkpoint
@@ -29,7 +29,7 @@ from .config import InferConfig
 from .folder import SETTINGS, OutputFolder, used_settings, writing
 from .inputs import InputImage, list_inputs, resolved
 from .outputs import Outputs
-from .predictor import load_predictor
+from .predictor import explained_memory, load_predictor
 from .progress import Progress, batch_id, identity, refuse_strange_notes, wanted_files
 from .views import views_of
 
@@ -200,14 +200,19 @@ def _predict_batches(
 ) -> None:
     """Predict batches one after the other; the next is read and the last written meanwhile."""
     total = sum(len(batch) for _, batch in batches)
-    threads = thread_count(predictor.device)
+    device = predictor.device
+    threads = thread_count(device)
+    # The probabilities of all classes are much larger than an image: those of one are held.
+    most = 1 if outputs.config.probabilities else _IN_FLIGHT * threads
     writing: deque[tuple[str, list[Record]]] = deque()
     with (
         tqdm(total=total, unit="img", disable=not progress) as bar,
-        ThreadPoolExecutor(threads, "cocoseg-read") as readers,
-        ThreadPoolExecutor(threads, "cocoseg-write") as writers,
+        explained_memory(),
+        threads_for(device, threads, "cocoseg-read") as readers,
+        threads_for(device, threads, "cocoseg-write") as writers,
     ):
-        for (name, batch), content in read_ahead(batches, partial(_read_all, readers, predictor)):
+        read = partial(_read_all, readers, predictor)
+        for (name, batch), content in read_ahead(batches, read, device):
             predictions = predictor.predictions(
                 content.inputs,
                 confidence=outputs.wants_confidence,
@@ -219,7 +224,7 @@ def _predict_batches(
                 if isinstance(read, DataError):
                     records.append((image, {"error": str(read)}))
                     continue
-                if len(flying) == _IN_FLIGHT * threads:
+                if len(flying) == most:
                     flying.popleft().result()
                 coming = next(predictions).to_host()
                 flying.append(writers.submit(_write, outputs, image, *read, coming))

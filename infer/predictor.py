@@ -1,9 +1,13 @@
 """The predictor that ``infer`` and ``eval`` settings mean."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
-from ..errors import ConfigError
+from ..errors import CocosegError, ConfigError, first_line
 from ..model.config import ModelConfig
+from ..model.memory import is_out_of_memory
 from ..model.precision import resolve_precision
 from ..model.predictor import Predictor
 from ..model.sizes import check_input_size
@@ -23,6 +27,8 @@ def load_predictor(
     ------
     ConfigError, DataError
         See `load_network`; also if the network cannot take the size of a view.
+    CocosegError
+        If the device has too little memory for it.
     """
     if config.checkpoint is None:
         raise ConfigError("--checkpoint: give a run, a checkpoint folder or a Hugging Face name")
@@ -35,8 +41,10 @@ def load_predictor(
     if device.type == "cpu":
         keep_freed_memory()
     size = config.tile_size or 2 * loaded.preprocess.input_size
+    with explained_memory():
+        network = loaded.network.to(device)
     return loaded, Predictor(
-        loaded.network.to(device),
+        network,
         loaded.preprocess,
         views,
         precision=resolve_precision(model.inference_precision, device),
@@ -45,3 +53,24 @@ def load_predictor(
         batch_size=config.batch_size,
         origin=loaded.origin,
     )
+
+
+@contextlib.contextmanager
+def explained_memory() -> Iterator[None]:
+    """Say what to change where a device has too little memory.
+
+    Raises
+    ------
+    CocosegError
+        In place of the library's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise CocosegError(
+            f"out of memory: {first_line(error)}. Use infer.device=cpu, free memory of the device, "
+            "or need less of it: fewer or smaller infer.tta_scales, a smaller model.input_size, "
+            "for tiles a larger infer.tile_size (fewer tiles)"
+        ) from None

@@ -4,7 +4,9 @@ Integers alone, so that sums are the same in any order. Nothing here makes the h
 selection by a mask, whose size it would have to know.
 """
 
-# C classes, H W pixels, N = H · W
+# C classes, H W pixels, N pixels of a part
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ UNIT = 2**24
 """Probabilities are added up as multiples of 1 ÷ `UNIT`: integers, so that the sum is the same in
 any order. From 0.5 up a float32 is such a multiple; below, 3e-8 is lost at most. 5e11 pixels fit
 into 64 bits."""
+
+_PART = 2**22  # pixels that are counted at once: 50 bytes of temporaries for each
 
 
 def confusion_counts(truth: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
@@ -36,11 +40,13 @@ def confusion_counts(truth: Tensor, prediction: Tensor, num_classes: int) -> Ten
     if truth.shape != prediction.shape:
         raise ValueError(f"truth {truth.shape} and prediction {prediction.shape} differ in shape")
     width = num_classes + 1
-    truth_N = truth.flatten().long()
-    predicted_N = prediction.flatten().long().clamp_(max=num_classes)
     left_out = num_classes * width
-    cell_N = torch.where(truth_N < num_classes, truth_N * width + predicted_N, left_out)
-    return _histogram(cell_N, left_out + 1)[:-1].view(num_classes, width)
+    cells = torch.zeros(left_out + 1, dtype=torch.int64, device=truth.device)
+    for truth_N, predicted_N in _parts(truth, prediction):
+        truth_N, predicted_N = truth_N.long(), predicted_N.long().clamp_(max=num_classes)
+        cell_N = torch.where(truth_N < num_classes, truth_N * width + predicted_N, left_out)
+        _add(cells, cell_N, _ones(cell_N))
+    return cells[:-1].view(num_classes, width)
 
 
 def calibration_counts(
@@ -55,7 +61,7 @@ def calibration_counts(
     prediction
         Train ids, shape (H, W).
     confidence
-        Probability of the predicted class, float32, 0…1, shape (H, W).
+        Probability of the predicted class, float32, 0…1, shape (H, W). NaN counts as 0.
 
     Returns
     -------
@@ -63,20 +69,28 @@ def calibration_counts(
         int64, shape (BINS, 3): pixels, pixels that are right, sum of the probabilities in `UNIT`.
         Bin i holds probabilities above i ÷ BINS, up to (i + 1) ÷ BINS.
     """
-    truth_N, predicted_N = truth.flatten().long(), prediction.flatten().long()
-    # Exact in float32: a factor of two's power, and integers up to 2^24.
-    units_N = (confidence.flatten().clamp(0, 1) * UNIT).round_().long()
-    bin_N = torch.div(units_N * BINS - 1, UNIT, rounding_mode="floor").clamp_(min=0)
-    bin_N = torch.where(truth_N < num_classes, bin_N, BINS)
-    right_N = (truth_N == predicted_N).long()
-    columns = [_histogram(bin_N, BINS + 1)]
-    for values_N in (right_N, units_N):
-        columns.append(values_N.new_zeros(BINS + 1).scatter_add_(0, bin_N, values_N))
-    return torch.stack(columns, dim=1)[:-1]
+    columns = torch.zeros(3, BINS + 1, dtype=torch.int64, device=truth.device)
+    for truth_N, predicted_N, confidence_N in _parts(truth, prediction, confidence):
+        # NaN as an integer is out of every bin. Exact in float32: a factor of two's power, and
+        # integers up to 2^24.
+        units_N = (confidence_N.nan_to_num(0.0).clamp_(0, 1) * UNIT).round_().long()
+        bin_N = torch.div(units_N * BINS - 1, UNIT, rounding_mode="floor").clamp_(min=0)
+        bin_N = torch.where(truth_N < num_classes, bin_N, BINS)
+        right_N = (truth_N.long() == predicted_N.long()).long()
+        for column, values_N in zip(columns, (_ones(bin_N), right_N, units_N), strict=True):
+            _add(column, bin_N, values_N)
+    return columns.T[:-1]
 
 
-def _histogram(values_N: Tensor, size: int) -> Tensor:
-    """Count integers from 0 to size - 1."""
-    # Not bincount: on a GPU it looks for the largest value on the host.
-    ones_N = torch.ones((), dtype=torch.int64, device=values_N.device).expand_as(values_N)
-    return values_N.new_zeros(size).scatter_add_(0, values_N, ones_N)
+def _parts(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the same pixels of each map, some at a time."""
+    return zip(*(values.flatten().split(_PART) for values in maps), strict=True)
+
+
+def _add(sums: Tensor, index_N: Tensor, values_N: Tensor) -> None:
+    """Add values to the sums of their index, in place."""
+    sums.scatter_add_(0, index_N, values_N)  # not bincount: on a GPU its size waits for the host
+
+
+def _ones(like_N: Tensor) -> Tensor:
+    return torch.ones((), dtype=torch.int64, device=like_N.device).expand_as(like_N)

@@ -125,6 +125,10 @@ def _forward(
     return sum(storage.nbytes() for storage in saved.values()), logits
 
 
+class OutOfMemory(RuntimeError):
+    """A device had no memory left, whatever was tried; the text says what for."""
+
+
 _NO_MEMORY = (
     "DefaultCPUAllocator",  # a CPU's allocator has no error of its own
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -135,7 +139,7 @@ _NO_MEMORY = (
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether a device, or a library on it, had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or (
+    return isinstance(error, (torch.OutOfMemoryError, OutOfMemory)) or (
         isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
     )
 

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -25,10 +26,25 @@ def thread_count(device: torch.device) -> int:
     return _THREADS_CPU if device.type == "cpu" else min(_MOST_THREADS, max(2, available_cores()))
 
 
+def threads_for(device: torch.device, count: int, name: str) -> ThreadPoolExecutor:
+    """Return threads whose current GPU is `device`.
+
+    That of a new thread is the first GPU: waiting for an event, or asking for page-locked memory,
+    would set up a context of this process there, half a gigabyte of memory.
+    """
+    use = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
+    return ThreadPoolExecutor(count, name, use)
+
+
 def read_ahead(
-    batches: Iterable[Batch], read: Callable[[Batch], Content]
+    batches: Iterable[Batch], read: Callable[[Batch], Content], device: torch.device
 ) -> Iterator[tuple[Batch, Content]]:
     """Yield each batch and its content; that of the next is read by another thread meanwhile.
+
+    Parameters
+    ----------
+    device
+        Of the network that it is read for.
 
     Raises
     ------
@@ -36,7 +52,7 @@ def read_ahead(
         What `read` raised, where the batch would have come.
     """
     coming: deque[tuple[Batch, Future[Content]]] = deque()
-    with ThreadPoolExecutor(1, "cocoseg-read") as reader:
+    with threads_for(device, 1, "cocoseg-read") as reader:
         for batch in batches:
             coming.append((batch, reader.submit(read, batch)))
             if len(coming) > 1:
@@ -54,12 +70,13 @@ class Transfer:
     """
 
     def __init__(self, *tensors: Tensor) -> None:
-        on_gpu = tensors[0].device.type == "cuda"
+        device = tensors[0].device
+        on_gpu = device.type == "cuda"
         self._tensors = [tensor.to("cpu", non_blocking=on_gpu) for tensor in tensors]
         self._copied: torch.cuda.Event | None = None
         if on_gpu:
             self._copied = torch.cuda.Event(blocking=True)  # waits without using a core
-            self._copied.record()
+            self._copied.record(torch.cuda.current_stream(device))  # not the current GPU's
 
     def wait(self) -> list[NDArray[Any]]:
         """Return the arrays once they have arrived."""

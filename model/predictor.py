@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..errors import CocosegError, DataError
+from ..errors import DataError
 from .fuse import Piece, Readings, class_strips, probability_strips, read_strips, strip_numbers
-from .memory import is_out_of_memory
+from .memory import OutOfMemory, is_out_of_memory
 from .pipeline import Transfer, read_ahead
 from .precision import autocast
 from .preprocess import HostNormaliser, Preprocess
@@ -61,23 +61,26 @@ class DevicePrediction:
         """Start its transfer to the host."""
         return ComingPrediction(self)
 
-    def check(self, finite: bool) -> None:
-        """Raise a `DataError` unless the logits were finite."""
-        if not finite:
-            raise DataError(
-                f"{self.origin}: the network's logits are not finite (NaN): its weights are "
-                "damaged, its training diverged, or they are out of float16's range "
-                "(model.inference_precision: float32)"
-            )
+
+def check_finite(finite: bool, origin: str) -> None:
+    """Raise a `DataError` unless the logits of the network from `origin` were finite."""
+    if not finite:
+        raise DataError(
+            f"{origin}: the network's logits are not finite (NaN): its weights are damaged, its "
+            "training diverged, or they are out of float16's range "
+            "(model.inference_precision: float32)"
+        )
 
 
 class ComingPrediction:
     """A prediction on its way to the host."""
 
     def __init__(self, prediction: DevicePrediction) -> None:
-        self._prediction = prediction
         tensors = (prediction.mask, prediction.confidence, prediction.finite)
         self._transfer = Transfer(*(tensor for tensor in tensors if tensor is not None))
+        self._probabilities = prediction.probabilities
+        # Not the prediction itself: its memory on the device is free from here on.
+        self._has_logits, self._origin = prediction.finite is not None, prediction.origin
 
     def wait(self) -> Prediction:
         """Return it once it has arrived; any thread may.
@@ -87,12 +90,11 @@ class ComingPrediction:
         DataError
             If the network's logits were not finite.
         """
-        here = self._prediction
         mask, *more = self._transfer.wait()
-        if here.finite is not None:
-            here.check(bool(more.pop()))
+        if self._has_logits:
+            check_finite(bool(more.pop()), self._origin)
         narrow = mask if mask.dtype == np.uint8 else mask.astype(np.uint16)
-        return Prediction(narrow, more[0] if more else None, here.probabilities)
+        return Prediction(narrow, more[0] if more else None, self._probabilities)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +227,8 @@ class Predictor:
 
         Raises
         ------
-        CocosegError
-            If the device is out of memory even for one image, and some rows, at a time.
+        OutOfMemory
+            If the device has too little even for one image, and some rows, at a time.
         """
         waiting: dict[int, Sequence[Tensor]] = {}
         for place, image in enumerate(inputs.images):
@@ -264,7 +266,12 @@ class Predictor:
         if logits is None:
             assert self._tiling is not None
             yield from self._tiling.strips(
-                image, self._tile_inputs, self._tile_logits, self._views, self._strip
+                image,
+                self._tile_inputs,
+                self._tile_logits,
+                self.device,
+                self._views,
+                self._strip,
             )
         elif len(logits) == 1:
             yield from class_strips(logits[0], height, width, self._strip, self._views[0])
@@ -343,7 +350,7 @@ class Predictor:
                 number, group = job
                 return self._host_normaliser(group.pixels, self._views[number])
 
-            yield from read_ahead(jobs, on_host)
+            yield from read_ahead(jobs, on_host, self.device)
             return
         for scale, of_scale in groupby(jobs, key=lambda job: self._views[job[0]].scale):
             del scale
@@ -372,27 +379,19 @@ class Predictor:
             waiting.clear()
             self._halve_batch()
         elif waiting:
-            raise CocosegError(
-                "out of memory while upsampling the logits of one image: use infer.device=cpu, or "
-                "free memory of the device"
-            )
+            raise OutOfMemory("upsampling the logits of one image")
         else:
-            raise CocosegError(
-                "out of memory for the logits of a row of tiles: use a larger infer.tile_size "
-                "(fewer tiles), fewer infer.tta_scales, or infer.device=cpu"
-            )
+            raise OutOfMemory("the logits of a row of tiles")
 
     def _halve_batch(self) -> None:
         if self._batch_size == 1:
-            raise CocosegError(
-                "out of memory at batch size 1: use a smaller model.input_size or smaller "
-                "infer.tta_scales, or infer.device=cpu"
-            )
+            raise OutOfMemory("the network, at batch size 1")
         self._batch_size //= 2
+        self._strip = strip_numbers(self.device)  # there is room for them now
         self._empty_cache()
         log.warning(
-            "out of memory: batches of %d images from now on (infer.batch_size); the last bits of "
-            "probabilities may differ from those of larger batches",
+            "out of memory: batches of %d images from now on; the last bits of probabilities may "
+            "differ from those of larger batches",
             self._batch_size,
         )
 

@@ -8,7 +8,7 @@ in threads
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -20,14 +20,13 @@ from torch import Tensor
 
 from ..errors import CocosegError, DataError
 from ..shards.reader import Sample, ShardSet, good
-from ..taxonomy import Taxonomy
 from .counts import BINS, calibration_counts, confusion_counts
-from .pipeline import Transfer, read_ahead, thread_count
-from .predictor import DevicePrediction, Predictor
+from .pipeline import Transfer, read_ahead, thread_count, threads_for
+from .predictor import DevicePrediction, Inputs, Predictor, check_finite
 
 Result = TypeVar("Result")
 
-_WAITING = 4  # images per thread whose predictions wait for `finish`
+_WAITING = 2  # images per thread whose predictions wait for `finish`
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +51,14 @@ class Predicts(Protocol):
     def device(self) -> torch.device:
         """Where its predictions are."""
 
-    def prepare(self, samples: Sequence[Sample]) -> list[Any]:
-        """Do for each sample what any thread can."""
+    def prepare(self, sample: Sample) -> Any:
+        """Do for a sample what any thread can."""
 
-    def predictions(
-        self, samples: Sequence[Sample], prepared: Sequence[Any]
-    ) -> Iterable[DevicePrediction]:
-        """Predict samples that belong together.
+    def gather(self, samples: Sequence[Sample], prepared: Sequence[Any]) -> Any:
+        """Do for the samples of a batch what another thread can while the last is predicted."""
+
+    def predictions(self, gathered: Any) -> Iterable[DevicePrediction]:
+        """Predict the samples of a batch.
 
         Masks hold the ignore index where there is no prediction.
         """
@@ -78,16 +78,17 @@ class NetworkPredicts:
         self._confidence = confidence
         self.device = predictor.device
 
-    def prepare(self, samples: Sequence[Sample]) -> list[Any]:
-        """Resize the images."""
-        return [self._predictor.resize(sample.image) for sample in samples]
+    def prepare(self, sample: Sample) -> Any:
+        """Resize the image."""
+        return self._predictor.resize(sample.image)
 
-    def predictions(
-        self, samples: Sequence[Sample], prepared: Sequence[Any]
-    ) -> Iterable[DevicePrediction]:
+    def gather(self, samples: Sequence[Sample], prepared: Sequence[Any]) -> Inputs:
+        """Copy the images into memory that the device reads."""
+        return self._predictor.inputs([sample.image for sample in samples], prepared)
+
+    def predictions(self, gathered: Inputs) -> Iterable[DevicePrediction]:
         """Run the network on the images as one batch."""
-        inputs = self._predictor.inputs([sample.image for sample in samples], prepared)
-        return self._predictor.predictions(inputs, confidence=self._confidence)
+        return self._predictor.predictions(gathered, confidence=self._confidence)
 
 
 def scored(
@@ -122,27 +123,27 @@ def scored(
     DataError
         If the network's logits were not finite.
     """
-    threads = thread_count(predicts.device)
-    taxonomy = shards.taxonomy
+    device, classes = predicts.device, shards.taxonomy.num_classes
+    threads = thread_count(device)
     with (
-        ThreadPoolExecutor(threads, "cocoseg-read") as readers,
-        ThreadPoolExecutor(threads, "cocoseg-score") as scorers,
+        threads_for(device, threads, "cocoseg-read") as readers,
+        threads_for(device, threads, "cocoseg-score") as scorers,
     ):
 
-        def read(batch: Sequence[int]) -> list[_Read]:
+        def read(batch: Sequence[int]) -> tuple[list[_Read], Any]:
             size = -(-len(batch) // threads)
             parts = [batch[first : first + size] for first in range(0, len(batch), size)]
-            return [
-                one for part in readers.map(partial(_read, predicts, shards), parts) for one in part
-            ]
+            found = readers.map(partial(_read, predicts, shards), parts)
+            content = [one for part in found for one in part]
+            samples = [good(one.sample) for one in content]
+            return content, predicts.gather(samples, [one.prepared for one in content])
 
         waiting: deque[Future[Result]] = deque()
-        for positions, content in read_ahead(batches, read):
+        for positions, (content, gathered) in read_ahead(batches, read, device):
             check()
-            samples = [good(one.sample) for one in content]
-            predictions = predicts.predictions(samples, [one.prepared for one in content])
+            predictions = predicts.predictions(gathered)
             for position, one, prediction in zip(positions, content, predictions, strict=True):
-                coming = _Coming(position, good(one.sample), prediction, one.truth, taxonomy)
+                coming = _Coming(position, good(one.sample), prediction, one.truth, classes)
                 waiting.append(scorers.submit(_finished, finish, coming))
                 if len(waiting) > _WAITING * threads:
                     yield waiting.popleft().result()
@@ -207,10 +208,8 @@ class _Read:
 
 def _read(predicts: Predicts, shards: ShardSet, positions: Sequence[int]) -> list[_Read]:
     read = shards.read_many(positions)
-    samples = [one for one in read if isinstance(one, Sample)]
-    prepared = iter(predicts.prepare(samples))
     return [
-        _Read(one, _host_tensor(one.mask, predicts.device), next(prepared))
+        _Read(one, _host_tensor(one.mask, predicts.device), predicts.prepare(one))
         if isinstance(one, Sample)
         else _Read(one)
         for one in read
@@ -233,10 +232,10 @@ class _Coming:
         sample: Sample,
         prediction: DevicePrediction,
         truth: Tensor | None,
-        taxonomy: Taxonomy,
+        classes: int,
     ) -> None:
         assert truth is not None
-        classes, mask = taxonomy.num_classes, prediction.mask
+        mask = prediction.mask
         truth = truth.to(mask.device, non_blocking=True)
         parts = [confusion_counts(truth, mask, classes).flatten()]
         if prediction.confidence is not None:
@@ -244,18 +243,20 @@ class _Coming:
             parts.append(counts.flatten())
         if prediction.finite is not None:
             parts.append(prediction.finite.long()[None])
-        self._position, self._sample, self._prediction = position, sample, prediction
-        self._classes = classes
+        self._position, self._sample, self._classes = position, sample, classes
         self._transfer = Transfer(torch.cat(parts), mask)
+        # Not the prediction itself: its memory on the device is free from here on.
+        self._calibrated = prediction.confidence is not None
+        self._has_logits, self._origin = prediction.finite is not None, prediction.origin
 
     def wait(self) -> Scored:
         """Return it once all has arrived."""
         counts, mask = self._transfer.wait()
-        if self._prediction.finite is not None:
-            self._prediction.check(bool(counts[-1]))
+        if self._has_logits:
+            check_finite(bool(counts[-1]), self._origin)
         cells = self._classes * (self._classes + 1)
         calibration = np.zeros((BINS, 3), np.int64)
-        if self._prediction.confidence is not None:
+        if self._calibrated:
             calibration = counts[cells : cells + BINS * 3].reshape(BINS, 3)
         return Scored(
             self._position,

@@ -134,14 +134,15 @@ def _gradients(
         dx = w / σ · (dy − S / N − x̂ T / N)
     """
     scale_C = torch.ones_like(mean_C) if weight_C is None else weight_C
-    # This rank's T and S, which are its gradients of weight and bias, in one kernel.
+    inverse_C = torch.rsqrt(var_C + eps)
+    # This rank's T and S, which are its gradients of weight and bias, in one kernel. CUDA's demands
+    # the saved statistics, although it does not read them outside of training.
     _, t_C, s_C = torch.ops.aten.native_batch_norm_backward(
-        d_BCHW, x_BCHW, scale_C, mean_C, var_C, None, None, False, eps, [False, True, True]
+        d_BCHW, x_BCHW, scale_C, mean_C, var_C, mean_C, inverse_C, False, eps, [False, True, True]
     )
     sums = torch.cat([s_C, t_C]).to(mean_C.dtype)
     dist.all_reduce(sums)
     all_s_C, all_t_C = (sums / count).chunk(2)
-    inverse_C = torch.rsqrt(var_C + eps)
     factor_C = scale_C * inverse_C
     d_x_BCHW = torch.addcmul(_wide(-factor_C * all_s_C), d_BCHW, _wide(factor_C))
     d_x_BCHW.addcmul_(x_BCHW - _wide(mean_C), _wide(-factor_C * inverse_C * all_t_C))

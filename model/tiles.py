@@ -61,6 +61,7 @@ class Tiling:
         image: NDArray[np.uint8],
         prepare: Callable[[Sequence[NDArray[np.uint8]]], Inputs],
         predict: Callable[[Inputs], Sequence[Sequence[Tensor]]],
+        device: torch.device,
         views: Sequence[View] | None = None,
         numbers: int | None = None,
     ) -> Iterator[Tensor]:
@@ -75,6 +76,8 @@ class Tiling:
             Tiles, uint8 RGB (H, W, 3) each, to what `predict` takes.
         predict
             To the logits of every view of each tile.
+        device
+            Where those are.
         views
             How the logits are mirrored; None: not at all.
         numbers
@@ -96,7 +99,7 @@ class Tiling:
         edges = sorted({start + end for start, _ in down for end in (0, size_down)})
         weights_across: list[Tensor] = []
         alive: list[list[Piece]] = []
-        coming = read_ahead(down, prepared)
+        coming = read_ahead(down, prepared, device)
         for first, last in itertools.pairwise(edges):
             alive = [row for row in alive if row[0].top + size_down > first]
             if any(top == first for top, _ in down):  # a row of tiles begins here

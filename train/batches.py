@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..errors import CocosegError
+from ..model.pipeline import threads_for
 from ..processes import loader_options
 from ..shards.plan import BatchLayout, Plan
 from ..shards.reader import BadSample, Sample, ShardSet
@@ -192,6 +192,8 @@ def _as_it_is(batch: Any) -> Any:
 class Copier(Protocol):
     """Copies the micro-batches of a step to a device while another step computes."""
 
+    device: torch.device
+
     def copy(self, step: list[MicroBatch]) -> tuple[list[MicroBatch], Any]:
         """Start copying, in a thread of its own; return the copies, and what `await_` takes."""
         ...
@@ -205,17 +207,17 @@ class StreamCopier:
     """Copies on a stream of its own, beside the kernels of the present step."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self.device = device
         self._stream = torch.cuda.Stream(device)
 
     def copy(self, step: list[MicroBatch]) -> tuple[list[MicroBatch], Any]:
         """See `Copier`."""
         with torch.cuda.stream(self._stream):
-            return [batch.to(self._device) for batch in step], self._stream.record_event()
+            return [batch.to(self.device) for batch in step], self._stream.record_event()
 
     def await_(self, step: list[MicroBatch], copied: Any) -> None:
         """See `Copier`."""
-        computing = torch.cuda.current_stream(self._device)
+        computing = torch.cuda.current_stream(self.device)
         computing.wait_event(copied)
         for batch in step:  # their memory is not used again before the kernels that read it
             batch.images.record_stream(computing)
@@ -246,7 +248,7 @@ def copied_ahead(
     with contextlib.closing(steps):
         # The loader's processes start here, in the thread that will also end them.
         found = following()
-        with ThreadPoolExecutor(1, thread_name_prefix="cocoseg-copy") as thread:
+        with threads_for(copier.device, 1, "cocoseg-copy") as thread:
             while found is not None:
                 step, copied = found
                 coming = thread.submit(following)

@@ -78,8 +78,8 @@ class PredictedMasks:
                 f"{_more(extra)}; remove what is not to be scored, or add its shards"
             )
 
-    def prepare(self, samples: Sequence[Sample]) -> list[DevicePrediction]:
-        """Read the masks of samples; see `Predicts`.
+    def prepare(self, sample: Sample) -> DevicePrediction:
+        """Read the mask of a sample; see `Predicts`.
 
         Raises
         ------
@@ -87,16 +87,6 @@ class PredictedMasks:
             If a mask is no single-channel grayscale PNG, has another size than its image, or holds
             what is no train id.
         """
-        return [self._read(sample) for sample in samples]
-
-    def predictions(
-        self, samples: Sequence[Sample], prepared: Sequence[DevicePrediction]
-    ) -> Sequence[DevicePrediction]:
-        """Return the masks that were read."""
-        del samples
-        return prepared
-
-    def _read(self, sample: Sample) -> DevicePrediction:
         url = storage.join(self._folder, f"{sample.key}.png")
         mask = decode_mask(storage.read_bytes(url), url, expected=sample.mask.shape)
         classes, ignored = self._taxonomy.num_classes, self._taxonomy.ignore_index
@@ -108,6 +98,17 @@ class PredictedMasks:
             )
         narrow = np.uint8 if self._taxonomy.bits == 8 else np.int32  # torch knows few uint16
         return DevicePrediction(torch.from_numpy(mask.astype(narrow, copy=False)))
+
+    def gather(
+        self, samples: Sequence[Sample], prepared: Sequence[DevicePrediction]
+    ) -> Sequence[DevicePrediction]:
+        """Return the masks that were read."""
+        del samples
+        return prepared
+
+    def predictions(self, gathered: Sequence[DevicePrediction]) -> Sequence[DevicePrediction]:
+        """Return the masks that were read."""
+        return gathered
 
 
 def _more(names: Sequence[str]) -> str:

@@ -39,6 +39,9 @@ class _Network(nn.Module):
                 return x_BC + pool.submit(lambda: torch.zeros(4).to("cuda")).result()
         if self.fault == "non-blocking":
             return x_BC + torch.ones(4).to("cuda", non_blocking=True)
+        if self.fault in ("pageable", "page-locked"):
+            host = torch.empty(2**15, pin_memory=self.fault == "page-locked")
+            return x_BC + host.to("cuda", non_blocking=True)[:4]
         if self.fault == "synchronize":
             torch.cuda.synchronize()
         if self.fault == "host index":

@@ -15,6 +15,7 @@ import torch
 from device import host_value
 from torch import Tensor
 from torch._C import DispatchKey
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +24,7 @@ _MACHINERY = {str(Path(__file__).with_name(name)) for name in ("counter.py", "de
 _aten = torch.ops.aten
 # Operators that launch nothing, in addition to views.
 _NO_KERNEL = ("aten.empty", "aten.new_empty", "aten._unsafe_view", "aten.is_pinned", "aten.set_")
+_STAGED = 2**16  # bytes; a driver may copy as many without waiting, whatever memory they are in
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+)')
 
 
@@ -35,7 +37,7 @@ class Copy:
     """``file:line: source`` of the innermost line of the repository that caused it."""
     shape: tuple[int, ...]
     blocking: bool
-    """Whether ``non_blocking`` is absent; whether memory is pinned is unknown here."""
+    """Whether ``non_blocking`` is absent, or much is copied from memory that is not page-locked."""
 
 
 @dataclass(slots=True)
@@ -70,6 +72,7 @@ class Counter(TorchDispatchMode):
         self._libraries = tuple(libraries)
         self._backward = backward
         self._known: dict[CodeType, str | None] = {}
+        self._page_locked: list[StorageWeakRef] = []
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -88,11 +91,16 @@ class Counter(TorchDispatchMode):
         if func is _aten._local_scalar_dense.default:
             return self._scalar(func, args[0])
         if func is _aten._pin_memory.default:  # not implemented for fake tensors
+            self._note_page_locked(args[0])
             return args[0]
         if _is_composite(func):  # only inference mode passes them on whole
             with self:
                 return func.decompose(*args, **kwargs)
+        if func is _aten.native_batch_norm_backward.default and None in args[3:7]:
+            raise AssertionError("batch_norm_backward_cuda: save_mean should always be defined")
         result = func(*args, **kwargs)
+        if kwargs.get("pin_memory"):
+            self._note_page_locked(result)
         source, target = self._devices(func, args, kwargs, result)
         if {source, target} == {"cpu", "cuda"}:
             self._copy(func, args, kwargs, source)
@@ -127,8 +135,19 @@ class Counter(TorchDispatchMode):
     def _copy(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], source: str) -> None:
         non_blocking = kwargs.get("non_blocking", len(args) > 2 and args[2] is True)
         copies = self.counted.to_device if source == "cpu" else self.counted.to_host
-        shape = tuple(next(_tensors(args)).shape)
-        copies.append(Copy(str(func), self._where(), shape, not non_blocking))
+        first = next(_tensors(args))
+        pageable = source == "cpu" and any(map(self._is_pageable, _tensors(args)))
+        waits = pageable or not non_blocking
+        copies.append(Copy(str(func), self._where(), tuple(first.shape), waits))
+
+    def _note_page_locked(self, tensor: Tensor) -> None:
+        self._page_locked.append(StorageWeakRef(tensor.untyped_storage()))
+
+    def _is_pageable(self, tensor: Tensor) -> bool:
+        """Return whether a tensor of the host is too large to be copied without waiting."""
+        if tensor.device.type != "cpu" or tensor.nbytes <= _STAGED:
+            return False
+        return StorageWeakRef(tensor.untyped_storage()) not in self._page_locked
 
     def _where(self) -> str:
         frame: Any = sys._getframe(1)

@@ -37,6 +37,7 @@ def test_a_planted_read_of_the_host_is_one_transfer_of_its_line(count, fault, li
         ("constant", "device=x_BC.device)"),
         ("to", 'torch.ones(4).to("cuda")'),
         ("thread", 'torch.zeros(4).to("cuda")'),
+        ("pageable", 'host.to("cuda", non_blocking=True)'),
         ("host index", "x_BC[:, torch.tensor([0, 1])]"),
     ],
 )
@@ -46,8 +47,9 @@ def test_a_planted_blocking_copy_is_counted_for_its_line(count, fault, line):
     assert line in copy
 
 
-def test_a_non_blocking_copy_is_not_counted_as_blocking(count):
-    assert count("planted", fault="non-blocking").blocking == []
+@pytest.mark.parametrize("fault", ["non-blocking", "page-locked"])
+def test_a_non_blocking_copy_is_not_counted_as_blocking(count, fault):
+    assert count("planted", fault=fault).blocking == []
 
 
 def test_a_shape_that_depends_on_values_fails(count):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from cocoseg.infer.evaluation.calibration import Calibration
-from cocoseg.model.counts import BINS, UNIT
+from cocoseg.model import counts as counts_module
+from cocoseg.model.counts import BINS, UNIT, confusion_counts
 from cocoseg.model.counts import calibration_counts as counts_of_tensors
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,6 +51,17 @@ def test_the_error_is_its_definition(seed):
     assert int(ours.pixels.sum()) == (truth != IGNORE).sum()
 
 
+@pytest.mark.parametrize("most", [1, 1000, 4000])
+def test_pixels_that_are_counted_in_parts_add_up(most, monkeypatch):
+    ids = pixels(3)
+    expected = calibration_counts(*ids, IGNORE)
+    cells = confusion_counts(*map(torch.from_numpy, ids[:2]), num_classes=4)
+    monkeypatch.setattr(counts_module, "_PART", most)
+    assert np.array_equal(calibration_counts(*ids, IGNORE), expected)
+    assert torch.equal(confusion_counts(*map(torch.from_numpy, ids[:2]), num_classes=4), cells)
+    assert cells.sum() == (ids[0] != IGNORE).sum()
+
+
 def test_the_error_is_that_of_torchmetrics():
     classification = pytest.importorskip("torchmetrics.classification")
     rng = np.random.default_rng(5)
@@ -77,12 +89,20 @@ def test_parts_in_any_order_add_up_to_the_same_integers(seed, cuts):
 
 @pytest.mark.parametrize(
     ("confidence", "place"),
-    [(0.0, 0), (1 / BINS, 0), (0.5, 7), (1.0, BINS - 1), (1.0000001, BINS - 1), (1e-9, 0)],
+    [
+        (0.0, 0),
+        (np.nan, 0),
+        (1 / BINS, 0),
+        (0.5, 7),
+        (1.0, BINS - 1),
+        (1.0000001, BINS - 1),
+        (1e-9, 0),
+    ],
 )
 def test_edges_belong_to_the_bin_below(confidence, place):
     counts = calibration_counts(*np.zeros((2, 1), int), np.array([confidence]), IGNORE)
     assert counts[:, 0].tolist() == [int(i == place) for i in range(BINS)]
-    assert counts[place, 2] == round(min(confidence, 1) * UNIT)
+    assert counts[place, 2] == round(min(np.nan_to_num(confidence), 1) * UNIT)
 
 
 def test_a_sure_and_right_network_has_no_error_and_a_sure_and_wrong_one_has_1():

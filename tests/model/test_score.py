@@ -182,11 +182,13 @@ def test_what_fails_in_a_thread_is_raised(shards, predictor):
         list(scored(NetworkPredicts(predictor, confidence=False), shards, batches, fails))
 
 
-def test_logits_that_are_not_finite_are_an_error_and_no_score(make_network, shards):
+@pytest.mark.parametrize("confidence", [False, True])
+def test_logits_that_are_not_finite_are_an_error_and_no_score(make_network, shards, confidence):
     network = make_network(81)
     with torch.no_grad():
         network.decode_head.classifier.bias[3] = float("nan")
     predictor = Predictor(network, Preprocess(64), origin="this one")
     batches = evaluation_batches(len(shards), 3, world_size=1, rank=0)
+    predicts = NetworkPredicts(predictor, confidence=confidence)
     with pytest.raises(DataError, match=r"this one: the network's logits are not finite"):
-        matrix_of(predictor, shards, batches)
+        confusion_of(predicts, shards, batches)

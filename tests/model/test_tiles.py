@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from cocoseg.errors import CocosegError
 from cocoseg.model import predictor, tiles
+from cocoseg.model.memory import OutOfMemory
 from cocoseg.model.predictor import Predictor
 from cocoseg.model.preprocess import Preprocess
 from cocoseg.model.tiles import Tiling
@@ -186,7 +186,7 @@ def test_too_little_memory_halves_the_batch_and_says_so(error, caplog) -> None:
 
 
 def test_where_memory_does_not_do_for_one_the_way_out_is_told() -> None:
-    with pytest.raises(CocosegError, match=r"at batch size 1: use a smaller model\.input_size"):
+    with pytest.raises(OutOfMemory, match="^the network, at batch size 1$"):
         ready(Small(0, OUT_OF_MEMORY[0]), None).predict([blobs(60, 80)])
 
 
@@ -221,13 +221,14 @@ def test_too_little_memory_for_strips_halves_the_strips(error, kind, monkeypatch
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_then_it_halves_the_batch(kind, monkeypatch, caplog) -> None:
-    """Strips fit only where the logits of one image are held."""
+    """Strips fit only where the logits of one image are held; then they are large again."""
     views = PLAIN if kind == "class_strips" else (View(), View(flip=True))
     images = [blobs(60, 80), blobs(80, 60), blobs(70, 70)]
     expected = ready(Colours(), None, views).predict(images)
-    strips, network = getattr(predictor, kind), Colours()
+    strips, network, sizes = getattr(predictor, kind), Colours(), []
 
     def scarce(*arguments):
+        sizes.append(arguments[3])
         if network.batches[-1] > 1:
             raise OUT_OF_MEMORY[0]
         yield from strips(*arguments)
@@ -237,14 +238,15 @@ def test_then_it_halves_the_batch(kind, monkeypatch, caplog) -> None:
     assert network.batches == [3] * len(views) + [1] * 3 * len(views)
     assert [np.array_equal(a, b) for a, b in zip(masks, expected, strict=True)] == [True] * 3
     assert "batches of 1 images" in caplog.messages[-1]
+    assert sizes == [2**19, 2**18, 2**17, 2**16, 2**19, 2**19, 2**19]
 
 
 @pytest.mark.parametrize(
     ("kind", "views", "cut", "told"),
     [
-        ("class_strips", PLAIN, False, "while upsampling the logits of one image"),
-        ("probability_strips", VIEWS, False, "while upsampling the logits of one image"),
-        ("probability_strips", VIEWS, True, r"a row of tiles: use a larger infer\.tile_size"),
+        ("class_strips", PLAIN, False, "upsampling the logits of one image"),
+        ("probability_strips", VIEWS, False, "upsampling the logits of one image"),
+        ("probability_strips", VIEWS, True, "the logits of a row of tiles"),
     ],
 )
 def test_where_no_strip_fits_the_cause_is_named(kind, views, cut, told, monkeypatch) -> None:
@@ -254,7 +256,7 @@ def test_where_no_strip_fits_the_cause_is_named(kind, views, cut, told, monkeypa
 
     monkeypatch.setattr(tiles if cut else predictor, kind, full)
     network = ready(Colours(), Tiling(40, 0.25) if cut else None, views, above=50)
-    with pytest.raises(CocosegError, match=told):
+    with pytest.raises(OutOfMemory, match=told):
         network.predict([blobs(60, 80)] * 2)
 
 

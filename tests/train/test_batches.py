@@ -232,6 +232,8 @@ def test_samples_reach_spawned_processes(samples: TrainingSamples, tmp_path: Pat
 class Copies:
     """A copier that notes who calls it and when."""
 
+    device = torch.device("cpu")
+
     def __init__(self, fails_at=None):
         self.notes, self.threads, self.fails_at = [], set(), fails_at
 
