@@ -12,6 +12,20 @@ _WORKSPACE = ":4096:8"
 
 
 @contextlib.contextmanager
+def usual_kernels() -> Iterator[None]:
+    """Let cuDNN choose as it does outside of training, which is to try nothing.
+
+    Images of many sizes would pay for a trial each.
+    """
+    cudnn = torch.backends.cudnn
+    before, cudnn.benchmark = cudnn.benchmark, False
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
+
+
+@contextlib.contextmanager
 def chosen_kernels(deterministic: bool) -> Iterator[None]:
     """Choose kernels while in the context, and restore the settings of PyTorch afterwards.
 

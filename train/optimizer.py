@@ -18,16 +18,34 @@ def build_optimizer(
     On GPUs it is PyTorch's fused one: a few kernels in all, and no temporary copies.
     """
     groups = parameter_groups(network, backbone, config)
-    fused = all(p.device.type == "cuda" for group in groups for p in group["params"]) or None
+    fused = _all_on_gpu(groups) or None
     if config.optimizer == "sgd":
-        return torch.optim.SGD(
+        sgd = torch.optim.SGD(
             groups,
             lr=config.learning_rate,
             momentum=config.momentum,
             nesterov=config.momentum > 0,
             fused=fused,
         )
+        if fused and config.momentum:
+            _start_momentum(sgd)
+        return sgd
     return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
+
+
+def _all_on_gpu(groups: list[dict[str, Any]]) -> bool:
+    return all(p.device.type == "cuda" for group in groups for p in group["params"])
+
+
+def _start_momentum(sgd: torch.optim.SGD) -> None:
+    """Start momentum at 0, so that the first step gives the gradient, as without a start.
+
+    PyTorch's fused SGD takes uninitialised memory for it, and leaves it so where the first gradient
+    overflows in float16 and the step is skipped.
+    """
+    for group in sgd.param_groups:
+        for parameter in group["params"]:
+            sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def parameter_groups(

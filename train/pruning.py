@@ -21,19 +21,22 @@ class Pruning:
     """
 
     _thread: ThreadPoolExecutor = field(default_factory=_one_thread)
-    _work: Future[None] | None = None
+    _works: list[Future[None]] = field(default_factory=list)
 
     def start(self, run: str, keep_last: int, best_step: int | None) -> None:
-        """Wait for the removal before, then begin the next one."""
-        self.finish()
-        self._work = self._thread.submit(lambda: prune(run, keep_last, best_step))
+        """Begin a removal after the one that is going on; those that wait are replaced by it."""
+        self._works = [work for work in self._works if not (work.done() or work.cancel())]
+        self._works.append(self._thread.submit(_prune, run, keep_last, best_step))
 
     def finish(self) -> None:
         """Wait for what was begun."""
-        work, self._work = self._work, None
-        if work is None:
-            return
-        try:
+        for work in self._works:
             work.result()
-        except Exception as error:  # of the disk or of a store
-            log.warning("old checkpoints could not be removed: %s", error)
+        self._works.clear()
+
+
+def _prune(run: str, keep_last: int, best_step: int | None) -> None:
+    try:
+        prune(run, keep_last, best_step)
+    except Exception as error:  # of the disk or of a store
+        log.warning("old checkpoints could not be removed: %s", error)

@@ -82,20 +82,14 @@ class TrainingStep:
         config: TrainConfig,
         group: Group,
     ) -> "TrainingStep":
-        """Return the steps of a configuration, for a network that `prepare_network` has seen."""
+        """Return the steps of a configuration, for a network that `prepare_network` has seen.
+
+        Several processes call `connect` before the first step.
+        """
         dtype = precision(config, group.device)
-        wrapped = switches.compiled(network) if config.compile else network
-        if group.world_size > 1:
-            wrapped = DistributedDataParallel(
-                wrapped,
-                device_ids=[group.device] if group.device.type == "cuda" else None,
-                gradient_as_bucket_view=True,
-                # Running statistics are equal on all ranks, or shared where they are used.
-                **_NO_BUFFERS,
-            )
         return cls(
             network=network,
-            wrapped=wrapped,
+            wrapped=switches.compiled(network) if config.compile else network,
             preprocess=preprocess,
             normalise=preprocess.normaliser().to(group.device),
             loss=loss.on(group.device),
@@ -107,6 +101,17 @@ class TrainingStep:
             clip_grad_norm=config.clip_grad_norm,
             channels_last=config.channels_last,
         )
+
+    def connect(self) -> None:
+        """Let processes exchange their gradients; all of them call it together."""
+        if self.group.world_size > 1:
+            self.wrapped = DistributedDataParallel(
+                self.wrapped,
+                device_ids=[self.group.device] if self.group.device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+                # Running statistics are equal on all ranks, or shared where they are used.
+                **_NO_BUFFERS,
+            )
 
     def __call__(
         self, step: int, batches: Sequence[MicroBatch], pixels: float, images: float

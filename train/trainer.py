@@ -155,8 +155,9 @@ class Trainer:
                 loss.denominators.of,
                 plan.repeats,
             )
-        with explains():
             learn = TrainingStep.of(network, preprocess, loss, config, group)
+        with explains():
+            learn.connect()
         trainer = cls(
             config=config,
             plan=plan,

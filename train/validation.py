@@ -12,6 +12,7 @@ from ..model.preprocess import Preprocess
 from ..model.score import NetworkPredicts, check_totals, confusion_of
 from ..shards.plan import evaluation_batches
 from ..shards.reader import ShardSet
+from .kernels import usual_kernels
 
 
 def validate(
@@ -51,7 +52,7 @@ def validate(
     network.eval()
     predictor = Predictor(network, preprocess, precision=precision, batch_size=batch_size)
     batches = evaluation_batches(len(shards), batch_size, group.world_size, group.rank)
-    with group.together():
+    with group.together(), usual_kernels():
         predicts = NetworkPredicts(predictor, confidence=False)
         matrix = confusion_of(predicts, shards, batches, check)
     summed = group.sum(torch.from_numpy(matrix)).numpy()

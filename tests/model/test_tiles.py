@@ -186,7 +186,7 @@ def test_too_little_memory_halves_the_batch_and_says_so(error, caplog) -> None:
 
 
 def test_where_memory_does_not_do_for_one_the_way_out_is_told() -> None:
-    with pytest.raises(OutOfMemory, match="^the network, at batch size 1$"):
+    with pytest.raises(OutOfMemory, match=r"^the network, at batch size 1$"):
         ready(Small(0, OUT_OF_MEMORY[0]), None).predict([blobs(60, 80)])
 
 

@@ -48,6 +48,7 @@ def losses_of(group, settings, *, compiled):
     train_mode(network, config)
     loss = StepLoss.of(config, coco_taxonomy(), None)
     learn = TrainingStep.of(network, preprocess, loss, config, group)
+    learn.connect()
     generator = torch.Generator().manual_seed(group.rank)
     images = 4 * group.world_size
     found = []

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from cocoseg.model.config import ModelConfig
-from cocoseg.train.kernels import chosen_kernels
+from cocoseg.train.kernels import chosen_kernels, usual_kernels
 from cocoseg.train.trainer import Trainer
 
 VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
@@ -34,6 +34,10 @@ def test_the_fastest_kernels_are_searched_for_and_settings_come_back() -> None:
     before = settings()
     with contextlib.suppress(ZeroDivisionError), chosen_kernels(deterministic=False):
         assert settings()[:5] == (True, False, False, False, None)
+        with contextlib.suppress(KeyError), usual_kernels():
+            assert settings()[0] is False
+            raise KeyError
+        assert settings()[0] is True
         raise ZeroDivisionError
     assert settings() == before
 

@@ -9,6 +9,7 @@ from cocoseg.model.config import ModelConfig
 from cocoseg.model.switches import backbone_of
 from cocoseg.model.weights import start_network
 from cocoseg.taxonomy import coco_taxonomy
+from cocoseg.train import optimizer as optimizer_module
 from cocoseg.train.config import TrainConfig
 from cocoseg.train.optimizer import (
     build_optimizer,
@@ -124,6 +125,39 @@ def test_a_checkpoint_serves_fused_and_other_optimizers(name: Any, saved_fused: 
         step(other, resumed)
     for ours, theirs in zip(other.parameters(), network.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_fused_sgd_starts_from_no_momentum_even_if_the_first_step_overflows(
+    momentum: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fused one of a CPU stands in for a GPU's; memory of others is full of large numbers."""
+    config = TrainConfig(optimizer="sgd", momentum=momentum)
+
+    def weights(fused: bool) -> list[torch.Tensor]:
+        torch.manual_seed(3)
+        network = nn.Linear(3, 2)
+        sgd = torch.optim.SGD
+        with monkeypatch.context() as patched:
+            as_on_gpu = lambda *args, **more: sgd(*args, **{**more, "fused": fused})  # noqa: E731
+            patched.setattr(optimizer_module.torch.optim, "SGD", as_on_gpu)
+            patched.setattr(optimizer_module, "_all_on_gpu", lambda groups: fused)
+            optimizer = build_optimizer(network, None, config)
+        set_learning_rate(optimizer, 1.0)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+        for overflows in (True, False, False):
+            loss = network(torch.arange(3.0)[None]).square().sum()
+            scaler.scale(loss).backward()
+            if overflows:
+                network.weight.grad.fill_(torch.inf)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        return [one.detach() for one in network.parameters()]
+
+    monkeypatch.setattr(torch, "empty_like", lambda like, **_: torch.full_like(like, 1e30))
+    for ours, expected in zip(weights(fused=True), weights(fused=False), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-7)
 
 
 def test_a_fused_optimizer_finds_its_step_count_where_it_needs_it() -> None:

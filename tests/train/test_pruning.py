@@ -28,11 +28,12 @@ def test_who_begins_a_removal_does_not_wait_for_it(monkeypatch: pytest.MonkeyPat
     one.start("run", 3, None)
     assert begun.wait(30)
     assert ended == []
+    one.start("run", 3, 5)
+    one.start("run", 3, 6)  # in place of the one before, which has not begun
+    assert ended == []
     go_on.set()
-    one.start("run", 3, 5)  # waits for the first
-    assert ended[:1] == [("run", 3, None)]
     one.finish()
-    assert ended == [("run", 3, None), ("run", 3, 5)]
+    assert ended == [("run", 3, None), ("run", 3, 6)]
     one.finish()
 
 
