@@ -202,6 +202,19 @@ def test_scores_never_lie_beside_pictures_of_others(measure, out, monkeypatch):
     assert not (out / "metrics.json").exists()
 
 
+@pytest.mark.parametrize(
+    "place",
+    ["torch.nn.Module.to", "cocoseg.model.predictor.read_strips", "cocoseg.model.score.Transfer"],
+)
+def test_too_little_memory_is_one_message(measure, out, monkeypatch, place):
+    def fails(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")
+
+    monkeypatch.setattr(place, fails)
+    ran = measure("--no-tta")
+    refused(ran, out, 1, "out of memory: ", "Use infer.device=cpu")
+
+
 def test_shards_that_are_given_twice_are_refused(measure, golden, out):
     shards = golden.shards("val")
     ran = measure("--no-tta", shards=[shards, golden.shards("train"), f"{shards}/"])

@@ -2,7 +2,8 @@
 
     RANK_WITHOUT=1 AT_CALL=5 no_memory.py train --shards …
 
-The micro-batch that the rank takes as its AT_CALL-th fails in its backward pass.
+The micro-batch that the rank takes as its AT_CALL-th fails in its backward pass; with AT_CALL=0 its
+part of the first validation does.
 """
 
 import os
@@ -12,20 +13,28 @@ import sys
 def main() -> None:
     import torch
     from cocoseg import cli
+    from cocoseg.train import validation
     from cocoseg.train.step import TrainingStep
 
     backward, calls = TrainingStep._backward, 0
+    at_call = int(os.environ["AT_CALL"])
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     def failing(self, *args, **more):
         nonlocal calls
         calls += 1
         part = backward(self, *args, **more)
-        if calls == int(os.environ["AT_CALL"]):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        if calls == at_call:
+            raise error
         return part
+
+    def failing_validation(*_, **__):
+        raise error
 
     if os.environ["RANK"] in os.environ["RANK_WITHOUT"].split(","):
         TrainingStep._backward = failing
+        if at_call == 0:
+            validation.confusion_of = failing_validation
     sys.argv[0] = "cocoseg"
     cli.main()
 

@@ -1,5 +1,6 @@
 """Out of memory costs no step that was done, says what to change, and shows no traceback."""
 
+import json
 import os
 import re
 import subprocess
@@ -141,8 +142,10 @@ def test_advice_names_what_is_left_to_change() -> None:
     assert "model.input_size" in least
 
 
-def start(golden: Any, folder: Path, without: str, at_call: int) -> subprocess.Popen[str]:
-    settings = {**SMALL, "max_steps": 5, "val_every": 4, "accumulation_steps": 1}
+def start(
+    golden: Any, folder: Path, without: str, at_call: int, **more: object
+) -> subprocess.Popen[str]:
+    settings = {**SMALL, "max_steps": 5, "val_every": 4, "accumulation_steps": 1, **more}
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
@@ -183,3 +186,20 @@ def test_one_rank_without_memory_saves_for_all(golden: Any, tmp_path: Path, with
         assert ran.returncode == 0, err
     assert_same_weights(folder, whole)
     assert [line["step"] for line in journal(folder)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.long
+def test_a_validation_without_memory_on_one_rank_saves_for_all(golden: Any, tmp_path: Path) -> None:
+    val = {"val_shards": str([str(golden.shards("val"))]), "val_every": 2}
+    failed = start(golden, tmp_path, "1", 0, **val)
+    _, err = failed.communicate(timeout=240)
+    assert failed.returncode == 1, err
+    assert err.count("Traceback") == 1, err  # torchrun's own, of its ranks
+    assert "rank 1, cpu: out of memory in validation after step 2: CUDA" in err
+    assert "Try train.val_batch_size=1" in err
+    assert list_steps(str(tmp_path)) == [2]
+    resumed = start(golden, tmp_path, "", 0, **val)
+    _, err = resumed.communicate(timeout=240)
+    assert resumed.returncode == 0, err
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if "val_mIoU" in line] == [2, 4, 5]
