@@ -55,8 +55,11 @@ def training_step(
         train_mode(network, config)
         average = MovingAverage(network, config.ema_decay) if config.ema_decay else None
         step = training.TrainingStep.of(network, preprocess, _loss(config), config, group)
+        step.connect()
         _fill(step.optimizer)
-        steps = (one for one in [[_micro_batch(batch, size) for _ in range(micro_batches)]])
+        # As the loader of a run does; in the counter, which only then knows of it.
+        pinned = (_micro_batch(batch, size).pin_memory() for _ in range(micro_batches))
+        steps = (one for one in map(list, [pinned]))
         with counter:
             for batches in on_device(steps, DEVICE):
                 step(1, batches, float(batch * size**2), float(batch))
