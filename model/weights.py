@@ -367,10 +367,15 @@ def _local(reference: str) -> str:
 def _pretrained(kind: Any, source: str, name: str, **options: Any) -> Any:
     try:
         with quiet():
-            return kind.from_pretrained(source, **options)
+            return kind.from_pretrained(source, trust_remote_code=False, **options)
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
         raise DataError(f"{name}: weights are damaged: {first_line(error)}") from None
     except (OSError, ValueError, RuntimeError, AttributeError, StrictDataclassError) as error:
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"{name}: consists of Python code of its own (auto_map in config.json), which is "
+                "never run; use a network that transformers has"
+            ) from None
         elsewhere = "" if os.path.isdir(source) else "is no folder here, and "
         raise ConfigError(
             f"{name}: {elsewhere}cannot be loaded: {first_line(error)}\n"

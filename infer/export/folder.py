@@ -149,7 +149,9 @@ def export_folder(config: ExportConfig, model: ModelConfig) -> FolderExport:
 def _parity(plan: FolderPlan, folder: Path) -> Parity:
     """Run what transformers loads of the folder beside the checkpoint's own network."""
     with quiet():
-        theirs: Any = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=torch.float32)
+        theirs: Any = AutoModelForSemanticSegmentation.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False
+        )
     theirs.eval()
     normalise = plan.loaded.preprocess.normaliser()
 

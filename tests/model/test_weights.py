@@ -292,6 +292,26 @@ def test_every_name_that_the_config_knows_can_be_built():
             assert start(name).config.num_labels == 5
 
 
+@pytest.mark.parametrize("model_type", ["evil", "segformer"])
+@pytest.mark.parametrize("trained", [False, True])
+def test_python_code_of_a_checkpoint_is_never_run(ours, monkeypatch, trained, model_type):
+    def load():
+        return start(ours, FIVE) if trained else load_network(str(ours), ModelConfig())
+
+    config = json.loads((ours / "config.json").read_text())
+    code = {name: f"evil.{name}" for name in ("AutoConfig", "AutoModelForSemanticSegmentation")}
+    config |= {"model_type": model_type, "auto_map": code}
+    (ours / "config.json").write_text(json.dumps(config))
+    (ours / "evil.py").write_text(f"open({str(ours / 'ran')!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    if model_type == "evil":
+        with pytest.raises(ConfigError, match=r"Python code of its own .* never run"):
+            load()
+    else:  # transformers has it
+        load()
+    assert not (ours / "ran").exists()
+
+
 def test_a_name_that_no_family_has_is_refused():
     for name in ("segformer-b6", "segformer-", "segformer-tiny-b0"):
         with pytest.raises(ValueError, match=r"knows segformer-tiny, segformer-b0, .*b5"):
