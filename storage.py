@@ -42,6 +42,11 @@ def join(url: str, *parts: str) -> str:
     return os.path.join(_local(url), *parts)
 
 
+def is_inner(name: str) -> bool:
+    """Tell whether a name is a plain relative path: joined to a folder it leads nowhere else."""
+    return "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
+
+
 def exists(url: str) -> bool:
     """Tell whether a file or folder is there."""
     if not is_remote(url):
@@ -499,7 +504,15 @@ def remove_files(url: str, names: Iterable[str]) -> None:
     ----------
     names
         Relative paths; what is not there is no error.
+
+    Raises
+    ------
+    ValueError
+        If a name leads out of the folder; nothing is removed then.
     """
+    names = list(names)
+    if outer := [name for name in names if not is_inner(name)]:
+        raise ValueError(f"{url}: {outer[0]!r} leads out of it")
     if is_remote(url):
         fs, root = filesystem(url)
         _remove_objects(fs, [f"{root.rstrip('/')}/{name}" for name in names])

@@ -157,12 +157,16 @@ def files_of_outputs(folder: str, names: Iterable[str]) -> set[str]:
 
 
 def _read_ledger(url: str) -> dict[str, Any]:
-    """Return what an output's hidden list holds; empty where there is none of ours."""
+    """Return what an output's hidden list holds; empty where there is none of ours.
+
+    Files of the list may be removed: one that leads out of the folder is nobody's.
+    """
     try:
         content = json.loads(storage.read_bytes(url))
-        whole = all(isinstance(content[key], str) for key in ("of", "input"))
-        return content if whole and set(map(type, content["files"])) == {str} else {}
-    except (OSError, ConfigError, ValueError, KeyError, TypeError):
+        kinds = {"of": str, "input": str, "files": list}
+        whole = all(isinstance(content[key], kind) for key, kind in kinds.items())
+        return content if whole and all(map(storage.is_inner, content["files"])) else {}
+    except (OSError, ConfigError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 

@@ -74,6 +74,16 @@ def test_files_are_removed_by_name_and_folders_that_are_empty_then(folder):
     assert storage.is_remote(folder) or storage.is_dir(folder)
 
 
+@pytest.mark.parametrize("name", ["../a", "/a", "b/../../a", "b//a", "", ".", "b/..", "b/\0a"])
+def test_a_name_that_leads_out_of_the_folder_removes_nothing(folder, name):
+    inner = storage.join(folder, "inner")
+    for url in (storage.join(folder, "a"), storage.join(inner, "b")):
+        storage.publish_bytes(url, b"")
+    with pytest.raises(ValueError, match="leads out of it"):
+        storage.remove_files(inner, ["b", name])
+    assert storage.walk_files(folder) == ["a", "inner/b"]
+
+
 def test_names_with_wildcards_are_no_patterns(folder):
     for name in ("m1/a", "m[1]/a", "m[1]/b", "*/c"):
         storage.publish_bytes(storage.join(folder, name), b"")

@@ -193,6 +193,32 @@ def test_files_of_others_are_never_replaced(run_cocoseg, photos, checkpoint, tmp
         assert (out / name).read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("command", ["infer", "eval"])
+@pytest.mark.parametrize("form", ["absolute", "above", "through a subfolder", "of another type"])
+def test_a_list_of_files_that_leads_out_of_the_output_removes_nothing(
+    run_cocoseg, golden, checkpoint, tmp_path, command, form
+):
+    victim, out = tmp_path / "victims" / "victim", tmp_path / "out"
+    files = {
+        "absolute": [str(victim)],
+        "above": ["../victims/victim"],
+        "through a subfolder": ["sub/../../victims/victim"],
+        "of another type": [["a"], 1],
+    }[form]
+    for folder in (victim.parent, out):
+        folder.mkdir()
+    victim.write_bytes(b"mine")
+    kind = {"infer": "inference", "eval": "evaluation"}[command]
+    ledger = json.dumps({"of": kind, "input": str(golden.shards("val")), "files": files})
+    (out / ".files.json").write_text(ledger)
+    source = {"infer": "--input", "eval": "--shards"}[command]
+    flags = ("--checkpoint", checkpoint, source, golden.shards("val"), "--output", out)
+    ran = run_cocoseg(command, "--no-tta", *flags)
+    assert (ran.code, f".files.json is there, and not of an {kind}" in ran.err) == (2, True)
+    assert victim.read_bytes() == b"mine"
+    assert (out / ".files.json").read_text() == ledger
+
+
 def test_files_of_others_that_came_later_are_never_replaced(photos, checkpoint, tmp_path):
     config = config_of(photos, checkpoint, tmp_path, color=False)
     predict(config, ModelConfig())
