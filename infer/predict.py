@@ -211,8 +211,8 @@ def _predict_batches(
         threads_for(device, threads, "cocoseg-read") as readers,
         threads_for(device, threads, "cocoseg-write") as writers,
     ):
-        read = partial(_read_all, readers, predictor)
-        for (name, batch), content in read_ahead(batches, read, device):
+        read_batch = partial(_read_all, readers, predictor)
+        for (name, batch), content in read_ahead(batches, read_batch, device):
             predictions = predictor.predictions(
                 content.inputs,
                 confidence=outputs.wants_confidence,

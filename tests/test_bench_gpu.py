@@ -1,5 +1,8 @@
 """`make bench-gpu` without a GPU: it rehearses, names what is missing, and survives its cases."""
 
+import contextlib
+import dataclasses
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -11,12 +14,15 @@ import sysconfig
 import textwrap
 import tomllib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from cocoseg.model import predictor
+from cocoseg.train import trainer
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -42,37 +48,67 @@ def module(folder: Path) -> Callable[[str], ModuleType]:
     return load
 
 
-def start(*command: str | Path, **environment: str) -> Ran:
-    """Run Python without cocoseg installed: no .pth file of an editable install is read."""
+def command_of(*arguments: str | Path, **environment: str) -> tuple[list[str], dict[str, str]]:
+    """Return a command of Python without cocoseg installed, and its environment.
+
+    No .pth file of an editable install is read.
+    """
     python = getattr(sys, "_base_executable", sys.executable)
-    return subprocess.run(
-        [python, *map(str, command)],
-        capture_output=True,
-        text=True,
-        env={
-            **{key: value for key, value in os.environ.items() if key != "COCOSEG_WHEELS"},
-            "PYTHONPATH": sysconfig.get_paths()["purelib"],
-            "OMP_NUM_THREADS": "1",
-            **environment,
-        },
-    )
+    return [python, *map(str, arguments)], {
+        **{key: value for key, value in os.environ.items() if key != "COCOSEG_WHEELS"},
+        "PYTHONPATH": sysconfig.get_paths()["purelib"],
+        "OMP_NUM_THREADS": "1",
+        **environment,
+    }
 
 
-@pytest.fixture(scope="module")
-def rehearsal(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """All parts, run on a checkout in a folder whose name is none of a package."""
-    checkout = tmp_path_factory.mktemp("bench_gpu") / "a-b.c"
+def start(*arguments: str | Path, **environment: str) -> Ran:
+    """Run Python without cocoseg installed."""
+    command, variables = command_of(*arguments, **environment)
+    return subprocess.run(command, capture_output=True, text=True, env=variables)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rehearsing(
+    root: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Callable[[], Ran] | None]:
+    """Run all parts, on a checkout in a folder whose name is none of a package.
+
+    It takes as long as the other tests and runs beside them: those that wait for it come last.
+    """
+    if not any("rehearsal" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        yield None
+        return
+    folder = tmp_path_factory.mktemp("bench_gpu")
+    checkout = folder / "a-b.c"
     checkout.mkdir()
     for package in sorted(path.parent for path in root.glob("*/__init__.py")):
-        shutil.copytree(
-            package, checkout / package.name, ignore=shutil.ignore_patterns("__pycache__")
-        )
+        shutil.copytree(package, checkout / package.name)
     for file in (*root.glob("*.py"), root / "pyproject.toml", root / "constraints.txt"):
         shutil.copyfile(file, checkout / file.name)
     for name in ("configs", "benchmarks/gpu", "tests/golden/shards"):
         shutil.copytree(root / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(root / "benchmarks" / "measure.py", checkout / "benchmarks" / "measure.py")
-    return start(checkout / "benchmarks" / "gpu" / "run.py", "--device", "cpu", "--tiny")
+    script = checkout / "benchmarks" / "gpu" / "run.py"
+    command, variables = command_of(script, "--device", "cpu", "--tiny")
+    texts = folder / "stdout", folder / "stderr"
+    with texts[0].open("w") as out, texts[1].open("w") as err:
+        process = subprocess.Popen(command, stdout=out, stderr=err, env=variables)
+
+    def finish() -> Ran:
+        code = process.wait()
+        return subprocess.CompletedProcess(command, code, *(path.read_text() for path in texts))
+
+    try:
+        yield finish
+    finally:
+        process.terminate()  # it ends its processes, if there are any left
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def rehearsal(rehearsing: Callable[[], Ran]) -> Ran:
+    return rehearsing()
 
 
 def rows(text: str) -> list[list[str]]:
@@ -80,33 +116,6 @@ def rows(text: str) -> list[list[str]]:
     table = [line for line in text.splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in line[1:-1].split(" | ")] for line in table]
     return [row for row in cells if row[0] != "what"]
-
-
-def test_every_part_is_rehearsed_on_a_checkout_of_any_name(
-    rehearsal: Ran, module: Callable[[str], ModuleType]
-) -> None:
-    assert rehearsal.returncode == 0, rehearsal.stdout + rehearsal.stderr
-    for part, (title, _) in module("cases").PARTS.items():
-        section = rehearsal.stdout.split(f"\n### {title}\n", 1)[1].split("\n### ", 1)[0]
-        assert rows(section), part
-        assert re.search(rf"^{part}: \d+ s; \d+ s in all$", section, re.MULTILINE)
-
-
-def test_a_row_has_six_cells_and_no_bar_is_missed(rehearsal: Ran) -> None:
-    found = rows(rehearsal.stdout)
-    assert len(found) > 45
-    assert {len(row) for row in found} == {6}
-    assert not [row for row in found if "failed" in row[2] or "no" in row[5]]
-    assert [row for row in found if row[5] == "yes"]
-
-
-def test_what_only_a_gpu_shows_is_skipped_by_name(
-    rehearsal: Ran, module: Callable[[str], ModuleType]
-) -> None:
-    skipped = {row[0] for row in rows(rehearsal.stdout) if "only a GPU shows it" in row[2]}
-    cases = [case for _, of_part in module("cases").PARTS.values() for case in of_part]
-    assert {case.name for case in cases if case.cuda} <= skipped
-    assert "synchronisations in the scoring loop" in skipped
 
 
 def test_the_cases_fit_into_nine_minutes(module: Callable[[str], ModuleType]) -> None:
@@ -256,6 +265,8 @@ def test_kernels_and_copies_are_counted_by_the_names_of_cupti(
 STUB = """
 import json, os, sys, time
 
+if "late-0." in os.readlink("/proc/self/fd/2"):  # its log: the first process of that name
+    sys.exit("cannot start")
 print(json.dumps({{"no_gpu": "", "cocoseg": {package!r}, "broken": {{}}}}), flush=True)
 row = {{"what": "a row", "other": "", "ours": "fine", "ratio": "", "bar": "", "met": True}}
 while line := sys.stdin.readline():
@@ -265,6 +276,19 @@ while line := sys.stdin.readline():
     if what == "dies":
         sys.exit("out of luck")
     if what == "hangs":
+        time.sleep(600)
+    if what == "breaks off":
+        print('{{"row": {{"what', end="", flush=True)
+        os._exit(9)
+    if what == "chatters":
+        print("a library's banner", flush=True)
+    if what == "misspells":
+        print(json.dumps({{"rows": [row]}}), flush=True)
+    if what == "miscounts":
+        print(json.dumps({{"row": {{**row, "ours": 1}}}}), flush=True)
+    if what == "spoils":
+        last = {{"failure": "RuntimeError: CUDA error", "traceback": "", "ends": True}}
+        print(json.dumps(last), flush=True)
         time.sleep(600)
     if what == "fails":
         print(json.dumps({{"failure": "ValueError: no | luck", "traceback": ""}}), flush=True)
@@ -283,27 +307,49 @@ import sys
 sys.path[:0] = [{folder!r}]
 from pathlib import Path
 
-import cases, children, run
+import run, cases, children
 
 children._SCRIPT = Path({stub!r})
-run.TOTAL = 602.0  # the last two may take nearly all of it: what hangs is ended after seconds
-early = ("quick", "waits")
-names = (*early, "dies", "works", "fails", "hangs", "misses", "again")
+run.TOTAL = 602.0
 run.PARTS.clear()
 run.PARTS["part"] = "A part", tuple(
-    cases.Case(name, name, seconds, "own" if name in early else "one", early=name in early)
-    for name, seconds in zip(names, (60, 60, 60, 60, 60, 0.5, 300, 300), strict=True)
+    cases.Case(name, name, seconds, process, early=early)
+    for name, seconds, process, early in {of_part!r}
 )
 sys.exit(run.main(["--device", "cpu"]))
 """
+Part = list[tuple[str, float, str, bool]]
+"""Of each case: its name, the seconds reserved for it, its process, whether it is early."""
+
+
+@pytest.fixture
+def drive(root: Path, folder: Path, tmp_path: Path) -> Callable[[Part], Ran]:
+    """Run a part whose cases are those of `STUB`."""
+    stub = tmp_path / "stub.py"
+    stub.write_text(STUB.format(package=os.path.realpath(root / "__init__.py")))
+
+    def run(of_part: Part) -> Ran:
+        driver = textwrap.dedent(DRIVER)
+        return start("-c", driver.format(folder=str(folder), stub=str(stub), of_part=of_part))
+
+    return run
 
 
 def test_a_case_that_dies_fails_or_hangs_is_a_row_and_the_next_one_runs(
-    root: Path, folder: Path, tmp_path: Path
+    drive: Callable[[Part], Ran],
 ) -> None:
-    stub = tmp_path / "stub.py"
-    stub.write_text(STUB.format(package=os.path.realpath(root / "__init__.py")))
-    ran = start("-c", textwrap.dedent(DRIVER).format(folder=str(folder), stub=str(stub)))
+    ran = drive(
+        [
+            ("quick", 60, "own", True),
+            ("waits", 60, "own", True),
+            ("dies", 60, "one", False),
+            ("works", 60, "one", False),
+            ("fails", 60, "one", False),
+            ("hangs", 0.5, "one", False),  # the others reserve nearly all: it is ended soon
+            ("misses", 300, "one", False),
+            ("again", 300, "one", False),
+        ]
+    )
     assert ran.returncode == 1, ran.stderr
     ours = {row[0]: (row[2], row[5]) for row in rows(ran.stdout)}
     assert ours["a row"] == ("fine", "yes")
@@ -315,3 +361,323 @@ def test_a_case_that_dies_fails_or_hangs_is_a_row_and_the_next_one_runs(
     told = ran.stdout.split("\n\n")[-2:]
     assert told[0].splitlines() == ["3 failed:", "- dies", "- fails", "- hangs"]
     assert told[1].splitlines()[:2] == ["2 not met:", "- a bar"]
+
+
+SENT = "failed: the process sent something that is not an answer: "
+FAILURES = {
+    "dies": "failed: the process ended with exit code 1: out of luck",
+    "breaks off": "failed: the process ended with exit code 9: no output",
+    "hangs": "failed: timed out",
+    "chatters": SENT + "a library's banner",
+    "misspells": SENT + '{"rows": [{"what": "a row"',
+    "miscounts": SENT + '{"row": {"what": "a row"',
+    "spoils": "failed: RuntimeError: CUDA error",
+}
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_the_next_case_of_a_process_that_is_gone_is_asked_again_in_another(
+    early: bool, drive: Callable[[Part], Ran]
+) -> None:
+    ran = drive(
+        [
+            *(
+                (name, 0.5 if name == "hangs" else 60, what, early)
+                for what in FAILURES
+                for name in (what, "works")
+            ),
+            ("works", 600, "one", False),  # reserves nearly all: what hangs is ended soon
+        ]
+    )
+    assert ran.returncode == 1, ran.stderr
+    found = [(row[0], row[2]) for row in rows(ran.stdout)]
+    assert found[1::2] + found[-1:] == [("a row", "fine")] * (len(FAILURES) + 1)
+    for (what, told), failure in zip(FAILURES.items(), found[:-1:2], strict=True):
+        assert (failure[0], failure[1][: len(told)]) == (what, told)
+
+
+def test_early_cases_whose_process_cannot_start_are_asked_in_order_in_another(
+    drive: Callable[[Part], Ran],
+) -> None:
+    ran = drive(
+        [
+            ("works", 60, "one", False),
+            ("waits", 60, "late", True),
+            ("misses", 60, "late", True),
+        ]
+    )
+    assert ran.returncode == 1, ran.stderr
+    assert [(row[0], row[2]) for row in rows(ran.stdout)] == [
+        *[("a row", "fine")] * 2,
+        ("a bar", "fine"),
+    ]
+
+
+# ---- cases in this process, on a CPU, with the shapes that a GPU gets
+
+
+@pytest.fixture
+def imported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """Import a module of the benchmark as its processes do, for the length of a test."""
+    for path in (folder.parent, folder):
+        monkeypatch.syspath_prepend(path)
+    before, threads = set(sys.modules), torch.get_num_threads()
+    yield importlib.import_module
+    torch.set_num_threads(threads)  # `Bench` takes one on a CPU
+    names = {path.stem for path in (*folder.glob("*.py"), folder.parent / "measure.py")}
+    for name in names & set(sys.modules) - before:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def bench(imported: Callable[[str], Any], tmp_path: Path) -> Any:
+    return imported("bench").Bench.of("cpu", False, tmp_path)
+
+
+def test_eval_scores_what_the_one_validation_of_a_run_scored(
+    imported: Callable[[str], Any], bench: Any
+) -> None:
+    found = list(imported("device").validation(bench))
+    assert [(row.ours, row.bar, row.met) for row in found] == [
+        ("equal", "equal", True),
+        ("0", "≤ 0", True),
+    ]
+
+
+def test_both_runs_whose_synchronisations_are_compared_write_one_checkpoint(
+    imported: Callable[[str], Any], bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = trainer.save_checkpoint
+    written: list[tuple[str, int]] = []
+
+    def save(run: str, step: int, *more: Any) -> Any:
+        written.append((Path(run).name, step))
+        return real(run, step, *more)
+
+    monkeypatch.setattr(trainer, "save_checkpoint", save)
+    monkeypatch.setattr(trainer, "introduction", lambda *_: "")  # half of the time
+    list(imported("sync").training_loop(bench))
+    assert written == [("loop-3", 3), ("loop-4", 4), ("loop-10", 10)]
+
+
+def test_the_largest_batch_is_found_where_memory_runs_out(
+    imported: Callable[[str], Any], bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = imported("training")
+    monkeypatch.setattr(training, "_shape", lambda bench: ("segformer-tiny", 4, 32))
+    monkeypatch.setattr(training, "_free", lambda: None)  # half of the time, and idle on a CPU
+
+    def limited(learner: Any, most: int) -> Callable[[Any], object]:
+        real = learner.__call__
+
+        def step(self: Any) -> object:
+            if len(self.batch.images) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return real(self)
+
+        return step
+
+    for learner, most in ((training.PlainLearner, 3), (training.Learner, 5)):
+        monkeypatch.setattr(learner, "__call__", limited(learner, most))
+    largest, pace = training.largest_batch(bench)
+    assert (largest.other, largest.ours, largest.met) == ("3", "5", True)
+    assert pace.ours.endswith(" images/s")
+
+
+@pytest.mark.long
+def test_exported_programs_are_right_on_their_device(
+    imported: Callable[[str], Any], bench: Any
+) -> None:
+    found = list(imported("device").exported_program(bench))
+    assert [row.met for row in found] == [True, True]
+
+
+@pytest.fixture
+def plant_memory(
+    imported: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[int, int], None]:
+    """Let the network take so many images, and strips so many numbers, where memory is short."""
+    device = imported("device")
+    monkeypatch.setattr(device, "peak_memory", lambda bench, function: (function(), 2**30))
+
+    def plant(images: int, numbers: int) -> None:
+        @contextlib.contextmanager
+        def memory_left(bench: Any, left: float) -> Iterator[None]:
+            assert left < 2**30
+            with monkeypatch.context() as planted:
+                for owner, name, place, most in (
+                    (predictor.Predictor, "_run_network", 2, images),
+                    (predictor, "class_strips", 3, numbers),
+                    (predictor, "probability_strips", 3, numbers),
+                ):
+                    planted.setattr(owner, name, limited(getattr(owner, name), place, most))
+                yield
+
+        monkeypatch.setattr(device, "memory_left", memory_left)
+
+    def limited(real: Callable[..., Any], place: int, most: int) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            size = arguments[place]
+            if (size if isinstance(size, int) else len(size)) > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return real(*arguments)
+
+        return call
+
+    return plant
+
+
+def inference_memory(imported: Callable[[str], Any], bench: Any) -> list[tuple[str, str, bool]]:
+    found = imported("device").inference_memory(bench)
+    return [(row.what.removeprefix("too little memory for "), row.ours, row.met) for row in found]
+
+
+@pytest.fixture
+def small(imported: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give cases of `device` a small network, small images and small inputs of the network."""
+    of_bench, device = imported("bench"), imported("device")
+    for name, of_size in {
+        "plain_network": lambda _: of_bench.plain_network("segformer-tiny"),
+        "draw_image": lambda h, w, seed: of_bench.draw_image(h // 8, w // 8, seed),
+        "Preprocess": lambda side: of_bench.Preprocess(side // 4),
+    }.items():
+        monkeypatch.setattr(device, name, of_size)
+
+
+@pytest.mark.parametrize("size", ["small", pytest.param("large", marks=pytest.mark.long)])
+def test_inference_with_too_little_memory_is_done_in_halves(
+    size: str,
+    imported: Callable[[str], Any],
+    bench: Any,
+    plant_memory: Callable[[int, int], None],
+    request: pytest.FixtureRequest,
+) -> None:
+    if size == "small":
+        request.getfixturevalue("small")
+    plant_memory(8, 2**18)
+    assert inference_memory(imported, bench) == [
+        ("strips", "halved", True),
+        ("strips: share of the pixels that differ", "0", True),
+        ("a batch", "halved", True),
+        ("a batch: share of the pixels that differ", "0", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("images", "told"),
+    [
+        (1, "out of memory: upsampling the logits of one image"),
+        (0, "out of memory: the network, at batch size 1"),
+    ],
+)
+@pytest.mark.usefixtures("small")
+def test_inference_that_runs_out_of_memory_is_a_row_of_each_case(
+    images: int,
+    told: str,
+    imported: Callable[[str], Any],
+    bench: Any,
+    plant_memory: Callable[[int, int], None],
+) -> None:
+    plant_memory(images, 2)
+    assert inference_memory(imported, bench) == [("strips", told, False), ("a batch", told, False)]
+
+
+def test_a_gradient_that_overflows_is_not_the_one_that_is_compared(
+    imported: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fused optimizer is called all the same; it leaves out the update by itself."""
+    parity = imported("parity")
+
+    class Overflowing:
+        def __init__(self, network: torch.nn.Module, *_: Any, **settings: Any) -> None:
+            groups = [
+                {"params": [p], "part": "head", "weight_decay": float(p.ndim > 1)}
+                for p in network.parameters()
+            ]
+            self.step = SimpleNamespace(optimizer=torch.optim.AdamW(groups, fused=True))
+            self.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+            self.losses = iter((1.0, 2.0, 3.0))
+
+        def __call__(self) -> float:
+            loss = next(self.losses)
+            self.scaler.scale(torch.zeros(()))
+            for group in self.step.optimizer.param_groups:
+                overflows = loss < 2 and group["weight_decay"]  # in one group alone
+                for p in group["params"]:
+                    p.grad = torch.full_like(p, torch.inf if overflows else loss)
+            self.scaler.unscale_(self.step.optimizer)
+            self.scaler.step(self.step.optimizer)
+            self.scaler.update()
+            return loss
+
+    monkeypatch.setattr(parity, "Learner", Overflowing)
+    monkeypatch.setattr(parity, "ours_of", lambda network: network)
+    loss, found = parity._gradients(
+        parity._as_it_is, torch.nn.Linear(3, 2), 2, 32, torch.device("cpu"), {}, "float16"
+    )
+    assert loss == 2.0
+    assert {kind: set(gradient.tolist()) for kind, gradient in found.items()} == {
+        "head, weights": {1.0},  # 2 over the scale after an overflow
+        "head, norms and biases": {1.0},
+    }
+
+
+def test_the_image_that_is_cut_into_tiles_is_drawn_once(
+    imported: Callable[[str], Any], bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = imported("sync")
+    real, drawn = sync.draw_image, []
+
+    def draw(height: int, width: int, seed: int) -> Any:
+        drawn.append((height, width))
+        return real(height, width, seed)
+
+    monkeypatch.setattr(sync, "draw_image", draw)
+    list(sync.inference_kernels(dataclasses.replace(bench, tiny=True)))
+    assert len(drawn) == 9
+    assert len(set(drawn)) == 2
+
+
+def test_float32_is_compared_without_tf32(
+    imported: Callable[[str], Any], bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, allowed = predictor.Predictor.predict, []
+
+    def predict(self: Any, images: Any) -> Any:
+        allowed.append(torch.backends.cudnn.allow_tf32)
+        return real(self, images)
+
+    monkeypatch.setattr(predictor.Predictor, "predict", predict)
+    list(imported("device").half_checkpoints(dataclasses.replace(bench, tiny=True)))
+    assert allowed == [False] * 4
+    assert torch.backends.cudnn.allow_tf32
+
+
+# ---- the rehearsal, which has run beside the tests above
+
+
+def test_every_part_is_rehearsed_on_a_checkout_of_any_name(
+    rehearsal: Ran, module: Callable[[str], ModuleType]
+) -> None:
+    assert rehearsal.returncode == 0, rehearsal.stdout + rehearsal.stderr
+    for part, (title, _) in module("cases").PARTS.items():
+        section = rehearsal.stdout.split(f"\n### {title}\n", 1)[1].split("\n### ", 1)[0]
+        assert rows(section), part
+        assert re.search(rf"^{part}: \d+ s; \d+ s in all$", section, re.MULTILINE)
+
+
+def test_a_row_has_six_cells_and_no_bar_is_missed(rehearsal: Ran) -> None:
+    found = rows(rehearsal.stdout)
+    assert len(found) > 45
+    assert {len(row) for row in found} == {6}
+    assert not [row for row in found if "failed" in row[2] or "no" in row[5]]
+    assert [row for row in found if row[5] == "yes"]
+
+
+def test_what_only_a_gpu_shows_is_skipped_by_name(
+    rehearsal: Ran, module: Callable[[str], ModuleType]
+) -> None:
+    skipped = {row[0] for row in rows(rehearsal.stdout) if "only a GPU shows it" in row[2]}
+    cases = [case for _, of_part in module("cases").PARTS.values() for case in of_part]
+    assert {case.name for case in cases if case.cuda} <= skipped
+    assert "synchronisations in the scoring loop" in skipped

@@ -5,7 +5,8 @@
 
 Its argument is the type of device. The first answer says why there is none, or where cocoseg is and
 which packages cannot be imported. After a failure from which a GPU does not recover, the process
-ends. ``turn FUNCTION`` is for a case that waits; see `Bench.turn`.
+ends, and the last answer says so: ``"ends": true``. ``turn FUNCTION`` is for a case that waits; see
+`Bench.turn`.
 """
 
 import dataclasses
@@ -31,7 +32,10 @@ def main() -> None:
     def answer(**content: Any) -> None:
         answers.write(json.dumps(content) + "\n")
 
+    gc.disable()
     answer(**_greeting(sys.argv[1]))
+    gc.freeze()  # what is imported stays: to search it takes each collection half a second
+    gc.enable()
     while line := sys.stdin.readline():
         if line.startswith("turn "):
             continue  # of a case that did not wait
@@ -43,7 +47,7 @@ def main() -> None:
         except Exception as error:
             last = {"failure": _brief(error), "traceback": traceback.format_exc()}
         recovered = _recovered(request["device"])
-        answer(**last)
+        answer(**last, ends=not recovered)
         if not recovered:
             return
 

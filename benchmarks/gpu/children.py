@@ -1,5 +1,6 @@
 """The processes that run the cases: one that hangs, crashes or spoils its GPU is replaced."""
 
+import dataclasses
 import json
 import os
 import queue
@@ -11,6 +12,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from measure import Row
 
 _SCRIPT = Path(__file__).with_name("child.py")
 _LAST = 2000  # characters of a dead child's output that are shown
@@ -46,7 +49,7 @@ class Child:
                 env=environment,
                 start_new_session=True,  # its loader processes end with it
             )
-        self._answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
         self._greeting: dict[str, Any] | None = None
 
@@ -87,22 +90,29 @@ class Child:
         """
         self._write(f"turn {function}")
 
-    def answers(self, deadline: float) -> Iterator[dict[str, Any]]:
-        """Yield the answers to the oldest open request.
+    def rows(self, deadline: float) -> Iterator[Row]:
+        """Yield the rows of the oldest open request.
 
         Raises
         ------
         Failed
-            If the case fails, or the process; after `deadline` it is ended.
+            If the case fails, or the process; it is ended after `deadline`, and if it sends
+            anything else than answers.
         """
         while True:
             answer = self._next(deadline)
+            if answer.get("ends"):
+                self.end()  # it does so by itself, but may take long, or hang
             if "failure" in answer:
-                sys.stderr.write(answer["traceback"])
-                raise Failed(answer["failure"])
+                sys.stderr.write(str(answer.get("traceback", "")))
+                raise Failed(str(answer["failure"]))
             if "done" in answer:
                 return
-            yield answer
+            try:
+                row = _row(answer["row"])
+            except (KeyError, TypeError):
+                raise self._no_answer(json.dumps(answer)) from None
+            yield row
 
     def end(self) -> None:
         """End it and its own children, whatever they are doing."""
@@ -120,13 +130,25 @@ class Child:
 
     def _next(self, deadline: float) -> dict[str, Any]:
         try:
-            answer = self._answers.get(timeout=max(0.0, deadline - time.monotonic()))
+            line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
             self.end()
             raise Failed("timed out") from None
-        if answer is None:
+        if line is None or not line.endswith("\n"):  # it died, perhaps while it wrote
+            self._lines.put(None)  # whoever asks next must not wait for more
             raise Failed(self._died())
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            raise self._no_answer(line) from None
+        if not isinstance(answer, dict):
+            raise self._no_answer(line)
         return answer
+
+    def _no_answer(self, text: str) -> Failed:
+        """End it, as nobody knows what its next line would belong to."""
+        self.end()
+        return Failed(f"the process sent something that is not an answer: {text.strip()[:200]}")
 
     def _died(self) -> str:
         code = self._process.wait()
@@ -138,5 +160,14 @@ class Child:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            self._answers.put(json.loads(line))
-        self._answers.put(None)
+            self._lines.put(line)
+        self._lines.put(None)
+
+
+def _row(content: Any) -> Row:
+    """Return the row that was sent; a TypeError says that it is not one."""
+    row = Row(**content)
+    *texts, met = dataclasses.astuple(row)
+    if not all(isinstance(text, str) for text in texts) or not isinstance(met, bool | None):
+        raise TypeError
+    return row

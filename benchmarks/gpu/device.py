@@ -7,7 +7,8 @@ import io
 import json
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,13 +26,15 @@ from bench import (
     ours_of,
     plain_network,
 )
-from cocoseg.errors import CocosegError, ExitCode
+from cocoseg.errors import ExitCode
 from cocoseg.infer.config import InferConfig
 from cocoseg.infer.evaluate import evaluate
 from cocoseg.infer.export.config import ExportConfig
 from cocoseg.infer.export.graph import FORMATS, export_graph
 from cocoseg.infer.views import views_of
 from cocoseg.model.config import ModelConfig
+from cocoseg.model.memory import OutOfMemory
+from cocoseg.model.precision import tf32
 from cocoseg.model.predictor import Predictor
 from cocoseg.model.preprocess import Preprocess
 from cocoseg.model.sync_batchnorm import SyncBatchNorm2d
@@ -133,8 +136,7 @@ def _parallel(bench: Bench, backend: str) -> Iterator[Row]:
     plain, ours = losses
     difference = max(abs(a - b) / abs(a) for a, b in zip(plain, ours, strict=True))
     yield at_most(
-        f"DDP by {backend}, one process, {steps} steps of a fused optimizer: relative difference "
-        "of the losses",
+        f"DDP by {backend}, one process, {steps} steps of AdamW: relative difference of the losses",
         difference,
         1e-4,
     )
@@ -163,9 +165,10 @@ def half_checkpoints(bench: Bench) -> Iterator[Row]:
                 for key, value in loaded.state_dict().items()
             )
             yield equal(f"{name} checkpoint, {what}: weights, float32 in memory", float32 and kept)
-            expected = Predictor(loaded, Preprocess(side)).predict(images)
-            loaded.to(bench.device)
-            found = Predictor(loaded, Preprocess(side)).predict(images)
+            with tf32(False):
+                expected = Predictor(loaded, Preprocess(side)).predict(images)
+                loaded.to(bench.device)
+                found = Predictor(loaded, Preprocess(side)).predict(images)
             differing = [float((a != b).mean()) for a, b in zip(expected, found, strict=True)]
             yield at_most(
                 f"{name} checkpoint, {what}: pixels whose mask differs from the CPU's",
@@ -185,7 +188,7 @@ def exported_program(bench: Bench) -> Iterator[Row]:
         export_graph(FORMATS["program"], config, ModelConfig(input_size=side))
         images = torch.from_numpy(np.stack([draw_image(side, side, seed) for seed in range(3)]))
         program: Any = torch.export.load(path).module()
-        with torch.no_grad():
+        with torch.no_grad(), tf32(False):
             expected = program(images)
             found = program.to(bench.device)(images.to(bench.device)).cpu()
         if kind == "logits":
@@ -198,20 +201,20 @@ def exported_program(bench: Bench) -> Iterator[Row]:
 
 def validation(bench: Bench) -> Iterator[Row]:
     """Train with validation in half precision; `eval --no-tta` must give the same score."""
-    kinds = ("bfloat16",) if bench.tiny else ("bfloat16", "float16")
-    for precision in kinds:
+    steps = 2 if bench.tiny else 6
+    for precision in ("bfloat16", "float16") if bench.on_gpu else ("bfloat16",):
         folder = bench.scratch / f"validated-{precision}"
         settings = {
             "val_shards": (str(GOLDEN / "val"),),
             "amp_dtype": precision,
             "log_every": 1,
+            "val_every": steps,
             "val_batch_size": 2,
         }
-        small_run(bench, folder, 2 if bench.tiny else 6, **settings)
+        small_run(bench, folder, steps, **settings)
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         losses = [line["loss"] for line in lines if line.get("loss") is not None]
-        steps = [line for line in lines if "loss" in line]
-        yield equal(f"'train' in {precision}: every loss is finite", len(losses) == len(steps))
+        yield equal(f"'train' in {precision}: every loss is finite", len(losses) == steps)
         (scored,) = (line["val_mIoU"] for line in lines if "val_mIoU" in line)
         config = InferConfig(
             checkpoint=str(folder / "last"),
@@ -222,10 +225,11 @@ def validation(bench: Bench) -> Iterator[Row]:
             device=bench.device.type,
         )
         again = evaluate(config, ModelConfig()).scores.miou
-        yield exactly(
-            f"'eval --no-tta' after 'train' in {precision}: mIoU is that of validation",
-            f"{again:.8f}",
-            f"{scored:.8f}",
+        yield at_most(
+            f"'eval --no-tta' after 'train' in {precision}: difference from the mIoU of "
+            f"validation, {scored:.4f}",
+            abs(again - scored),
+            1e-3 if bench.on_gpu else 0.0,  # cuDNN may choose other convolutions than in 'train'
         )
 
 
@@ -291,13 +295,50 @@ def _command(cli: Any, arguments: list[str]) -> tuple[int, str]:
         logging.getLogger("cocoseg").handlers.clear()
 
 
-class _Warnings(logging.Handler):
+class _Texts(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.texts: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         self.texts.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """Collect what cocoseg warns of."""
+    logger, heard = logging.getLogger("cocoseg"), _Texts()
+    logger.addHandler(heard)
+    try:
+        yield heard.texts
+    finally:
+        logger.removeHandler(heard)
+
+
+T = TypeVar("T")
+
+
+def peak_memory(bench: Bench, function: Callable[[], T]) -> tuple[T, int]:
+    """Call a function; return its result, and the most memory of the GPU that it took [bytes]."""
+    bench.finish()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    result = function()
+    return result, torch.cuda.max_memory_allocated() - before
+
+
+@contextlib.contextmanager
+def memory_left(bench: Bench, left: float) -> Iterator[None]:
+    """Leave this process so much memory of the GPU beside what it holds already [bytes]."""
+    bench.finish()
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(bench.device).total_memory
+    fraction = (torch.cuda.memory_reserved() + left) / total
+    torch.cuda.set_per_process_memory_fraction(fraction, bench.device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, bench.device)
 
 
 def inference_memory(bench: Bench) -> Iterator[Row]:
@@ -309,32 +350,19 @@ def inference_memory(bench: Bench) -> Iterator[Row]:
         ("strips", "strips of half the size", 128, six, [draw_image(1500, 2000, 0)]),
         ("a batch", "batches of", 512, six[:1], [draw_image(480, 640, seed) for seed in range(16)]),
     )
-    logger = logging.getLogger("cocoseg")
     for what, expected, side, views, images in cases:
         whole = Predictor(network, Preprocess(side), views, batch_size=16)
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        masks = whole.predict(images)
-        room = 0.6 * (torch.cuda.max_memory_allocated() - before)
         short = Predictor(network, Preprocess(side), views, batch_size=16)
-        heard = _Warnings()
-        logger.addHandler(heard)
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        total = torch.cuda.get_device_properties(bench.device).total_memory
-        fraction = (torch.cuda.memory_reserved() + room) / total
-        torch.cuda.set_per_process_memory_fraction(fraction, bench.device)
-        try:
-            found = short.predict(images)
-        except CocosegError as error:
-            yield exactly(f"too little memory for {what}", str(error), "masks")
-            continue
-        finally:
-            torch.cuda.set_per_process_memory_fraction(1.0, bench.device)
-            logger.removeHandler(heard)
-        halved = any(expected in text for text in heard.texts)
-        yield exactly(f"too little memory for {what}", "halved" if halved else "fits", "halved")
+        case = f"too little memory for {what}"
+        with tf32(False):
+            masks, peak = peak_memory(bench, partial(whole.predict, images))
+            try:
+                with memory_left(bench, 0.6 * peak), _warnings() as texts:
+                    found = short.predict(images)
+            except OutOfMemory as error:
+                yield exactly(case, f"out of memory: {error}", "halved")
+                continue
+        halved = any(expected in text for text in texts)
+        yield exactly(case, "halved" if halved else "fits", "halved")
         differing = [float((a != b).mean()) for a, b in zip(masks, found, strict=True)]
-        yield at_most(
-            f"too little memory for {what}: share of the pixels that differ", max(differing), 1e-3
-        )
+        yield at_most(f"{case}: share of the pixels that differ", max(differing), 1e-3)

@@ -140,10 +140,14 @@ def _gradients(
     found: dict[str, Tensor] = {}
 
     def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        of_groups = {}
         for group in optimizer.param_groups:
             kind = "weights" if group["weight_decay"] else "norms and biases"
             gradients = [p.grad.detach().flatten().cpu().double() for p in group["params"]]
-            found[f"{group['part']}, {kind}"] = torch.cat(gradients)
+            of_groups[f"{group['part']}, {kind}"] = torch.cat(gradients)
+        # After an overflow GradScaler calls a fused optimizer all the same.
+        if all(gradient.isfinite().all() for gradient in of_groups.values()):
+            found.update(of_groups)
 
     learner.step.optimizer.register_step_pre_hook(note)
     for _ in range(20):  # float16's loss scale is halved until the gradient fits

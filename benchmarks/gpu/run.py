@@ -14,6 +14,7 @@ a GPU can show. tests/test_bench_gpu.py does so; its figures mean nothing.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -52,8 +53,8 @@ class Run:
     environment: Mapping[str, str]
     began: float
     children: dict[str, Child] = field(default_factory=dict)
-    asked: set[Case] = field(default_factory=set)
-    """Early cases that prepare."""
+    asked: dict[Case, Child] = field(default_factory=dict)
+    """Case → the process that was asked last for its rows."""
     failed: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
 
@@ -84,14 +85,14 @@ class Run:
         child = self._child(first)
         child.ask(self._request("machine:describe"))
         try:
-            answers = list(child.answers(time.monotonic() + (_REHEARSAL if self.tiny else 60)))
+            (row,) = child.rows(time.monotonic() + (_REHEARSAL if self.tiny else 60))
         except Failed as error:
             raise SystemExit(f"the machine cannot be described: {error}") from None
         for case in self._cases():
             if case.early and not self._skipped(case):
-                self._ask(case)
-        described: str = answers[0]["row"]["ours"]
-        return described
+                with contextlib.suppress(Failed):  # another one is asked in its turn
+                    self._ask(case, self.children[self._process(case)])
+        return row.ours
 
     def rows(self, cases: tuple[Case, ...]) -> Iterator[Row]:
         """Yield the rows of cases; what fails is a row, too."""
@@ -122,21 +123,19 @@ class Run:
             yield Row(case.name, "", "failed: the time limit of all parts is reached", met=False)
             return
         try:
-            if case not in self.asked:
-                self._ask(case)
             child = self._child(self._process(case))
+            if self.asked.get(case) is not child:  # or the one that was asked early is gone
+                self._ask(case, child)
             if case.early:
                 child.say_turn(case.function)
-            for answer in child.answers(limit):
-                yield Row(**answer["row"])
-        except Failed as error:
+            yield from child.rows(limit)
+        except (Failed, OSError) as error:
             yield Row(case.name, "", f"failed: {_in_a_cell(str(error))}", met=False)
 
-    def _ask(self, case: Case) -> None:
-        child = self._child(self._process(case))
+    def _ask(self, case: Case, child: Child) -> None:
         child.greeting()
         child.ask(self._request(case.function))
-        self.asked.add(case)
+        self.asked[case] = child
 
     def _child(self, name: str) -> Child:
         if name not in self.children or not self.children[name].alive:
