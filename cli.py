@@ -17,6 +17,7 @@ import click
 
 from . import __version__
 from .errors import CocosegError, ExitCode
+from .printable import printable
 from .processes import Launch
 
 if TYPE_CHECKING:
@@ -645,7 +646,12 @@ def _settings(
 
 
 def _print(content: Mapping[str, Any], as_json: bool, text: str) -> None:
-    click.echo(json.dumps(content, ensure_ascii=False) if as_json else text)
+    if not as_json:
+        return click.echo(printable(text))
+    told = json.dumps(content, ensure_ascii=False)
+    if not told.isprintable():
+        told = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in told)
+    click.echo(told)
 
 
 def _lines(content: Mapping[str, Any]) -> str:
@@ -671,18 +677,25 @@ def _joined(values: list[str], new_line: str) -> str:
     return new_line.join([*values[:_MOST], *more])
 
 
+class _Printable(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def _speak() -> None:
     """Send our own log to stderr, and let names that are no UTF-8 through to stdout."""
     own = logging.getLogger(__package__)
     own.setLevel(logging.INFO)
-    own.handlers[:] = [logging.StreamHandler()]
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Printable())
+    own.handlers[:] = [handler]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _log(text: str) -> None:
-    click.echo(text, err=True)
+    click.echo(printable(text), err=True)
 
 
 def _progress() -> bool:

@@ -8,6 +8,8 @@ import itertools
 import unicodedata
 from collections.abc import Iterable
 
+from ..printable import printable
+
 Attribute = str | int | float | bool | None
 
 
@@ -46,24 +48,9 @@ def join(children: Iterable[str]) -> Html:
     return Html("".join(c if isinstance(c, Html) else escape(c) for c in children))
 
 
-_KEPT = "\n\u200c\u200d"  # the joiners are spelling in Persian, Hindi and emoji
-
-
 def escape(text: str) -> Html:
-    r"""Return text that is inert, between tags and in quotes.
-
-    What cannot be shown is spelled out: control characters and the halves of surrogate pairs that
-    file names in another encoding hold (``\x00``, ``\udcff``).
-    """
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() or c in _KEPT else _spelled_out(c) for c in text)
-    return Html(html.escape(text))
-
-
-def _spelled_out(character: str) -> str:
-    if character.isspace():  # other spaces than U+0020 are not "printable"
-        return " "
-    return character.encode("unicode_escape").decode("ascii")
+    """Return text that is inert, between tags and in quotes; see `printable`."""
+    return Html(html.escape(printable(text)))
 
 
 def _attribute(value: str | int | float) -> str:
