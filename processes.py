@@ -64,6 +64,10 @@ class Launch:
             return cls(task or 0, started, local, None, fault=_BARE_SRUN.format(tasks=started))
         world_size = 1 if world_size is None else world_size
         rank = read.get("RANK", task if tasks == world_size else None)
+        counted = task is not None and tasks not in (None, world_size)
+        if rank is None and counted and world_size > 1:  # 1 is for separate runs, on purpose
+            text = f"srun started {tasks} tasks, but WORLD_SIZE is {world_size}: set it to {tasks}"
+            return cls(fault=text)
         if world_size < 1 or not 0 <= (rank or 0) < world_size:
             return cls(
                 fault=f"RANK={rank or 0} and WORLD_SIZE={world_size} do not fit: ranks are 0 … "
@@ -71,6 +75,9 @@ class Launch:
             )
         if world_size == 1:
             return cls()
+        port = os.environ.get("MASTER_PORT", "")
+        if port and not (port.isdecimal() and int(port) < 2**16):
+            return cls(fault=f"environment variable MASTER_PORT={port!r} is not 0 … 65535")
         # What a batch script starts without srun inherits SLURM_PROCID=0 and SLURM_LOCALID=0.
         of_srun = task in (None, rank) and tasks in (None, world_size)
         missing = [name for name in _ADDRESS if not os.environ.get(name)]

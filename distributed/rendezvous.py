@@ -5,8 +5,10 @@ find there the addresses of those that were killed: "Connection refused", again 
 pytorch/pytorch issue 135712. Its count of restarts does not help: each node counts for itself.
 """
 
+import logging
 import os
 import secrets
+import socket
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -19,9 +21,12 @@ from torch.distributed.rendezvous import rendezvous
 from ..errors import CocosegError, ConfigError, first_line
 from ..processes import Launch
 
+log = logging.getLogger(__name__)
+
 Found = TypeVar("Found")
 
 _LOOK_EVERY = 0.02  # seconds; in Python, so that a signal is heard meanwhile
+_OUTPUT = "look at their output"
 _ANSWER = timedelta(minutes=10)  # most that one request to the store may take
 
 
@@ -46,6 +51,7 @@ def join(patience: timedelta) -> tuple[Store, int, int]:
         )
     rank, world_size = launch.rank, launch.world_size
     try:
+        _wait_for_name(os.environ["MASTER_ADDR"], patience)
         store, *_ = next(rendezvous("env://", rank, world_size, timeout=patience))
         store.set_timeout(_ANSWER)
         name = meet(store, rank, world_size, patience)
@@ -54,6 +60,23 @@ def join(patience: timedelta) -> tuple[Store, int, int]:
             f"rank {rank}: no connection to the other ranks at {_address()}: {first_line(error)}"
         ) from None
     return PrefixStore(f"cocoseg/{name}", store), rank, world_size
+
+
+def _wait_for_name(host: str, patience: timedelta) -> None:
+    """Wait until the name of a machine is known, as that of a node that has just started is not.
+
+    PyTorch waits for it, too, but hears no signal meanwhile.
+    """
+
+    def address() -> object:
+        try:
+            return socket.getaddrinfo(host, None)
+        except OSError:
+            return None
+
+    if address() is None:
+        log.warning("MASTER_ADDR: the name %s is not known (yet); waiting for it", host)
+        _look(address, patience, lambda: f"the name {host} (MASTER_ADDR)", pause=1.0)
 
 
 def connect(name: str, patience: timedelta) -> Store:
@@ -89,7 +112,7 @@ def meet(store: Store, rank: int, world_size: int, patience: timedelta) -> str:
         found = store.check([everybody]) and own in store.get(everybody).decode().split()
         return leader if found else None
 
-    return _look(leader, patience, lambda: "the other ranks")
+    return _look(leader, patience, lambda: f"the other ranks: {_OUTPUT}")
 
 
 def exchange(
@@ -127,17 +150,20 @@ def _read(store: Store, topic: str, ranks: range, patience: timedelta) -> list[s
         absent[:] = [rank for rank in absent if not store.check([f"{topic}/{rank}"])]
         return None if absent else [store.get(f"{topic}/{rank}").decode() for rank in ranks]
 
-    return _look(texts, patience, lambda: ranks_text(absent))
+    return _look(texts, patience, lambda: f"{ranks_text(absent)}: {_OUTPUT}")
 
 
 def _look(
-    find: Callable[[], Found | None], patience: timedelta, awaited: Callable[[], str]
+    find: Callable[[], Found | None],
+    patience: timedelta,
+    awaited: Callable[[], str],
+    pause: float = _LOOK_EVERY,
 ) -> Found:
     deadline = time.monotonic() + patience.total_seconds()
     while (found := find()) is None:
         if time.monotonic() > deadline:
-            raise CocosegError(f"timed out waiting for {awaited()}: look at their output")
-        time.sleep(_LOOK_EVERY)
+            raise CocosegError(f"timed out waiting for {awaited()}")
+        time.sleep(pause)
     return found
 
 

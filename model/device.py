@@ -37,6 +37,8 @@ def pick_device(
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {name!r}: {_why_no_gpu()}; use auto or cpu")
     if name == "cuda":
         name = f"cuda:{_own_gpu(local_rank)}"
     elif name.startswith("cuda:") and (local_world_size or 1) > 1 and torch.cuda.device_count() > 1:
@@ -45,7 +47,8 @@ def pick_device(
         device = torch.device(name)
     except RuntimeError as error:
         text = first_line(error)
-        if text.startswith("Expected one of"):  # and 20 names of devices, most of them long gone
+        # Of the first, PyTorch lists 20 names, most of them long gone.
+        if text.startswith(("Expected one of", "Invalid device string")):
             text = f"unknown; use {_ALLOWED}"
         raise ConfigError(f"device {name!r}: {text}") from None
     if device.type == "mps" and world_size > 1:
@@ -61,6 +64,12 @@ def pick_device(
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {name!r}: {first_line(error)}") from None
     return device
+
+
+def _why_no_gpu() -> str:
+    if not torch.backends.cuda.is_built():
+        return f"torch {torch.__version__} is a build without CUDA"
+    return "PyTorch sees no GPU ('cocoseg doctor' tells why)"
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:

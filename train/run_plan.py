@@ -241,7 +241,8 @@ def _layout(train: TrainConfig, begun: Mapping[str, Any] | None) -> BatchLayout:
         way_out = (
             f"a train.batch_size that fits is {', '.join(map(str, fitting))}"
             if fitting
-            else f"no train.batch_size fits {world_size} processes"
+            else f"no train.batch_size does; numbers of processes that fit are "
+            f"{', '.join(str(n) for n in range(1, kept + 1) if kept % n == 0)}"
         )
         raise ConfigError(
             f"the run was begun with a global batch of {kept}, which {world_size} processes of "

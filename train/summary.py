@@ -32,7 +32,8 @@ def introduction(
         "classes": str(plan.shards.taxonomy.num_classes),
         "model": f"{model.name}, {total / 1e6:.1f} M parameters{frozen}",
         "global batch": f"{layout.global_batch} = {layout.batch_size} images × "
-        f"{layout.world_size} processes × {layout.accumulation_steps} micro-batches, "
+        f"{layout.world_size} process{'es' * (layout.world_size > 1)} × "
+        f"{layout.accumulation_steps} micro-batches, "
         f"{model.input_size}² each",
         "steps": f"{plan.total_steps:,} ({plan.epochs:,.4g} epochs)",
         "device": f"{_device(device)}, {dtype_name(precision(config, device))}",

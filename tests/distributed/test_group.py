@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from cocoseg.distributed import group as group_module
+from cocoseg.distributed import rendezvous as rendezvous_module
 from cocoseg.distributed.devices import UsedDevice
 from cocoseg.distributed.group import Group, process_group
 from cocoseg.errors import CocosegError, ConfigError
@@ -199,6 +200,11 @@ def test_a_start_without_what_is_needed_to_meet_is_refused(
 def test_an_address_that_does_not_answer_is_named(
     environment: Environment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environment(**TWO, MASTER_ADDR="127.0.0.1", MASTER_PORT="no number")
-    with pytest.raises(CocosegError, match=r"rank 1: no connection .* at 127\.0\.0\.1:no number"):
+    def refuses(*_: object, **__: object) -> None:
+        raise RuntimeError("connection refused")
+
+    environment(**TWO, MASTER_ADDR="127.0.0.1", MASTER_PORT=29500)
+    monkeypatch.setattr(rendezvous_module, "rendezvous", refuses)
+    told = r"rank 1: no connection .* at 127\.0\.0\.1:29500: connection refused"
+    with pytest.raises(CocosegError, match=told):
         process_group("cpu").__enter__()

@@ -123,6 +123,9 @@ def test_tasks_of_srun_that_would_all_run_alone_are_refused(
         ({"RANK": 1}, "RANK=1 and WORLD_SIZE=1 do not fit"),
         ({"WORLD_SIZE": 0}, "RANK=0 and WORLD_SIZE=0 do not fit"),
         ({"WORLD_SIZE": "two"}, "variable WORLD_SIZE='two' is not an integer"),
+        ({"WORLD_SIZE": 4, **srun(3, 1)}, "srun started 8 tasks, but WORLD_SIZE is 4: set it to 8"),
+        ({"RANK": 0, "WORLD_SIZE": 2, "MASTER_PORT": "x"}, "MASTER_PORT='x' is not 0 … 65535"),
+        ({"RANK": 0, "WORLD_SIZE": 2, "MASTER_PORT": 65536}, "MASTER_PORT='65536' is not 0"),
         ({"LOCAL_RANK": "$SLURM_LOCALID"}, r"LOCAL_RANK='\$SLURM_LOCALID' is not an integer"),
     ],
 )

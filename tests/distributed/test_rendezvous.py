@@ -7,11 +7,40 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
+from cocoseg.distributed import rendezvous
 from cocoseg.distributed.rendezvous import meet
 from cocoseg.errors import CocosegError
 from torch.distributed import HashStore
 
 PATIENCE = timedelta(seconds=20)
+
+
+def test_a_machine_whose_name_is_not_known_yet_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = iter([OSError("Name or service not known"), OSError("again"), "an address"])
+
+    def look_up(host: str, port: None) -> str:
+        assert host == "node-0"
+        answer = next(answers)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(rendezvous.socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(rendezvous.time, "sleep", lambda seconds: None)
+    rendezvous._wait_for_name("node-0", PATIENCE)
+    assert next(answers, None) is None
+    assert caplog.messages == ["MASTER_ADDR: the name node-0 is not known (yet); waiting for it"]
+
+
+def test_a_name_that_is_never_known_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(rendezvous.socket, "getaddrinfo", unknown)
+    with pytest.raises(CocosegError, match=r"waiting for the name node-0 \(MASTER_ADDR\)$"):
+        rendezvous._wait_for_name("node-0", timedelta(seconds=-1))
 
 
 def meet_all(store: HashStore, world_size: int, order: list[int]) -> list[str]:

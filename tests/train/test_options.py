@@ -231,7 +231,7 @@ def test_the_table_at_the_start_tells_what_is_trained(
         "none",
         "81",
         "segformer-tiny",
-        "4 = 2 images × 1 processes",
+        "4 = 2 images × 1 process",
         "about",
     ):
         assert told in caplog.text
