@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -184,18 +183,13 @@ def test_what_nccl_prints_is_passed_on_if_asked_for(
 def test_a_probe_runs_by_itself() -> None:
     """Without anybody to meet it says how far it came."""
     environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        ran = subprocess.run(
-            probe_command("cpu", "here"),
-            env={**environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ""}
+    ran = subprocess.run(
+        probe_command("cpu", "here"), env=environment, capture_output=True, text=True, check=False
+    )
     lines = [json.loads(line) for line in ran.stdout.splitlines()]
     assert [line["stage"] for line in lines if "stage" in line] == [IMPORT, GPU, MEET]
-    assert "EADDRINUSE" in lines[-1]["failed"]
+    assert "ValueError" in lines[-1]["failed"]
 
 
 # ---- all together
