@@ -22,7 +22,7 @@ from .. import storage
 from ..errors import ConfigError, DataError
 from ..objectstore import ATTEMPTS, pause
 from ..taxonomy import Taxonomy
-from .tarball import MAX_NAME, name_problem
+from .tarball import name_problem
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "cocoseg-shards"
@@ -152,14 +152,24 @@ class Index:
         return len(self.samples)
 
     def row(self, position: int) -> IndexRow:
-        """Return the row of one sample, 0 ≤ position < N."""
+        """Return the row of one sample, 0 ≤ position < N.
+
+        Raises
+        ------
+        DataError
+            If its key is no UTF-8: nobody wrote that.
+        """
         record = self.samples[position]
         start, count = int(record["classes_start"]), int(record["classes"])
         offsets, lengths = record["offsets"].tolist(), record["lengths"].tolist()
         digests = tuple(record["digests"][i].tobytes() for i in range(3))
+        try:
+            key, extension = record["key"].decode(), record["extension"].decode()
+        except UnicodeDecodeError:
+            raise DataError(f"index.npy: record {position} has a key that is no UTF-8") from None
         return IndexRow(
-            key=record["key"].decode(),
-            extension=record["extension"].decode(),
+            key=key,
+            extension=extension,
             offsets=tuple(offsets),
             lengths=tuple(lengths),
             digests=digests,
@@ -384,8 +394,6 @@ def _check_index(folder: str, index: Index, manifest: Manifest) -> None:
     fit = samples.dtype == _dtype(*widths) and classes.dtype == _CLASS_DTYPE
     if not fit or samples.ndim != 1 or classes.ndim != 1:
         raise DataError(f"{folder}: the index has other columns than this version reads: {names}")
-    for column in ("key", "extension"):
-        _check_names(folder, column, samples[column].tolist())
     known = len(manifest.shards)
     counts = np.bincount(np.minimum(samples["shard"], known), minlength=known + 1)
     if counts.tolist() != [*(shard.samples for shard in manifest.shards), 0]:
@@ -394,26 +402,3 @@ def _check_index(folder: str, index: Index, manifest: Manifest) -> None:
     sizes = sizes[samples["shard"]][:, None]
     if (samples["lengths"] > sizes - np.minimum(samples["offsets"], sizes)).any():
         raise DataError(f"{folder}: the index has members behind the end of their shards")
-
-
-_PLAIN = bytes({*range(0x20, 0x7F), *b"\n"} - {*b"\\:"})
-_DOUBTFUL = (b"\n\n", b"//", b"\n/", b"/\n", b"\n.", b"/.")
-
-
-def _check_names(folder: str, column: str, names: Sequence[bytes]) -> None:
-    """Make sure that a column holds names of files: commands write files that are called so."""
-    # Nearly all are plain, which is seen at once of all of them.
-    lines = b"\n".join((b"", *names, b""))
-    plain = not lines.translate(None, _PLAIN) and not any(text in lines for text in _DOUBTFUL)
-    if (
-        plain
-        and lines.count(b"\n") == len(names) + 1
-        and max(map(len, names), default=0) <= MAX_NAME
-    ):
-        return
-    for position, name in enumerate(names):
-        problem = name_problem(name.decode(errors="surrogateescape"))
-        if problem:
-            raise DataError(
-                f"{folder}: index.npy: record {position}: the {column} {name!r} {problem}"
-            )
