@@ -154,11 +154,19 @@ def compiled(network: nn.Module) -> nn.Module:
 
 
 def _install_hooks(network: nn.Module) -> None:
-    """Install transformers' hooks, which the first forward does by a lock that cannot be traced."""
+    """Install transformers' hooks, which the first forward does by a lock that cannot be traced.
+
+    That of a model installs those of the models in it once more, where they have some already, and
+    each output would be captured twice.
+    """
     try:
         from transformers.utils.output_capturing import maybe_install_capturing_hooks
     except ImportError:  # of a version that has none
         return
     for module in network.modules():
-        if isinstance(module, PreTrainedModel):
+        if isinstance(module, PreTrainedModel) and not any(map(_has_hooks, module.modules())):
             maybe_install_capturing_hooks(module)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return getattr(module, "_output_capturing_hooks_installed", False)

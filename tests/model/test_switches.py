@@ -119,6 +119,12 @@ def test_a_compiled_network_gives_the_same_and_leaves_the_plain_one(network, pix
     assert list(network.state_dict()) == list(copy.deepcopy(network).state_dict())
 
 
+def test_a_network_that_ran_already_is_compiled_the_same(network, pixels, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda module: module)
+    expected = step(network, network, pixels)  # installs transformers' hooks
+    assert_close(expected, step(compiled(network), network, pixels), 0)
+
+
 @pytest.mark.usefixtures("one_process")
 def test_a_frozen_backbone_learns_nothing_and_stays_in_eval(network, pixels):
     freeze_backbone(network)
