@@ -14,6 +14,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+# Before PyTorch is imported, here and in every process that a test starts: pytest-xdist's workers
+# share the cores, and threads that spin on all of them make each other slow.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import numpy as np
 import pytest
 from cocoseg import cli

@@ -191,7 +191,8 @@ def test_autocast_is_on_average_as_exact_as_transformers(dtype):
                 sums[which] += (difference.norm() / exact[name].norm()).item() / 5
     for name, (theirs, mine) in errors.items():
         assert mine < (1.25 if name == "logits" else 1.5) * theirs, name
-    assert errors["logits"][1] < (0.02 if dtype == torch.bfloat16 else 0.003)
+    # Of both alike: in bfloat16 it was 6 % on a Xeon with AMX, and below 2 % on an EPYC.
+    assert errors["logits"][1] < (0.1 if dtype == torch.bfloat16 else 0.003)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -243,7 +243,7 @@ def test_each_process_tells_of_a_gpu_that_it_lacks(monkeypatch: pytest.MonkeyPat
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     with (
-        pytest.raises(CocosegError, match="^rank 1: device 'cuda': ") as raised,
+        pytest.raises(CocosegError, match=r"^rank 1: device 'cuda': ") as raised,
         process_group("cuda"),
     ):
         raise AssertionError
