@@ -4,6 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= demo-out
+JOBS ?= auto
 READY := .venv/.ready
 
 help:  ## List the targets
@@ -20,11 +21,11 @@ venv: $(READY)  ## Create .venv and install cocoseg into it, editable
 demo: $(READY)  ## Draw a small COCO data set; prepare, train, infer, eval (5 minutes, 2 cores)
 	$(BIN)/cocoseg demo --output $(DEMO)
 
-test: $(READY)  ## Run the tests
-	$(BIN)/python -m pytest -m "not long"
+test: $(READY)  ## Run the tests, in as many processes as there are cores, 8 at most (JOBS=N)
+	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 -m "not long"
 
 test-long: $(READY)  ## Run every test, the full fault matrices too
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8
 
 check: $(READY)  ## Format, lint, types, layers; no tests
 	$(BIN)/ruff format --check .

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ..errors import CocosegError
+
 State = Literal["ok", "warning", "problem"]
 
 
@@ -47,6 +49,8 @@ def found_by(name: str, check: Check) -> list[Finding]:
 
 
 def describe(error: BaseException) -> str:
-    """Return an exception as one line, its kind first."""
+    """Return an exception as one line, its kind first unless its text is meant for users."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, CocosegError) and lines:
+        return lines[0]
     return f"{type(error).__name__}: {lines[0] if lines else '(without a message)'}"

@@ -1,13 +1,12 @@
 """The predictor that ``infer`` and ``eval`` settings mean."""
 
 import contextlib
-from collections.abc import Iterator
 
 import torch
 
-from ..errors import CocosegError, ConfigError, first_line
+from ..errors import ConfigError
 from ..model.config import ModelConfig
-from ..model.memory import is_out_of_memory
+from ..model.memory import explained_out_of_memory
 from ..model.precision import resolve_precision
 from ..model.predictor import Predictor
 from ..model.sizes import check_input_size
@@ -55,22 +54,11 @@ def load_predictor(
     )
 
 
-@contextlib.contextmanager
-def explained_memory() -> Iterator[None]:
-    """Say what to change where a device has too little memory.
-
-    Raises
-    ------
-    CocosegError
-        In place of the library's error.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise CocosegError(
-            f"out of memory: {first_line(error)}. Use infer.device=cpu, free memory of the device, "
-            "or need less of it: fewer or smaller infer.tta_scales, a smaller model.input_size, "
-            "for tiles a larger infer.tile_size (fewer tiles)"
-        ) from None
+def explained_memory() -> contextlib.AbstractContextManager[None]:
+    """Say which settings to change where a device has too little memory."""
+    return explained_out_of_memory(
+        "out of memory",
+        "Use infer.device=cpu, free memory of the device, or need less of it: fewer or smaller "
+        "infer.tta_scales, a smaller model.input_size, for tiles a larger infer.tile_size (fewer "
+        "tiles)",
+    )

@@ -2,6 +2,8 @@
 
 # B batch, K classes, H W pixels of the input
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..errors import first_line
+from ..errors import CocosegError, first_line
 from .meta import empty_copy
 from .sync_batchnorm import localise_batch_norms
 
@@ -142,6 +144,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, OutOfMemory)) or (
         isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
     )
+
+
+@contextlib.contextmanager
+def explained_out_of_memory(where: str, advice: str) -> Iterator[None]:
+    """Replace an error of a device without memory by one that says what to change.
+
+    Raises
+    ------
+    CocosegError
+        "`where`: the library's words. `advice`".
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise CocosegError(f"{where}: {first_line(error)}. {advice}") from None
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -159,7 +159,7 @@ class HostNormaliser:
         return torch.from_numpy(x)
 
 
-def upsample(logits_BChw: Tensor, height: int, width: int) -> Tensor:
+def resize_logits(logits_BChw: Tensor, height: int, width: int) -> Tensor:
     """Bring logits to (B, C, height, width) bilinearly, in float32 at least."""
     if logits_BChw.dtype in (torch.float16, torch.bfloat16):
         logits_BChw = logits_BChw.float()

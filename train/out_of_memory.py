@@ -1,12 +1,5 @@
 """What to tell, and to change, when a device has no memory left for training."""
 
-import contextlib
-from collections.abc import Iterator
-
-import torch
-
-from ..errors import CocosegError, first_line
-from ..model.memory import is_out_of_memory
 from .config import TrainConfig
 
 
@@ -25,25 +18,3 @@ def advice(config: TrainConfig, accumulation_steps: int) -> str:
         changes.append("train.activation_checkpointing=true")
     changes.append("a smaller model.input_size (in a new run)")
     return f"Try, in this order: {'; '.join(changes)}. See docs/how-to.md, 'Out of memory'"
-
-
-@contextlib.contextmanager
-def explained_at_start(
-    config: TrainConfig, device: torch.device, accumulation_steps: int
-) -> Iterator[None]:
-    """Turn out of memory before the first step into an error that says what to do.
-
-    Raises
-    ------
-    CocosegError
-        Instead of the library's error.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        raise CocosegError(
-            f"{device}: out of memory while the network is loaded: {first_line(error)}. "
-            f"{advice(config, accumulation_steps)}"
-        ) from None

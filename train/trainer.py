@@ -23,7 +23,7 @@ from ..distributed.group import Group
 from ..errors import CocosegError, ExitCode, Interrupted, first_line
 from ..metrics import Scores
 from ..model.config import ModelConfig
-from ..model.memory import is_out_of_memory
+from ..model.memory import explained_out_of_memory, is_out_of_memory
 from ..model.precision import resolve_precision
 from ..model.predictor import Predictor
 from ..model.weights import load_network, start_network
@@ -45,7 +45,7 @@ from .journal import Journal
 from .losses.step import StepLoss
 from .network import prepare_network, train_mode
 from .optimizer import restore_optimizer, set_learning_rate
-from .out_of_memory import advice, explained_at_start
+from .out_of_memory import advice
 from .pace import Pace
 from .pictures import chosen, triptych
 from .pruning import Pruning
@@ -131,7 +131,9 @@ class Trainer:
             plan = plan_run(config, model, augment, begun)
         agree_on_plan(plan, group)
         explains = functools.partial(
-            explained_at_start, config, group.device, plan.layout.accumulation_steps
+            explained_out_of_memory,
+            f"{group.device}: out of memory while the network is loaded",
+            advice(config, plan.layout.accumulation_steps),
         )
         with group.together(), explains():
             if checkpoint is None:

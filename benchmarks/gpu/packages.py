@@ -137,8 +137,10 @@ def unpack_wheels(folder: Path, target: Path) -> list[str]:
     Raises
     ------
     ValueError
-        If the folder holds no wheel, or a damaged one.
+        If there is no such folder, or it holds no wheel, or a damaged one.
     """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder")
     wheels = [Wheel.of(path) for path in sorted(folder.glob("*.whl"))]
     if not wheels:
         raise ValueError(f"{folder}: holds no wheels (*.whl)")

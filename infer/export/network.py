@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...model.preprocess import upsample
+from ...model.preprocess import resize_logits
 from ...model.weights import LoadedNetwork
 from .config import ExportConfig
 
@@ -78,7 +78,7 @@ class ExportedNetwork(nn.Module):
         logits: Tensor = self.network(pixel_values=pixel_values).logits
         if self.ids is None:
             return logits
-        return upsample(logits, height, width).argmax(1).to(self.ids)
+        return resize_logits(logits, height, width).argmax(1).to(self.ids)
 
 
 class Reference:
@@ -109,7 +109,7 @@ def trial_images(batch: int, height: int, width: int) -> Tensor:
     shape = (batch, 3, height // 16 + 2, width // 16 + 2)
     blobs = torch.randint(0, 256, shape, generator=generator).float()
     noise = torch.randint(-8, 9, (batch, 3, height, width), generator=generator)
-    pixels = (upsample(blobs, height, width) + noise).clamp(0, 255)
+    pixels = (resize_logits(blobs, height, width) + noise).clamp(0, 255)
     return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 

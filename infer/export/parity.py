@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import CocosegError, DataError
-from ...model.preprocess import upsample
+from ...model.preprocess import resize_logits
 from .network import Reference, trial_images
 
 TOLERANCE = 1e-4
@@ -126,7 +126,7 @@ def _largest_difference(ours: Tensor, theirs: Tensor) -> float:
 
 def _lost(mask_BHW: Tensor, logits_BChw: Tensor) -> float:
     """Return by how much a mask's classes are below the best, at most: 0 for the argmax."""
-    logits_BCHW = upsample(logits_BChw, *mask_BHW.shape[-2:])
+    logits_BCHW = resize_logits(logits_BChw, *mask_BHW.shape[-2:])
     if mask_BHW.ndim != 3 or int(mask_BHW.max()) >= logits_BCHW.shape[1]:
         return math.inf
     chosen = logits_BCHW.gather(1, mask_BHW[:, None].to(torch.int64))

@@ -35,7 +35,7 @@ from cocoseg.infer.export.program import capture, write_program
 from cocoseg.infer.export.publish import scratch_beside
 from cocoseg.infer.predictor import load_predictor
 from cocoseg.model.config import ModelConfig
-from cocoseg.model.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, upsample
+from cocoseg.model.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, resize_logits
 from cocoseg.model.weights import load_network, save_network, weights_digest
 from cocoseg.taxonomy import SemanticClass, Taxonomy, coco_taxonomy
 from PIL import Image
@@ -980,5 +980,5 @@ def test_upsampling_is_that_of_inference(loaded, theirs):
     network = ExportedNetwork(loaded, normalises=True, to_mask=True)
     with torch.inference_mode():
         mask = network(images)
-    expected = upsample(torch.from_numpy(theirs(images.numpy())), 70, 90).argmax(1)
+    expected = resize_logits(torch.from_numpy(theirs(images.numpy())), 70, 90).argmax(1)
     assert float((mask != expected).float().mean()) < 1e-3

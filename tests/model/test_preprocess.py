@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from cocoseg.model.predictor import Predictor
-from cocoseg.model.preprocess import HostNormaliser, Preprocess, upsample
+from cocoseg.model.preprocess import HostNormaliser, Preprocess, resize_logits
 from cocoseg.model.view import View
 from hypothesis import given
 from hypothesis import strategies as st
@@ -112,7 +112,7 @@ def test_keep_ratio_keeps_the_ratio_within_rounding(width, height, side, scale):
 def test_upsampling_happens_in_float32_at_least(dtype):
     logits = torch.randn(2, 5, 7, 9, generator=torch.manual_seed(0)).to(dtype)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    got = upsample(logits, 31, 20)
+    got = resize_logits(logits, 31, 20)
     assert got.dtype == wide
     expected = F.interpolate(logits.to(wide), (31, 20), mode="bilinear", align_corners=False)
     assert torch.equal(got, expected)
@@ -120,7 +120,7 @@ def test_upsampling_happens_in_float32_at_least(dtype):
 
 def test_upsampling_centres_pixels():
     """Halfway between two pixels lies their mean, and edges are repeated: no aligned corners."""
-    got = upsample(torch.tensor([[[[0.0, 4.0]]]]), 1, 4)
+    got = resize_logits(torch.tensor([[[[0.0, 4.0]]]]), 1, 4)
     assert got.flatten().tolist() == [0.0, 1.0, 3.0, 4.0]
 
 
