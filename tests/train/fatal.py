@@ -184,6 +184,10 @@ def watch(plan: Plan, name: str, point: Point) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command line; return its exit code."""
+    if "torch" in sys.modules:
+        # Forked: the first call makes PyTorch's thread pool anew. When two threads do it at the
+        # same time, one of them finds none ("Invalid thread pool!", in builds with CUDA).
+        sys.modules["torch"].set_num_threads(1)
     sys.argv = ["cocoseg", *arguments[1:]]
     marks = Path(arguments[0])
     plan = Plan(marks)
