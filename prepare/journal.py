@@ -7,6 +7,7 @@ build begins by making it an unfinished one again, so that a kill in between is 
 
 import contextlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,8 @@ from ..errors import CocosegError, ConfigError, DataError
 from ..shards.manifest import INDEX_NAMES, MANIFEST_NAME, Manifest, read_manifest
 from .config import parse_split
 from .shard import BuiltShard
+
+log = logging.getLogger(__name__)
 
 BUILDING = ".building"
 REPORT, QUARANTINE, CONFIG = "prepare-report.html", "quarantine.jsonl", "config.yaml"
@@ -136,7 +139,8 @@ def _splits(draft: Draft) -> tuple[str, ...]:
 def begin(output: str, folders: Sequence[str], draft: Draft, overwrite: bool) -> None:
     """Start a build, or find the same one unfinished.
 
-    An unfinished build of something else that has not finished a single shard is no obstacle.
+    An unfinished build of something else that has not finished a single shard is no obstacle; one
+    of other versions of the libraries is restarted, as its masks may have other bytes.
 
     Raises
     ------
@@ -147,6 +151,9 @@ def begin(output: str, folders: Sequence[str], draft: Draft, overwrite: bool) ->
     there = _plan(output)
     draft = json.loads(json.dumps(draft))
     if there is not None and there != draft and not (overwrite or _has_records(output)):
+        overwrite = True
+    if there is not None and there != draft and {**there, "versions": draft["versions"]} == draft:
+        log.warning("%s: the unfinished build was made by other versions; restarting it", output)
         overwrite = True
     if there is not None and not (overwrite and there != draft):
         _refuse_difference(output, "holds an unfinished build of", there, draft)

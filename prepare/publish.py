@@ -58,7 +58,7 @@ def draft_manifest(plan: BuildPlan, config: PrepareConfig) -> dict[str, Any]:
         for source in plan.sources
     ]
     # What decides the bytes of a mask file, or of an image that is shrunk.
-    libraries = ("pycocotools", "rlemasklib", "isal", "numpy", "pillow")
+    libraries = ("pycocotools", "rlemasklib", "zlib-ng", "numpy", "pillow")
     return {
         "taxonomy": plan.class_map.taxonomy.to_dict(),
         "settings": settings,

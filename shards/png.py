@@ -8,14 +8,14 @@ import zlib
 
 import cv2
 import numpy as np
-from isal import isal_zlib
-from isal.igzip_lib import IsalError
 from numpy.typing import NDArray
+from zlib_ng import zlib_ng
 
 Mask = NDArray[np.uint8] | NDArray[np.uint16]
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GRAY, _NO_FILTER = 0, 0
+_LEVEL = 2
 _IHDR = b"\0\0\0\x0dIHDR"  # how the first chunk begins
 _HEADER_END = 33  # behind the signature and the IHDR chunk
 _CHUNK_EXTRA = 12  # length, name and checksum of a chunk
@@ -26,7 +26,8 @@ def encode_mask(mask: Mask) -> bytes:
     """Encode a mask.
 
     No palette: OpenCV and others would decode that to colours. Rows are not filtered, which suits
-    flat regions best, and deflated by Intel's ISA-L: 20 x faster than zlib's level 6.
+    flat regions best, and deflated by zlib-ng, whose output depends on nothing but the input; of its
+    levels, 1 gives files that are 70 % larger, and 3 takes 60 % longer.
 
     Parameters
     ----------
@@ -53,7 +54,7 @@ def encode_mask(mask: Mask) -> bytes:
         (
             _SIGNATURE,
             _chunk(b"IHDR", header),
-            _chunk(b"IDAT", isal_zlib.compress(rows, 1)),
+            _chunk(b"IDAT", zlib_ng.compress(rows, _LEVEL)),
             _chunk(b"IEND", b""),
         )
     )
@@ -98,10 +99,10 @@ def decode_plain(content: bytes) -> Mask | None:
         return None
     height, width = size
     row = 1 + width * (depth // 8)
-    inflater = isal_zlib.decompressobj()
+    inflater = zlib_ng.decompressobj()
     try:
         inflated = inflater.decompress(content[body : body + length], height * row + 1)
-    except IsalError:  # type: ignore[misc]  # in its stub, a value
+    except zlib_ng.error:
         return None
     if len(inflated) != height * row or not inflater.eof or inflater.unused_data:
         return None

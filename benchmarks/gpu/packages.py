@@ -22,7 +22,6 @@ NEEDED = {
     "fsspec": "fsspec",
     "grpcio": "grpc",
     "huggingface-hub": "huggingface_hub",
-    "isal": "isal",
     "Markdown": "markdown",
     "MarkupSafe": "markupsafe",
     "msgspec": "msgspec",
@@ -52,6 +51,7 @@ NEEDED = {
     "webdataset": "webdataset",
     "Werkzeug": "werkzeug",
     "xxhash": "xxhash",
+    "zlib-ng": "zlib_ng",
 }
 """Package → module: the dependencies in pyproject.toml and what they need in turn. What torch and
 transformers need is left out: who has them has it."""

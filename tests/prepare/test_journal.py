@@ -2,6 +2,8 @@
 
 import errno
 import itertools
+import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -38,6 +40,23 @@ def stop_at(name, call, config, log):
     assert moment.reached
     moment.close()
     assert (Path(config.output) / ".building" / "plan.json").exists()
+
+
+def test_an_unfinished_build_of_other_versions_is_restarted_not_mixed(whole, tmp_path, caplog):
+    output = tmp_path / "shards"
+    config = whole.config(output, "inline")
+    stop_at("renamed-shard", 3, config, tmp_path / "log")
+    plan = output / ".building" / "plan.json"
+    content = json.loads(plan.read_text())
+    del content["versions"]["zlib-ng"]
+    content["versions"]["isal"] = "1.9.1"
+    plan.write_text(json.dumps(content))
+    first = output / "shard-000000.tar"
+    os.utime(first, (1, 1))
+    prepare(config)
+    assert "restarting it" in caplog.text
+    assert first.stat().st_mtime > 1
+    whole.check(output)
 
 
 # ---- the lock
