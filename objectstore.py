@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from .errors import CocosegError, ConfigError, StoreError
+from .errors import CocosegError, ConfigError, DataError, StoreError
 
 REQUESTS = 16
 """At once, where many are made."""
@@ -109,18 +109,21 @@ def pause(attempt: int) -> None:
     time.sleep(FIRST_PAUSE * 2**attempt * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
 
 
-def read_object(url: str) -> bytes:
+def read_object(url: str, at_most: int | None = None) -> bytes:
     """Return a whole object.
 
     Raises
     ------
     FileNotFoundError, StoreError
         See `patiently`.
+    DataError
+        If it has more bytes than `at_most`; they are not fetched.
     """
 
     def read() -> bytes:
         fs, path = filesystem(url)
         with fs.open(path, "rb", cache_type="none") as file:
+            refuse_larger(file.size or 0, at_most)
             content = bytes(file.read())
             if file.size is not None:  # a driver's cat_file() fills up with zeros
                 _refuse_other_length(content, file.size)
@@ -243,6 +246,12 @@ def _status(error: BaseException | None) -> int | None:
             return status
         error = error.__cause__
     return None
+
+
+def refuse_larger(size: int, at_most: int | None) -> None:
+    """Raise a `DataError` for a file of more bytes than `at_most`."""
+    if at_most is not None and size > at_most:
+        raise DataError(f"{size} bytes; at most {at_most}")
 
 
 def _refuse_other_length(content: bytes, expected: int) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,9 @@ EXTENSIONS = {
     "BMP": "bmp",
     "GIF": "gif",
 }
+
+MAX_BYTES = 2**30
+"""Larger files are not read; images of more pixels than Pillow allows, 179 million, neither."""
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 """What names a photograph where nothing lists them."""
@@ -164,7 +168,8 @@ def decode(
     Raises
     ------
     BadPhoto
-        If the bytes are no complete image of a supported format; ``size-mismatch``.
+        If the bytes are no complete image of a supported format; ``size-mismatch``;
+        ``image-too-large`` also where the memory does not suffice.
     """
     with _open(content) as image:
         _extension(image)
@@ -178,9 +183,18 @@ def decode(
             raise BadPhoto("size-mismatch", f"the photo is {width} x {height}")
         if by_pillow:
             turns.insert(0, _OPPOSITE.get(own, own))
-        pixels = jpeg.decode(content, image.size) if image.format in _JPEGS else None
-        if pixels is None:
-            pixels = _decode_by_pillow(image, content)
+        try:
+            return _upright(image, content, turns)
+        except MemoryError:  # Pillow's also for rows that its integers cannot count
+            width, height = image.size
+            problem = f"{width:,} x {height:,} pixels: not enough memory to decode them"
+            raise BadPhoto("image-too-large", problem) from None
+
+
+def _upright(image: Image.Image, content: bytes, turns: Sequence[int]) -> NDArray[np.uint8]:
+    pixels = jpeg.decode(content, image.size) if image.format in _JPEGS else None
+    if pixels is None:
+        pixels = _decode_by_pillow(image, content)
     for turn in turns:
         if turn in _TURNS:
             pixels = np.array(Image.fromarray(pixels).transpose(_TURNS[turn]))

@@ -25,7 +25,7 @@ from typing import Any
 
 from . import objectstore
 from .errors import ConfigError
-from .objectstore import filesystem, patiently
+from .objectstore import filesystem, patiently, refuse_larger
 
 _TEMPORARY = ".tmp-"  # how names of half-written files begin; their process follows
 
@@ -189,19 +189,27 @@ def fetched_folder(url: str) -> Iterator[Path]:
             shutil.rmtree(local, ignore_errors=True)
 
 
-def read_bytes(url: str) -> bytes:
+def read_bytes(url: str, at_most: int | None = None) -> bytes:
     """Return a whole file.
+
+    Parameters
+    ----------
+    at_most
+        Bytes that it may have; a larger one is not read.
 
     Raises
     ------
     ConfigError
         If there is no such file.
+    DataError
+        If it is larger.
     """
     try:
         if not is_remote(url):
             with open(_local(url), "rb", buffering=0) as file:
+                refuse_larger(os.fstat(file.fileno()).st_size, at_most)
                 return file.read()
-        return objectstore.read_object(url)
+        return objectstore.read_object(url, at_most)
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{url}: no such file") from None
     except IsADirectoryError:

@@ -174,11 +174,13 @@ def _files(names: Mapping[str, str]) -> list[InputImage]:
 
 def _read(url: str) -> tuple[NDArray[np.uint8], str]:
     try:
-        content = storage.read_bytes(url)
+        content = storage.read_bytes(url, photo.MAX_BYTES)
     except OSError as error:
         raise DataError(f"{url}: {error.strerror or error}") from None
     except ConfigError as error:  # it is not there, or a folder
         raise DataError(str(error)) from None
+    except DataError as error:
+        raise DataError(f"{url}: {error}") from None
     try:
         return photo.decode(content), photo.kind(content)
     except DataError as error:

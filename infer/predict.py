@@ -274,9 +274,11 @@ def _read_all(
     def read(image: InputImage) -> tuple[Pixels, list[NDArray[np.uint8]] | None]:
         try:
             found = image.read()
+            return found, predictor.resize(found[0])
         except DataError as error:
             return error, None
-        return found, predictor.resize(found[0])
+        except MemoryError:
+            return DataError(f"{image.source}: not enough memory to read and resize it"), None
 
     content = list(readers.map(read, batch[1]))
     good = [(found[0], resized) for found, resized in content if not isinstance(found, DataError)]

@@ -18,9 +18,8 @@ import msgspec
 
 from .. import storage
 from ..errors import ConfigError, DataError
-from ..photo import SUFFIXES, BadPhoto
+from ..photo import MAX_BYTES, SUFFIXES, BadPhoto
 
-MAX_BYTES = 2**30
 """Larger photographs are refused: no camera makes them, a bomb in a zip does [bytes]."""
 
 
@@ -237,12 +236,14 @@ def read_photo(location: Location) -> bytes:
     """
     try:
         if location.stored is None:
-            if not storage.is_remote(location.url):
-                _refuse_giant(storage.file_size(location.url))
-            return storage.read_bytes(location.url)
+            return storage.read_bytes(location.url, MAX_BYTES)
         if location.zipped is not None:
             return _unzip(location, location.stored, *location.zipped)
         return _range(location.url, location.offset, location.stored)
+    except BadPhoto:
+        raise
+    except DataError as error:
+        raise BadPhoto("file-too-large", str(error)) from None
     except ConfigError as error:
         raise BadPhoto("missing-file", str(error)) from None
     except OSError as error:

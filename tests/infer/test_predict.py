@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from cocoseg import storage
+from cocoseg.model.predictor import Predictor
 from cocoseg.taxonomy import coco_taxonomy
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -273,6 +274,49 @@ def test_a_pixel_bomb_is_listed_and_never_decoded(infer, put, photos, out):
     assert "bomb.png" in line
     assert "3600000000 pixels" in line
     assert files(out) == ["a.png"]
+
+
+def test_images_that_are_too_large_for_the_memory_end_nothing(infer, put, photos, out):
+    put("a.png")
+    (photos / "wide.png").write_bytes(one_row_png(178_000_000))  # in Pillow, a MemoryError
+    with (photos / "sparse.jpg").open("wb") as file:
+        file.truncate(40 << 30)
+    ran = infer("--no-tta", "--json")
+    assert ran.code == 4
+    sparse, wide = json.loads(ran.out)["unreadable"]
+    assert "sparse.jpg: 42949672960 bytes; at most 1073741824" in sparse
+    assert "wide.png: 178,000,000 x 1 pixels: not enough memory" in wide
+    assert files(out) == ["a.png"]
+
+
+def test_want_of_memory_for_one_image_is_its_error(infer, put, out, monkeypatch):
+    put("a.png"), put("b.png")
+
+    def resize(self, image):
+        if image.shape[0] == 31:
+            raise MemoryError
+        return plain(self, image)
+
+    plain = Predictor.resize
+    put("c.png", (31, 44))
+    monkeypatch.setattr(Predictor, "resize", resize)
+    ran = infer("--no-tta", "--json")
+    assert ran.code == 4
+    (line,) = json.loads(ran.out)["unreadable"]
+    assert "c.png: not enough memory" in line
+    assert files(out) == ["a.png", "b.png"]
+
+
+def one_row_png(width):
+    """Return a gray PNG of one row, all of one value."""
+    deflater = zlib.compressobj(1)
+    body = deflater.compress(bytes(1 + width)) + deflater.flush()
+    header = struct.pack(">IIBBBBB", width, 1, 8, 0, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, part in ((b"IHDR", header), (b"IDAT", body), (b"IEND", b"")):
+        content += struct.pack(">I", len(part)) + kind + part
+        content += struct.pack(">I", zlib.crc32(kind + part))
+    return content
 
 
 def test_an_output_that_cannot_be_written_is_told(infer, put, tmp_path):
