@@ -21,6 +21,9 @@ from pydantic.fields import FieldInfo
 
 from .errors import ConfigError
 
+_MOST_VALUES = 1_000_000
+"""In a YAML file; aliases make a document of ten lines larger than any memory."""
+
 
 class Section(BaseModel):
     """A frozen, closed group of settings; the docstring below a field is its description."""
@@ -129,9 +132,9 @@ def load(
         if not separator:
             raise ConfigError(f"--set {item}: write it as section.key=value")
         try:
-            value = yaml.safe_load(text) if text else None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {key}: {text!r} is not a YAML value: {error}") from None
+            value = parse_yaml(text) if text else None
+        except ConfigError as error:
+            raise ConfigError(f"--set {key}: {text[:100]!r} is not a YAML value: {error}") from None
         put(key.strip(), value, "--set", Path.cwd())
     for key, (flag, value) in (flags or {}).items():
         if value is not None and value != ():
@@ -229,13 +232,46 @@ def _marker(annotations: Sequence[object]) -> PathMarker | None:
     return None
 
 
+def parse_yaml(content: str | bytes, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """Return the value of a YAML document that anybody may have written.
+
+    Raises
+    ------
+    ConfigError
+        If it is not valid YAML, nested too deeply, or by its aliases grows to more values than
+        any configuration has.
+    """
+    try:
+        root = yaml.compose(content, Loader=loader)
+        if root is not None and _size(root) > _MOST_VALUES:
+            raise ConfigError(f"more than {_MOST_VALUES:,} values")
+        return yaml.load(content, loader)  # noqa: S506 - a SafeLoader
+    except RecursionError:
+        raise ConfigError("nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of numbers and dates
+        raise ConfigError(str(error)) from None
+
+
+def _size(root: yaml.Node) -> int:
+    """Count the values of a document, those behind an alias each time; stops at `_MOST_VALUES`."""
+    count, waiting = 0, [root]
+    while waiting and count <= _MOST_VALUES:
+        node = waiting.pop()
+        count += 1
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            waiting += [part for pair in node.value for part in pair]
+    return count
+
+
 def _read_yaml(path: Path, known: set[str]) -> Iterator[tuple[str, object, int]]:
     """Yield (section.key, value, line); PyYAML alone would let a doubled key win silently."""
     try:
         text = path.read_text(encoding="utf-8")
+        content = parse_yaml(text)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from None
     if root is None:
         return

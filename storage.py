@@ -10,6 +10,7 @@ import fcntl
 import glob
 import hashlib
 import io
+import json
 import mmap
 import os
 import re
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from . import objectstore
-from .errors import ConfigError
+from .errors import ConfigError, DataError
 from .objectstore import filesystem, patiently, refuse_larger
 
 _TEMPORARY = ".tmp-"  # how names of half-written files begin; their process follows
@@ -214,6 +215,24 @@ def read_bytes(url: str, at_most: int | None = None) -> bytes:
         raise ConfigError(f"{url}: no such file") from None
     except IsADirectoryError:
         raise ConfigError(f"{url}: is a folder, expected a file") from None
+
+
+def read_json(url: str) -> Any:
+    """Return the value of a JSON file that anybody may have written.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such file.
+    DataError
+        If it is not valid JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(read_bytes(url))
+    except RecursionError:
+        raise DataError(f"{url}: is not valid JSON: nested too deeply") from None
+    except ValueError as error:
+        raise DataError(f"{url}: is not valid JSON: {error}") from None
 
 
 def read_range(url: str, offset: int, length: int) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from . import storage
+from .config import parse_yaml
 from .errors import ConfigError, DataError
 
 BACKGROUND = "background"
@@ -215,7 +216,8 @@ def resolve_classes(classes: str, sources: Sequence[Sequence[Category]]) -> Clas
     Raises
     ------
     ConfigError
-        If a classes file names an unknown category, leaves one out, or cannot be read.
+        If a classes file names an unknown category, leaves one out, or cannot be read; if there
+        are more classes than a mask of 16 bits holds.
     DataError
         If ``coco`` meets a name that is not COCO's.
     """
@@ -236,6 +238,11 @@ def resolve_classes(classes: str, sources: Sequence[Sequence[Category]]) -> Clas
                 "heads the others (Roboflow adds it)"
             )
     class_map = _own_classes(kept) if rules is None else _from_rules(classes, rules, kept)
+    if class_map.taxonomy.num_classes > _MOST_CLASSES:
+        raise ConfigError(
+            f"--classes {classes}: {class_map.taxonomy.num_classes:,} classes with background; "
+            f"a mask holds at most {_MOST_CLASSES:,}: merge some in a classes file"
+        )
     return replace(class_map, notes=tuple(dict.fromkeys(notes)))
 
 
@@ -422,8 +429,8 @@ class _UniqueKeys(yaml.SafeLoader):
 
 def _read_yaml(path: str) -> Any:
     try:
-        return yaml.load(storage.read_bytes(path), _UniqueKeys)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # of numbers, dates, nesting
+        return parse_yaml(storage.read_bytes(path), _UniqueKeys)
+    except ConfigError as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from None
 
 

@@ -12,10 +12,8 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-import yaml
-
 from .. import storage
-from ..config import to_yaml
+from ..config import parse_yaml, to_yaml
 from ..errors import CocosegError, ConfigError
 from ..model.config import COMPUTATION_KEYS, ModelConfig
 from ..model.weights import is_bare
@@ -217,7 +215,7 @@ def recorded_settings(folder: str) -> dict[str, Any]:
     if not storage.is_file(url):
         return {}
     try:
-        found = yaml.safe_load(storage.read_bytes(url))["infer"]
-    except (yaml.YAMLError, ValueError, KeyError, TypeError):  # another program's
+        found = parse_yaml(storage.read_bytes(url))["infer"]
+    except (ConfigError, KeyError, TypeError):  # another program's
         return {}
     return found if isinstance(found, dict) else {}

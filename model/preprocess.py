@@ -2,6 +2,7 @@
 
 # B batch, C classes, H W pixels of the photograph, h w of the network's input
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -93,19 +94,42 @@ class Preprocess:
         """Read a ``preprocessor_config.json``, ours or another's.
 
         `do_reduce_labels` is not looked at: it is about ADE20K's labels, which nothing here has.
+
+        Raises
+        ------
+        ValueError
+            If a value is of the wrong type or range; names the key.
         """
+        if not isinstance(content, Mapping):
+            raise ValueError("expected an object")
         size = content.get("size", 512)
         if isinstance(size, Mapping):
             size = size.get("height", size.get("shortest_edge", 512))
         kind = str(content.get("image_processor_type", content.get("feature_extractor_type", "")))
         blue_first = bool(content.get("do_flip_channel_order", kind.startswith("MobileViT")))
-        mean = tuple(content.get("image_mean") or IMAGENET_MEAN)
-        std = tuple(content.get("image_std") or IMAGENET_STD)
+        if not isinstance(size, (int, float)) or isinstance(size, bool) or not 1 <= size < 2**15:
+            raise ValueError(f"size: {size!r} is not a number of pixels")
+        mean = _three("image_mean", content.get("image_mean") or IMAGENET_MEAN)
+        std = _three("image_std", content.get("image_std") or IMAGENET_STD)
+        if min(std) <= 0:
+            raise ValueError(f"image_std: {std} is not positive")
         normalises = content.get("do_normalize")
         # MobileViT's processor, the one that flips, does not normalise unless it is told to.
         if not (not blue_first if normalises is None else normalises):
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         return cls(int(size), bool(content.get("keep_ratio", False)), mean, std, blue_first)
+
+
+def _three(key: str, value: Any) -> tuple[float, float, float]:
+    """Return a number for each channel; a single one is for all of them."""
+    values = [value] * 3 if isinstance(value, (int, float)) else value
+    if (
+        not isinstance(values, (list, tuple))
+        or len(values) != 3
+        or not all(isinstance(one, (int, float)) and math.isfinite(one) for one in values)
+    ):
+        raise ValueError(f"{key}: {value!r} is not a finite number for each of 3 channels")
+    return values[0], values[1], values[2]
 
 
 class Normalise(nn.Module):

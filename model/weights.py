@@ -45,6 +45,11 @@ _NETWORK_NAME = "config.json"
 PREPROCESS_NAME = "preprocessor_config.json"
 TAXONOMY_NAME = "taxonomy.json"
 
+_UNLOADABLE = (
+    *(OSError, ValueError, RuntimeError, AttributeError, StrictDataclassError),
+    *(TypeError, LookupError, ArithmeticError),
+)
+"""What transformers raises of a config.json that it cannot use."""
 _WRAPPERS = ("model", "model_state_dict", "state_dict")
 
 
@@ -343,9 +348,10 @@ def _taxonomy_of(folder: str, settings: Any) -> Taxonomy:
     file = Path(folder) / TAXONOMY_NAME
     if not file.is_file():  # another program's
         return Taxonomy(tuple(SemanticClass(name) for name in _labels(settings)))
+    content = storage.read_json(str(file))
     try:
-        taxonomy = Taxonomy.from_dict(json.loads(file.read_bytes()))
-    except (ValueError, DataError) as error:
+        taxonomy = Taxonomy.from_dict(content)
+    except DataError as error:
         raise DataError(f"{file}: {error}") from None
     if taxonomy.num_classes != settings.num_labels:
         raise DataError(
@@ -370,7 +376,7 @@ def _pretrained(kind: Any, source: str, name: str, **options: Any) -> Any:
             return kind.from_pretrained(source, trust_remote_code=False, **options)
     except (SafetensorError, pickle.UnpicklingError, EOFError) as error:
         raise DataError(f"{name}: weights are damaged: {first_line(error)}") from None
-    except (OSError, ValueError, RuntimeError, AttributeError, StrictDataclassError) as error:
+    except _UNLOADABLE as error:
         if "trust_remote_code" in str(error):
             raise ConfigError(
                 f"{name}: consists of Python code of its own (auto_map in config.json), which is "
@@ -390,7 +396,7 @@ def _preprocess_of(folder: str) -> Preprocess:
         with quiet():
             content = mixin.get_image_processor_dict(folder)[0]
         return Preprocess.from_dict(content)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         file = Path(folder) / PREPROCESS_NAME
         if file.is_file():
             raise DataError(f"{file}: cannot be read: {first_line(error)}") from None

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from .. import storage
-from ..errors import CocosegError, ConfigError, DataError
+from ..errors import CocosegError, ConfigError, DataError, first_line
 from ..shards.manifest import INDEX_NAMES, MANIFEST_NAME, Manifest, read_manifest
 from .config import parse_split
 from .shard import BuiltShard
@@ -29,6 +29,9 @@ _PLAN, _LOCK, _RECORD = "plan.json", "lock", ".record"
 _OURS = (MANIFEST_NAME, *INDEX_NAMES, REPORT, QUARANTINE, CONFIG)  # the manifest is removed first
 _SHARD = re.compile(r"shard-\d{6,}\.tar")
 
+_PLANNED = {"taxonomy", "settings", "sources", "versions"}
+_UNKNOWN: dict[str, Any] = {"settings": {}}
+"""The plan of a build of which nothing is known but its files."""
 Draft = Mapping[str, Any]
 """What a manifest says of inputs and settings; it tells one build from another."""
 
@@ -127,8 +130,7 @@ def _complete(output: str, folders: Sequence[str]) -> dict[str, Manifest]:
 
 
 def _said(manifest: Manifest) -> Draft:
-    names = ("taxonomy", "settings", "sources", "versions")
-    return {name: msgspec.to_builtins(getattr(manifest, name)) for name in names}
+    return {name: msgspec.to_builtins(getattr(manifest, name)) for name in sorted(_PLANNED)}
 
 
 def _splits(draft: Draft) -> tuple[str, ...]:
@@ -146,9 +148,17 @@ def begin(output: str, folders: Sequence[str], draft: Draft, overwrite: bool) ->
     ------
     ConfigError
         If the output holds an unfinished build of something else, or tars of unknown origin.
+    DataError
+        If what tells of an unfinished build is damaged, unless `overwrite`.
     """
     folder = building_folder(output)
-    there = _plan(output)
+    try:
+        there = _plan(output)
+    except DataError:
+        if not overwrite:
+            raise
+        there = _UNKNOWN
+        _write_plan(output, there)
     draft = json.loads(json.dumps(draft))
     if there is not None and there != draft and not (overwrite or _has_records(output)):
         overwrite = True
@@ -195,9 +205,28 @@ def _write_plan(output: str, draft: Draft) -> None:
     storage.publish_bytes(url, json.dumps(draft).encode())
 
 
-def _plan(output: str) -> Any:
+def _plan(output: str) -> dict[str, Any] | None:
+    """Return what is being built.
+
+    Raises
+    ------
+    DataError
+        If the note of it is damaged.
+    """
     url = storage.join(building_folder(output), _PLAN)
-    return json.loads(storage.read_bytes(url)) if storage.exists(url) else None
+    if not storage.exists(url):
+        return None
+    try:
+        plan = storage.read_json(url)
+        if set(plan) != _PLANNED and plan != _UNKNOWN:
+            raise DataError(f"{url}: is not the plan of a build")
+        _splits(plan)
+    except (DataError, ConfigError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"--output {output}: {_PLAN} of the unfinished build is damaged ({first_line(error)}); "
+            "--overwrite starts again"
+        ) from None
+    return plan  # type: ignore[no-any-return]
 
 
 def _has_records(output: str) -> bool:
@@ -230,7 +259,7 @@ def _clear(output: str, earlier: Mapping[str, Sequence[str]], plan: Any) -> None
     """Remove what an earlier build wrote, and nothing else; a kill leaves it unfinished."""
     building = building_folder(output)
     if plan is None and earlier:
-        before: Draft = {"settings": {}}
+        before: Draft = _UNKNOWN
         with contextlib.suppress(DataError):
             before = _said(read_manifest(next(iter(earlier))))
         _write_plan(output, before)

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -296,7 +297,7 @@ def read_manifest(folder: str) -> Manifest:
         ) from None
     try:
         manifest = msgspec.json.decode(content, type=Manifest)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise DataError(f"{url}: broken manifest: {error}") from None
     if manifest.format != FORMAT or manifest.version != VERSION:
         raise DataError(
@@ -345,15 +346,19 @@ def _open(url: str, entry: FileEntry, kept: str | None) -> NDArray[np.void]:
             return _map(url.removeprefix("file://"))
         if kept is not None:
             return _map(_keep(url, entry, kept))
-        array: NDArray[np.void] = np.load(io.BytesIO(_vouched(url, entry)), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        return _one_array(np.load(io.BytesIO(_vouched(url, entry)), allow_pickle=False))
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{url}: is no index: {error}") from None
-    return array
 
 
 def _map(file: str) -> NDArray[np.void]:
-    array: NDArray[np.void] = np.load(file, mmap_mode="r", allow_pickle=False)
-    return array
+    return _one_array(np.load(file, mmap_mode="r", allow_pickle=False))
+
+
+def _one_array(loaded: Any) -> NDArray[np.void]:
+    if not isinstance(loaded, np.ndarray):
+        raise ValueError("an archive of arrays")
+    return loaded
 
 
 def map_index(files: tuple[str, str]) -> Index:

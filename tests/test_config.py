@@ -4,7 +4,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from cocoseg.config import PathField, PathMarker, Section, find_config, load, show, to_yaml
+from cocoseg.config import (
+    PathField,
+    PathMarker,
+    Section,
+    find_config,
+    load,
+    parse_yaml,
+    show,
+    to_yaml,
+)
 from cocoseg.errors import ConfigError
 from cocoseg.settings import Settings
 from pydantic import PositiveInt
@@ -262,3 +271,42 @@ def test_every_setting_is_described():
 def test_yes_is_no_number_and_no_path(key):
     with pytest.raises(ConfigError, match=key):
         load(Settings, overrides=[f"{key}=true"])
+
+
+def bomb(first: str) -> str:
+    """Return a document of eight lines, in which `first` stands 10^8 times."""
+    lines = [f"a: &a [{', '.join([first] * 10)}]"]
+    for before, name in zip("abcdefg", "bcdefgh", strict=True):
+        lines.append(f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (bomb("x"), "more than 1,000,000 values"),
+        ("paint:\n  inputs: " + "[" * 100_000, "nested too deeply"),
+        ("paint: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("paint:\n  rate: 2001-99-99", "month must be in"),
+        ("paint: {", "expected the node content"),
+    ],
+    ids=["aliases", "nesting", "code", "a date", "cut"],
+)
+def test_hostile_yaml_is_refused_in_a_moment(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "hostile.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        load(Tree, file=str(path))
+    with pytest.raises(ConfigError, match=told):
+        parse_yaml(text)
+
+
+def test_aliases_are_allowed(tmp_path: Path) -> None:
+    assert parse_yaml("a: &a [1, 2]\nb: *a") == {"a": [1, 2], "b": [1, 2]}
+    assert parse_yaml("") is None
+
+
+def test_a_deep_value_of_set_is_refused_in_a_short_message() -> None:
+    with pytest.raises(ConfigError, match="nested too deeply") as raised:
+        load(Tree, overrides=["paint.inputs=" + "[" * 100_000])
+    assert len(str(raised.value)) < 300

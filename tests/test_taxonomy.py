@@ -88,6 +88,13 @@ def test_254_classes_fit_into_8_bits(classes, bits, ignore_index):
     assert taxonomy.num_classes - 1 < taxonomy.ignore_index
 
 
+def test_more_classes_than_16_bits_hold_are_refused():
+    source = [Category(i, f"c{i}") for i in range(1, 65536)]
+    assert resolve_classes("auto", [source[:-1]]).taxonomy.num_classes == 65535
+    with pytest.raises(ConfigError, match="65,536 classes with background; a mask holds at most"):
+        resolve_classes("auto", [source])
+
+
 @given(st.lists(st.builds(SemanticClass, st.text(), st.tuples(st.integers())), min_size=1))
 def test_a_taxonomy_survives_its_json_form(classes):
     taxonomy = Taxonomy(tuple(classes))

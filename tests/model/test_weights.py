@@ -644,12 +644,39 @@ def test_the_pipeline_of_transformers_just_works(ours):
         ("taxonomy.json", "[]"),
         ("taxonomy.json", '{"classes": [{"train_id": 1, "name": "cat", "category_ids": []}]}'),
         ("preprocessor_config.json", "{broken"),
+        ("taxonomy.json", "[" * 100_000),
+        ("taxonomy.json", "5"),
         ("preprocessor_config.json", '{"size": "large"}'),
+        ("preprocessor_config.json", '{"size": {"height": 0, "width": 0}}'),
+        ("preprocessor_config.json", '{"size": -64}'),
+        ("preprocessor_config.json", '{"size": true}'),
+        ("preprocessor_config.json", "[" * 100_000),
+        ("preprocessor_config.json", "[]"),
+        ("preprocessor_config.json", '{"image_mean": ["a", "b", "c"]}'),
+        ("preprocessor_config.json", '{"image_mean": [0.5, 0.5]}'),
+        ("preprocessor_config.json", '{"image_mean": [NaN, 0, 0]}'),
+        ("preprocessor_config.json", '{"image_std": [0.2, 0, 0.2]}'),
     ],
 )
 def test_a_broken_file_beside_the_weights_is_named(ours, name, content):
     (ours / name).write_text(content)
     with pytest.raises(DataError, match=name):
+        load_network(str(ours), ModelConfig())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("5", "[]", "[" * 100_000, '{"model_type": 5}'),
+        '{"model_type": "segformer", "id2label": 5}',
+        '{"model_type": "segformer", "depths": "x"}',
+        '{"model_type": "segformer", "hidden_sizes": [0, 0, 0, 0]}',
+        '{"model_type": "segformer", "hidden_sizes": [-1, 2, 3, 4]}',
+    ],
+)
+def test_a_broken_description_of_a_network_is_refused(ours, content):
+    (ours / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match="cannot be loaded"):
         load_network(str(ours), ModelConfig())
 
 

@@ -1,5 +1,6 @@
 """Whatever dies or fails, whenever: run it again, and the bytes are those of an undisturbed run."""
 
+import itertools
 import os
 import random
 import signal
@@ -172,10 +173,18 @@ def kill_at_random(undisturbed, tmp_path: Path, seed: int) -> bool:
 
 @pytest.mark.long
 def test_two_hundred_kills_at_any_time_change_no_byte(undisturbed, tmp_path, record_property):
-    amid = sum(kill_at_random(undisturbed, tmp_path, seed) for seed in range(200))
-    record_property("figure", f"prepare: 200 random SIGKILLs, {amid} of them in the middle of work")
-    assert amid >= 80
+    """More, where fewer than 80 of them came in the middle of work: that depends on the machine."""
+    made = amid = 0
+    while made < 200 or amid < 80:
+        amid += kill_at_random(undisturbed, tmp_path, seed=made)
+        made += 1
+    text = f"prepare: {made} random SIGKILLs, {amid} of them in the middle of work"
+    record_property("figure", text)
 
 
 def test_some_kills_at_any_time_change_no_byte(undisturbed, tmp_path):
-    assert sum(kill_at_random(undisturbed, tmp_path, seed) for seed in range(1000, 1012)) >= 2
+    amid = 0
+    for seed in itertools.count(1000):
+        amid += kill_at_random(undisturbed, tmp_path, seed)
+        if seed >= 1011 and amid >= 2:
+            return

@@ -11,7 +11,7 @@ from pathlib import Path
 import faults
 import pytest
 from cocoseg import storage
-from cocoseg.errors import CocosegError, ConfigError
+from cocoseg.errors import CocosegError, ConfigError, DataError
 from cocoseg.prepare.build import prepare
 
 
@@ -56,6 +56,27 @@ def test_an_unfinished_build_of_other_versions_is_restarted_not_mixed(whole, tmp
     prepare(config)
     assert "restarting it" in caplog.text
     assert first.stat().st_mtime > 1
+    whole.check(output)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[" * 100_000, '{"tax', "[]", "5", "null", '{"settings": {}, "other": 1}'),
+        '{"settings": 5, "versions": {}, "taxonomy": {}, "sources": []}',
+        '{"settings": {"split": "x"}, "versions": {}, "taxonomy": {}, "sources": []}',
+    ],
+)
+def test_a_damaged_plan_is_told_and_overwrite_starts_again(whole, tmp_path, content):
+    output = tmp_path / "shards"
+    config = whole.config(output, "inline")
+    stop_at("renamed-shard", 3, config, tmp_path / "log")
+    (output / ".building" / "plan.json").write_text(content)
+    before = faults.files(output)
+    with pytest.raises(DataError, match=r"plan.json of the unfinished build is damaged"):
+        prepare(config)
+    assert faults.files(output) == before
+    prepare(whole.config(output, "inline", overwrite=True))
     whole.check(output)
 
 

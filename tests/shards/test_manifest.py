@@ -144,7 +144,7 @@ def resigned(folder, name, content):
 
 
 @pytest.mark.parametrize("name", ["index.npy", "index-classes.npy"])
-@pytest.mark.parametrize("damage", ["missing", "flipped", "cut", "pickled", "no array"])
+@pytest.mark.parametrize("damage", ["missing", "flipped", "cut", "pickled", "no array", "npz"])
 def test_an_index_that_is_damaged_or_would_have_to_be_unpickled_is_refused(copied, name, damage):
     path = copied / name
     content = path.read_bytes()
@@ -154,6 +154,10 @@ def test_an_index_that_is_damaged_or_would_have_to_be_unpickled_is_refused(copie
         path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     elif damage == "cut":
         resigned(copied, name, content[:-9])
+    elif damage == "npz":
+        buffer = io.BytesIO()
+        np.savez(buffer, samples=np.load(path))
+        resigned(copied, name, buffer.getvalue())
     elif damage == "no array":
         resigned(copied, name, b"\x80\x04N.")
     else:

@@ -1,6 +1,7 @@
 """Whoever is killed, whenever: started again, a run ends with the bits of one never interrupted."""
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -368,22 +369,23 @@ def test_any_kill_at_any_time_changes_no_bit(
     make_runs: Any, undisturbed: Any, record_property: Any
 ) -> None:
     settings = {"max_steps": 80}
-    made = amid = 0
-    for seed in range(8):
+    made = amid = seed = 0
+    while made < 30 or amid < 15:
         runs = make_runs(f"random-{seed}", **settings)
         counts = kill_at_any_time(runs, random.Random(seed), 5, starting=0.4, seconds=1.5)
         made, amid = made + counts[0], amid + counts[1]
         runs.check_same(undisturbed(**settings))
+        seed += 1
     record_property("figure", f"training, 2 ranks: {made} random SIGKILLs, {amid} amidst training")
-    assert made >= 30
-    assert amid >= 15
 
 
 def test_some_kills_at_any_time_change_no_bit(make_runs: Any, undisturbed: Any) -> None:
-    runs = make_runs()
-    _, amid = kill_at_any_time(runs, random.Random(1), 2, starting=0, seconds=0.4)
-    assert amid > 0
-    runs.check_same(undisturbed())
+    for seed in itertools.count(1):
+        runs = make_runs(f"random-{seed}")
+        _, amid = kill_at_any_time(runs, random.Random(seed), 2, starting=0, seconds=0.4)
+        runs.check_same(undisturbed())
+        if amid:
+            return
 
 
 # ---- signals

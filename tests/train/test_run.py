@@ -1,12 +1,8 @@
 """Whole runs: they learn, they resume exactly, and the number of processes changes nothing."""
 
-import contextlib
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -289,45 +285,3 @@ def test_two_processes_follow_one_within_float_noise(
     assert two[1] == pytest.approx(one[1], rel=1e-6)
     scores = [line for line in journal(tmp_path / "two") if "val_mIoU" in line]
     assert len(scores) == 4
-
-
-def test_two_processes_killed_mid_run_end_with_the_same_bits(torchrun, tmp_path: Path) -> None:
-    settings = {"max_steps": 24, "val_every": 8, "workers": 1}
-    whole = torchrun(tmp_path / "whole", 2, **settings)
-    assert whole.wait(timeout=240) == 0, whole.communicate()[1]
-
-    killed = torchrun(tmp_path / "killed", 2, **settings)
-    while not list_steps(str(tmp_path / "killed")):
-        with_patience(killed)
-    kill_all(str(tmp_path / "killed"))
-    killed.communicate()
-    reached = list_steps(str(tmp_path / "killed"))
-    assert reached
-    assert reached[-1] < 24  # the kill landed mid-work
-
-    again = torchrun(tmp_path / "killed", 2, **settings)
-    _, err = again.communicate(timeout=240)
-    assert again.returncode == 0, err
-    assert f"from step {reached[-1]}" in err
-    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
-
-
-def kill_all(argument: str) -> None:
-    """SIGKILL every process with `argument` on its command line: torchrun and all its ranks.
-
-    Ranks live in sessions of their own: killing torchrun's group would leave them at work.
-    """
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if argument in entry.read_bytes().decode(errors="replace").split("\0"):
-                os.kill(int(entry.parent.name), signal.SIGKILL)
-
-
-def with_patience(process: subprocess.Popen[str]) -> None:
-    """Let a process work a moment; it must not end meanwhile."""
-    try:
-        process.wait(timeout=0.05)
-    except subprocess.TimeoutExpired:
-        return
-    raise AssertionError(f"ended early: {process.communicate()[1]}")
