@@ -27,6 +27,7 @@ from .manifest import (
     IndexRow,
     Manifest,
     ShardEntry,
+    check_names,
     member_digest,
     read_index,
     read_manifest,
@@ -105,6 +106,8 @@ class ShardSet:
             read_index(folder, manifest, self.config.cache_dir)
             for folder, manifest in zip(folders, self.manifests, strict=True)
         )
+        for folder, index in zip(folders, self.indices, strict=True):
+            check_names(folder, index)
         self._ends = np.cumsum([len(index) for index in self.indices])
         self._process: _Process | None = None
         self.taxonomy: Taxonomy = self.manifests[0].classes

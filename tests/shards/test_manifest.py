@@ -16,6 +16,7 @@ from cocoseg.shards.manifest import (
     read_index,
     read_manifest,
 )
+from cocoseg.shards.reader import ShardSet
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -198,3 +199,48 @@ def test_a_key_that_is_no_utf8_is_refused(copied):
     index = Index(samples, np.load(copied / "index-classes.npy"))
     with pytest.raises(DataError, match="no UTF-8"):
         index.row(1)
+
+
+def with_key(folder, key):
+    """Give the second sample another key, by a manifest that vouches for it."""
+    samples = np.load(folder / "index.npy")
+    columns = [(name, samples.dtype[name]) for name in samples.dtype.names]
+    columns[0] = ("key", f"S{max(len(key), samples.dtype['key'].itemsize)}")
+    samples = samples.astype(columns)
+    samples["key"][1] = key
+    buffer = io.BytesIO()
+    np.save(buffer, samples)
+    resigned(folder, "index.npy", buffer.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (b"\xff", "no UTF-8"),
+        (b"../../x", "part that is empty, '.' or '..'"),
+        (b"a/../../x", "part that is empty, '.' or '..'"),
+        (b"..", "part that is empty, '.' or '..'"),
+        (b"a/.", "part that is empty, '.' or '..'"),
+        (b"a//b", "part that is empty, '.' or '..'"),
+        (b"a/", "part that is empty, '.' or '..'"),
+        (b"", "part that is empty, '.' or '..'"),
+        (b"/etc/passwd", "absolute"),
+        (b"C:x", "absolute"),
+        (b"a\\b", "backslash"),
+        (b"a\nb", "control characters"),
+        (b"a\x1b[2Jb", "control characters"),
+        (b"a\0b", "control characters"),
+        ("a\u202eb".encode(), "direction of writing"),
+        (b"a" * 5000, "more than"),
+    ],
+)
+def test_a_key_that_is_no_name_of_a_file_is_refused(copied, key, message):
+    with_key(copied, key)
+    with pytest.raises(DataError, match=f"record 1: the key .*{message}"):
+        ShardSet([str(copied)])
+
+
+@pytest.mark.parametrize("key", ["a/b/c", "...", "a/..b", "Straße/東京", "a b", "~", "xx:y", "-"])
+def test_a_key_that_is_one_is_read(copied, key):
+    with_key(copied, key.encode())
+    assert ShardSet([str(copied)]).row(1).key == key
