@@ -1,8 +1,9 @@
-"""Objects in a store, through fsspec: reads that are tried again, and pinned to one version.
+"""Objects in a store, through fsspec: requests are retried, and reads pinned to one version.
 
 Requests fail in ways that pass: too many at once, a server that restarts, a connection that breaks,
-a body that ends early. Such a read is made again after a pause, a bounded number of times. What is
-missing or forbidden stays so, and is told at once.
+a body that ends early. Such a request is retried after a pause, a bounded number of times. Objects
+are read, written and removed whole: doing so twice does no harm. What is missing or forbidden stays
+so, and is reported immediately.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import CocosegError, ConfigError, DataError, StoreError
@@ -72,19 +74,25 @@ def _driver_settings(url: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def patiently(url: str, read: Callable[[], _Answer]) -> _Answer:
-    """Return what `read` does; it is called again where it fails in a way that may pass.
+def patiently(url: str, request: Callable[[], _Answer], done: str = "read") -> _Answer:
+    """Return what `request` does; it is called again where it fails in a way that may pass.
+
+    Parameters
+    ----------
+    done
+        What the object is by it, for messages.
 
     Raises
     ------
     FileNotFoundError
-        If the object is missing; `IsADirectoryError`, `NotADirectoryError` as `read` raises them.
+        If the object is missing; `IsADirectoryError`, `NotADirectoryError` as `request` raises
+        them.
     StoreError
         If access is denied, or the last attempt failed too; names `url`.
     """
     for attempt in range(ATTEMPTS):
         try:
-            return read()
+            return request()
         except _FINAL:
             raise
         except Exception as error:  # each driver has its own kinds, few of them are an OSError
@@ -98,7 +106,7 @@ def patiently(url: str, read: Callable[[], _Answer]) -> _Answer:
                 raise StoreError(f"{url}: {_told(error)}") from None
             if attempt == ATTEMPTS - 1:
                 raise StoreError(
-                    f"{url}: cannot be read: {_told(error)}; tried {ATTEMPTS} times"
+                    f"{url}: cannot be {done}: {_told(error)}; tried {ATTEMPTS} times"
                 ) from None
         pause(attempt)
     raise AssertionError
@@ -130,6 +138,47 @@ def read_object(url: str, at_most: int | None = None) -> bytes:
         return content
 
     return patiently(url, read)
+
+
+def write_object(url: str, content: bytes | Path) -> None:
+    """Write a whole object, from memory or from a local file.
+
+    Raises
+    ------
+    StoreError
+        See `patiently`; also if there is no such bucket.
+    """
+
+    def write() -> None:
+        fs, path = filesystem(url)
+        if isinstance(content, Path):
+            fs.put_file(str(content), path)
+        else:
+            fs.pipe_file(path, content)
+
+    try:
+        patiently(url, write, "written")
+    except FileNotFoundError as error:
+        raise StoreError(f"{url}: cannot be written: {_told(error)}") from None
+
+
+def remove_objects(url: str, names: Iterable[str]) -> None:
+    """Remove objects below a folder; what is not there is no error.
+
+    Raises
+    ------
+    StoreError
+        See `patiently`.
+    """
+    fs, root = filesystem(url)
+
+    def remove(name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):  # rm would take [ and * for patterns
+            patiently(f"{url}/{name}", lambda: fs.rm_file(f"{root}/{name}"), "removed")
+
+    url, root = url.rstrip("/"), root.rstrip("/")
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        list(pool.map(remove, names))
 
 
 def read_range(url: str, start: int, length: int) -> bytes:
@@ -261,4 +310,6 @@ def _refuse_other_length(content: bytes, expected: int) -> None:
 
 def _told(error: Exception) -> str:
     text = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    status = _status(error)
+    http = f"HTTP {status}: " if status is not None else ""
+    return f"{http}{type(error).__name__}{text and ': '}{text}"

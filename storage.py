@@ -20,7 +20,6 @@ import threading
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -316,8 +315,7 @@ def free_space(url: str) -> int | None:
 def publish_bytes(url: str, content: bytes) -> None:
     """Write a file whole, or not at all."""
     if is_remote(url):
-        fs, path = filesystem(url)
-        fs.pipe_file(path, content)
+        objectstore.write_object(url, content)
         return
     with _temporary_sibling(Path(_local(url))) as temporary:
         with open(temporary, "wb") as file:
@@ -334,8 +332,7 @@ def publish_file(local: Path, url: str) -> None:
     On a local disk, `local` must lie on the same file system (see `scratch_folder`).
     """
     if is_remote(url):
-        fs, path = filesystem(url)
-        fs.put_file(str(local), path)
+        objectstore.write_object(url, local)
         local.unlink()
         return
     sync_file(local)
@@ -348,9 +345,8 @@ def publish_folder(local: Path, url: str, last: str) -> None:
     files = sorted(path for path in local.rglob("*") if path.is_file())
     files.sort(key=lambda path: path.name == last)
     if is_remote(url):
-        fs, root = filesystem(url)
         for file in files:
-            fs.put_file(str(file), f"{root}/{file.relative_to(local).as_posix()}")
+            objectstore.write_object(join(url, file.relative_to(local).as_posix()), file)
         shutil.rmtree(local)
         return
     for file in files:
@@ -511,10 +507,10 @@ def remove(url: str) -> None:
     if is_remote(url):
         fs, path = filesystem(url)
         if glob.has_magic(path):  # rm would take it for a pattern
-            _remove_objects(fs, fs.find(path))
+            objectstore.remove_objects(url, walk_files(url))
             return
         with contextlib.suppress(FileNotFoundError):
-            fs.rm(path, recursive=True)
+            patiently(url, lambda: fs.rm(path, recursive=True), "removed")
     elif os.path.isdir(_local(url)) and not os.path.islink(_local(url)):
         shutil.rmtree(_local(url))
     else:
@@ -541,8 +537,7 @@ def remove_files(url: str, names: Iterable[str]) -> None:
     if outer := [name for name in names if not is_inner(name)]:
         raise ValueError(f"{url}: {outer[0]!r} leads out of it")
     if is_remote(url):
-        fs, root = filesystem(url)
-        _remove_objects(fs, [f"{root.rstrip('/')}/{name}" for name in names])
+        objectstore.remove_objects(url, names)
         return
     root, by_folder = os.path.realpath(_local(url)), defaultdict(list)
     for name in names:
@@ -559,15 +554,6 @@ def remove_files(url: str, names: Iterable[str]) -> None:
             except OSError:  # it holds something
                 break
             folder = os.path.dirname(folder)
-
-
-def _remove_objects(fs: Any, paths: Iterable[str]) -> None:
-    def remove_object(path: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            fs.rm_file(path)  # rm would take [ and * for patterns
-
-    with ThreadPoolExecutor(objectstore.REQUESTS) as pool:
-        list(pool.map(remove_object, paths))
 
 
 def sync_file(path: Path) -> None:

@@ -43,6 +43,8 @@ class Rule:
     """Regular expression that the path must contain."""
     times: int | None = 1
     """How many requests; None: all of them."""
+    method: str = ""
+    """Regular expression that the method must match."""
     skip: int = 0
     """Matching requests that come through first."""
     struck: int = 0
@@ -78,7 +80,9 @@ class Proxy:
             return fault
 
     def _strikes(self, rule: Rule, method: str, path: str) -> bool:
-        if not re.search(rule.path, path) or (method == "HEAD" and rule.fault in _OF_BODIES):
+        if not (re.search(rule.path, path) and re.match(rule.method, method)):
+            return False
+        if method == "HEAD" and rule.fault in _OF_BODIES:
             return False
         if rule.skip:
             rule.skip -= 1

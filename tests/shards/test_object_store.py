@@ -207,6 +207,62 @@ def test_whole_objects_and_ranges_of_them_are_never_short(store, fault, lasting)
         assert rule.struck
 
 
+WRITES = {
+    "bytes": lambda url, folder: storage.publish_bytes(f"{url}/file", b"new"),
+    "file": lambda url, folder: storage.publish_file(folder / "file", f"{url}/file"),
+    "folder": lambda url, folder: storage.publish_folder(folder, url, "last"),
+    "another folder": lambda url, folder: storage.replace_folder(folder, url, "last", ""),
+    "removed": lambda url, folder: storage.remove(url),
+    "removed files": lambda url, folder: storage.remove_files(url, ["old", "file", "absent"]),
+    "removed pattern": lambda url, folder: storage.remove(f"{url}/[x]"),
+}
+AFTER = {
+    "bytes": {"old": b"1", "file": b"new"},
+    "file": {"old": b"1", "file": b"new"},
+    "folder": {"old": b"1", "file": b"new", "last": b"3"},
+    "another folder": {"file": b"new", "last": b"3"},
+    "removed": {},
+    "removed files": {},
+    "removed pattern": {"old": b"1", "file": b"0"},
+}
+
+
+def here(url):
+    return {name: storage.read_bytes(f"{url}/{name}") for name in storage.list_files(url)}
+
+
+@pytest.mark.parametrize("fault", ["429", "500", "503", "reset", "slow", "denied"])
+@pytest.mark.parametrize("name", WRITES)
+def test_a_write_that_fails_is_retried_and_then_reported(store, tmp_path, name, fault):
+    for lasting in (False, True):
+        key = f"written/{name.replace(' ', '-')}-{fault}-{lasting}"
+        url, folder = f"s3://shards/{key}", tmp_path / str(lasting)
+        for file, content in (("old", b"1"), ("file", b"0"), ("[x]/a", b"x")):
+            store.put(f"{key}/{file}", content)
+        folder.mkdir()
+        (folder / "file").write_bytes(b"new")
+        (folder / "last").write_bytes(b"3")
+        rule = Rule(fault, "", times=None if lasting else 1, method="(PUT|POST|DELETE)")
+        store.proxy.rules[:] = [rule]
+        done_anyway = (name, fault) == ("removed", "slow")  # the answer alone comes too late
+        if (lasting and not done_anyway) or fault == "denied":
+            told = "access is denied" if fault == "denied" else "tried 6 times"
+            with pytest.raises(StoreError, match=rf"{key}.*{told}") as raised:
+                WRITES[name](url, folder)
+            if fault in ("429", "500", "503"):
+                assert f"HTTP {fault}" in str(raised.value)
+        else:
+            WRITES[name](url, folder)
+            assert rule.struck
+            store.proxy.rules.clear()
+            assert here(url) == AFTER[name]
+
+
+def test_a_bucket_that_is_missing_is_reported_immediately(store):
+    with pytest.raises(StoreError, match=r"s3://absent/x: cannot be written: .*NotFound|NoSuch"):
+        storage.publish_bytes("s3://absent/x", b"")
+
+
 def test_a_store_that_hangs_is_asked_no_more_often_than_we_mean(store):
     store.put("some/object", b"x" * 100)
     for read in (storage.read_bytes, storage.list_files):
