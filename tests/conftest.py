@@ -19,6 +19,7 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
+import object_store
 import pytest
 from cocoseg import cli
 from cocoseg.prepare.build import PrepareResult, prepare
@@ -292,3 +293,30 @@ def spawn_cocoseg() -> Callable[..., subprocess.Popen[str]]:
         )
 
     return spawn
+
+
+@pytest.fixture(scope="session")
+def store_server() -> Iterator[object_store.Store]:
+    """A real S3 server behind the proxy of faults."""
+    pytest.importorskip("moto")
+    pytest.importorskip("s3fs")
+    with object_store.serve() as running:
+        yield running
+
+
+@pytest.fixture
+def store(
+    store_server: object_store.Store, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[object_store.Store]:
+    """The server, reached by ``s3://`` URLs, with short pauses between attempts."""
+    import fsspec
+    import s3fs
+    from cocoseg import objectstore
+
+    monkeypatch.setitem(fsspec.config.conf, "s3", store_server.settings())
+    monkeypatch.setattr(objectstore, "FIRST_PAUSE", 0.01)
+    s3fs.S3FileSystem.clear_instance_cache()
+    store_server.proxy.clear()
+    yield store_server
+    store_server.proxy.clear()
+    s3fs.S3FileSystem.clear_instance_cache()

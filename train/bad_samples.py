@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import storage
 from ..distributed.group import Group
-from ..errors import DataError
+from ..errors import DataError, StoreError
 from ..shards.reader import BadSample
 from .checkpoint import explained
 
@@ -70,12 +70,15 @@ class BadSamples:
     def publish(self) -> None:
         """Write the list; without bad samples there is none."""
         url = storage.join(self.run, BAD_SAMPLES)
-        with explained(self.run, url):
-            if self._found:
-                lines = "".join(json.dumps(record) + "\n" for record in self._found.values())
-                storage.publish_bytes(url, lines.encode())
-            else:
-                storage.remove(url)
+        try:
+            with explained(self.run, url):
+                if self._found:
+                    lines = "".join(json.dumps(record) + "\n" for record in self._found.values())
+                    storage.publish_bytes(url, lines.encode())
+                else:
+                    storage.remove(url)
+        except StoreError as error:  # checkpoints hold it, too
+            log.warning("%s", error)
 
     def state_dict(self, step: int) -> list[dict[str, Any]]:
         """Return what a checkpoint after `step` steps keeps: none of a step that is yet to come."""

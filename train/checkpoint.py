@@ -17,6 +17,7 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,15 @@ class Checkpoint:
     def step(self) -> int:
         """Optimizer steps done."""
         return int(self.state["step"])
+
+
+class NotStored(StoreError):
+    """A checkpoint that an object store did not take within its time."""
+
+    def __init__(self, reason: str, kept: Path) -> None:
+        super().__init__(f"{reason}; a copy of the checkpoint is kept in {kept}")
+        self.kept = kept
+        """A local folder of its own."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -139,7 +149,9 @@ def save_checkpoint(
     Raises
     ------
     CocosegError
-        If the disk is full or fails, or the store does; earlier checkpoints are as they were.
+        If the disk is full or fails; earlier checkpoints are as they were.
+    NotStored
+        If an object store cannot be written to; a local copy is kept.
     """
     parent = storage.join(run, CHECKPOINTS)
     target = storage.join(parent, checkpoint_name(step))
@@ -156,7 +168,12 @@ def save_checkpoint(
         digests = {path.name: storage.sha256(str(path)) for path in sorted(folder.iterdir())}
         assert digests.keys() >= set(_NEEDED), f"not written: {set(_NEEDED) - digests.keys()}"
         (folder / _DIGESTS_NAME).write_text(json.dumps(digests, indent=1) + "\n")
-        _publish(folder, target)
+        try:
+            _publish(folder, target)
+        except StoreError as error:
+            kept = Path(tempfile.mkdtemp(prefix="cocoseg-kept-"))
+            shutil.move(folder, kept)
+            raise NotStored(str(error), kept) from None
     point(run, "last", step)
 
 

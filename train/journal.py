@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import shutil
 import struct
@@ -11,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event
 from torch.utils.tensorboard import SummaryWriter
 
 from .. import storage
-from ..errors import CocosegError
+from ..errors import CocosegError, StoreError
+
+log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -83,12 +87,11 @@ class Journal:
         """Bring everything written so far safely to where the run lives."""
         with self._writing():
             self._board.flush()
-            for file in [self._local / METRICS, *(self._local / TENSORBOARD).glob("*")]:
-                if self._staging:
-                    name = file.relative_to(self._local).as_posix()
-                    storage.publish_bytes(storage.join(self.run, name), file.read_bytes())
-                else:
+            if not self._staging:
+                for file in self._files():
                     storage.sync_file(file)
+        if self._staging:
+            self._upload()
 
     def close(self) -> None:
         """Finish the files."""
@@ -96,8 +99,24 @@ class Journal:
             self._board.close()
             self._file.close()
         if self._staging:
-            self.publish()
-            shutil.rmtree(self._staging)
+            if self._upload():
+                shutil.rmtree(self._staging)
+            else:
+                log.warning("%s and %s are kept in %s", METRICS, TENSORBOARD, self._staging)
+
+    def _files(self) -> list[Path]:
+        return [self._local / METRICS, *(self._local / TENSORBOARD).glob("*")]
+
+    def _upload(self) -> bool:
+        """Copy the files to the object store; no run ends where that fails."""
+        try:
+            for file in self._files():
+                name = file.relative_to(self._local).as_posix()
+                storage.publish_bytes(storage.join(self.run, name), file.read_bytes())
+        except StoreError as error:
+            log.warning("%s; the next checkpoint tries again", error)
+            return False
+        return True
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -125,7 +144,7 @@ def _is_kept(line: bytes, step: int, validated: int) -> bool:
     try:
         values = json.loads(line)
         at = float(values["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return False
     return at <= (validated if any(name.startswith(_SCORES) for name in values) else step)
 
@@ -165,7 +184,10 @@ def _records(content: bytes) -> Iterator[bytes]:
 
 
 def _is_later(record: bytes, step: int, validated: int) -> bool:
-    event = Event.FromString(record[_HEAD:-_TAIL])
+    try:
+        event = Event.FromString(record[_HEAD:-_TAIL])
+    except DecodeError:  # of a damaged disk: TensorBoard would stop at it
+        return True
     if not event.HasField("summary"):
         return False
     of_scores = any(value.tag.startswith(_SCORES) for value in event.summary.value)

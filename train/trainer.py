@@ -8,9 +8,11 @@ import dataclasses
 import functools
 import logging
 import math
+import shutil
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -20,7 +22,7 @@ from tqdm import tqdm
 from .. import storage
 from ..config import to_yaml
 from ..distributed.group import Group
-from ..errors import CocosegError, ExitCode, Interrupted, first_line
+from ..errors import CocosegError, ExitCode, Interrupted, StoreError, first_line
 from ..metrics import Scores
 from ..model.config import ModelConfig
 from ..model.memory import explained_out_of_memory, is_out_of_memory
@@ -32,6 +34,7 @@ from .bad_samples import BadSamples
 from .batches import MicroBatch, TrainingSamples, micro_batches, on_device
 from .checkpoint import (
     Checkpoint,
+    NotStored,
     checkpoint_name,
     explained,
     point,
@@ -108,6 +111,8 @@ class Trainer:
     unwritten: list[CocosegError] = field(default_factory=list)
     """What failed on this rank alone, until the next step tells the others."""
     pruning: Pruning = field(default_factory=Pruning)
+    _kept_copy: Path | None = None
+    """Local copy of the newest checkpoint, while the object store lacks it."""
 
     @classmethod
     def start(
@@ -306,7 +311,7 @@ class Trainer:
                 if validates:
                     self.validate()
                 if validates or last or self.now.step % self.plan.checkpoint_every == 0:
-                    self.save()
+                    self.save(final=last or self.patience_ended)
                     self.pace.restart()
                 if self.patience_ended:
                     break
@@ -537,13 +542,37 @@ class Trainer:
         if self.now.step > self.saved:
             self.save()
 
-    def save(self) -> None:
-        """Write a checkpoint, by rank 0; what fails there ends every process."""
+    def save(self, *, final: bool = True) -> None:
+        """Write a checkpoint, by rank 0; what fails there ends every process.
+
+        Parameters
+        ----------
+        final
+            Whether there may be no other. If not, an object store that does not take it ends
+            nothing: the next one tries again.
+        """
+        stored = True
         with self.group.together():
             if self.group.leads:
-                self._write_checkpoint()
-        self.saved = self.now.step
+                try:
+                    self._write_checkpoint()
+                except StoreError as error:
+                    self._drop_kept_copy()
+                    self._kept_copy = error.kept if isinstance(error, NotStored) else None
+                    if final:
+                        raise
+                    log.warning("%s; training goes on, and the next checkpoint tries again", error)
+                    stored = False
+                else:
+                    self._drop_kept_copy()
+        if self.group.gather(stored)[0]:
+            self.saved = self.now.step
         self.group.stop_for(self.unwritten)
+
+    def _drop_kept_copy(self) -> None:
+        if self._kept_copy is not None:
+            shutil.rmtree(self._kept_copy, ignore_errors=True)
+            self._kept_copy = None
 
     def _write_checkpoint(self) -> None:
         run_folder, step = str(self.config.save_dir), self.now.step
