@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from cocoseg import storage
+from cocoseg import objectstore, storage
 from cocoseg.distributed.group import Group
 from cocoseg.errors import CocosegError
 from cocoseg.model.config import ModelConfig
@@ -580,22 +580,28 @@ def remote(save: Save) -> Iterator[str]:
 
 @pytest.mark.parametrize("after", range(7))
 def test_a_checkpoint_half_published_on_an_object_store_is_none(
-    remote: str, save: Save, monkeypatch: pytest.MonkeyPatch, after: int
+    remote: str, save: Save, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, after: int
 ) -> None:
     fs, _ = storage.filesystem(remote)
     put, puts = type(fs).put_file, []
 
     def fails(self: Any, local: str, path: str, **more: Any) -> None:
         puts.append(path)
-        if len(puts) == after + 1:
+        if len(puts) > after:
             raise ConnectionResetError(104, "Connection reset by peer")
         put(self, local, path, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(type(fs), "put_file", fails)
+        patch.setattr(objectstore, "FIRST_PAUSE", 0)
+        patch.setattr("tempfile.tempdir", str(tmp_path))
         if after < len(NAMES):
-            with pytest.raises(CocosegError, match=r"step-00000009: cannot be written: Connection"):
+            message = r"/step-00000009/[\w.]+: cannot be written: Connection.*; tried 6 times; a copy"
+            with pytest.raises(checkpoint.NotStored, match=message) as raised:
                 save(remote, 9)  # type: ignore[arg-type]
+            kept = raised.value.kept / "step-00000009"
+            assert sorted(path.name for path in kept.iterdir()) == list(NAMES)
+            assert len(puts) == after + objectstore.ATTEMPTS
         else:
             save(remote, 9)  # type: ignore[arg-type]
     assert newest(remote) == (6 if after < len(NAMES) else 9)  # type: ignore[arg-type]
