@@ -596,7 +596,7 @@ def test_a_checkpoint_half_published_on_an_object_store_is_none(
         patch.setattr(objectstore, "FIRST_PAUSE", 0)
         patch.setattr("tempfile.tempdir", str(tmp_path))
         if after < len(NAMES):
-            message = r"/step-00000009/[\w.]+: cannot be written: Connection.*; tried 6 times; a copy"
+            message = r"/step-00000009/[\w.]+: cannot be written: Connection.*; tried 6 times; a co"
             with pytest.raises(checkpoint.NotStored, match=message) as raised:
                 save(remote, 9)  # type: ignore[arg-type]
             kept = raised.value.kept / "step-00000009"
