@@ -46,6 +46,10 @@ class StoreError(CocosegError):
     """An object store does not answer, or refuses to."""
 
 
+class StoreRefusal(StoreError):
+    """An object store denies access, or lacks the bucket: asking again does not help."""
+
+
 class Interrupted(CocosegError):
     """A signal asked to stop; the text says what was kept and how to go on."""
 

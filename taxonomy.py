@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from . import storage
 from .config import parse_yaml
 from .errors import ConfigError, DataError
+from .storage import locate
 
 BACKGROUND = "background"
 _MOST_CLASSES = 65535  # in 16 bits, beside the ignore index
@@ -429,7 +429,7 @@ class _UniqueKeys(yaml.SafeLoader):
 
 def _read_yaml(path: str) -> Any:
     try:
-        return parse_yaml(storage.read_bytes(path), _UniqueKeys)
+        return parse_yaml(locate(path).read_bytes(), _UniqueKeys)
     except ConfigError as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from None
 

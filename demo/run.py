@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .. import __version__, storage
+from .. import __version__
 from ..colors import visualize_prediction
 from ..errors import ConfigError
 from ..infer.evaluate import Evaluation, evaluate
@@ -23,6 +23,7 @@ from ..settings import Settings
 from ..shards.decode import decode_mask
 from ..shards.manifest import Manifest
 from ..shards.reader import ShardSet
+from ..storage import LocalPath, locate
 from ..train.run import run
 from .scenes import DemoDataset, draw_dataset
 
@@ -104,9 +105,10 @@ def plan_demo(
     ConfigError
         If `output` is no local folder.
     """
-    if storage.is_remote(output):
+    folder = locate(output)
+    if not isinstance(folder, LocalPath):
         raise ConfigError(f"--output {output}: the demo needs a local folder")
-    return DemoPlan(settings, Path(output).absolute(), train_images, val_images)
+    return DemoPlan(settings, Path(folder).absolute(), train_images, val_images)
 
 
 def run_demo(plan: DemoPlan, progress: bool, say: Callable[[str], None]) -> DemoResult:
@@ -181,7 +183,7 @@ def _draw(plan: DemoPlan) -> DemoDataset:
     data = draw_dataset(
         folder, train_images=plan.train_images, val_images=plan.val_images, seed=SEED
     )
-    storage.publish_bytes(str(marker), json.dumps(drawn).encode())
+    locate(marker).publish_bytes(json.dumps(drawn).encode())
     return data
 
 
@@ -209,4 +211,4 @@ def _contact_sheet(folder: Path, shards: str) -> None:
         sheet.paste(tile, place)
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG", optimize=True)
-    storage.publish_bytes(str(folder / "contact-sheet.png"), buffer.getvalue())
+    locate(folder / "contact-sheet.png").publish_bytes(buffer.getvalue())

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..storage import publish_bytes
+from ..storage import locate
 from ..taxonomy import COCO_CATEGORIES
 from .annotations import annotate
 from .composition import draw_scene
@@ -114,7 +114,7 @@ def _draw_split(place: DemoSplit, split: int, count: int, seed: int) -> None:
         ],
     }
     # Written last: being there, it says that the images are too.
-    publish_bytes(str(place.annotations), json.dumps(content).encode())
+    locate(place.annotations).publish_bytes(json.dumps(content).encode())
 
 
 def _anchor(seed: int, split: int, index: int) -> Kind:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import storage
 from ..figures import bytes_text
 from ..model.config import ModelConfig
 from ..shards.manifest import read_manifest
 from ..shards.plan import BatchLayout, Plan
 from ..shards.reader import ShardSet
+from ..storage import locate
 from ..train.batches import MicroBatch, TrainingSamples, micro_batches
 from ..train.class_weights import class_weights
 from ..train.config import AugmentConfig, TrainConfig
@@ -178,7 +178,7 @@ class Inspection:
 def _sizes(folder: str) -> Iterator[Finding]:
     """Compare the sizes of the shards' files with the manifest."""
     wrong = []
-    files = storage.list_files(folder)
+    files = locate(folder).list_files()
     for shard in read_manifest(folder).shards:
         size = files.get(shard.name)
         if size is None:

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import storage
 from ..figures import bytes_text
 from ..model.config import ModelConfig
+from ..storage import locate
 from ..train.config import TrainConfig
 from .finding import Finding, ok, problem, warning
 
@@ -200,10 +200,10 @@ def folders(config: TrainConfig) -> Iterator[Finding]:
         file.flush()
         os.fsync(file.fileno())
     yield _room("temporary files", temporary, 1e9, "set TMPDIR to a folder with more room")
-    if any(map(storage.is_remote, (*config.shards, *config.val_shards))):
+    if any(locate(one).remote for one in (*config.shards, *config.val_shards)):
         folder = os.path.expanduser(config.cache_dir)
         yield _room("train.cache_dir", folder, 10e9, "name another train.cache_dir")
-    if config.save_dir is not None and not storage.is_remote(config.save_dir):
+    if config.save_dir is not None and not locate(config.save_dir).remote:
         remedy = "another --output; train.keep_last says how many checkpoints stay"
         yield _room("train.save_dir", config.save_dir, 5e9, remedy)
 
@@ -229,7 +229,7 @@ def hub(model: ModelConfig) -> Iterator[Finding]:
     if is_random(name) or os.path.isdir(name):
         yield ok(f"{name} needs no network")
         return
-    if storage.is_remote(name):
+    if locate(name).remote:
         yield ok(f"{name} is fetched from its store")
         return
     files = ("model.safetensors", "pytorch_model.bin")

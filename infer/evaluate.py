@@ -3,6 +3,7 @@
 checkpoint | masks, shards → canonical batches → counts, summed over processes → scores → report
 """
 
+import contextlib
 import io
 import json
 from collections import Counter
@@ -15,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from .. import storage
 from ..colors import visualize_prediction
 from ..distributed.group import Group, process_group
 from ..errors import ConfigError
@@ -25,6 +25,8 @@ from ..model.score import NetworkPredicts, Predicts, Scored, check_totals, score
 from ..model.weights import find_checkpoint
 from ..shards.plan import evaluation_batches
 from ..shards.reader import Sample, ShardSet
+from ..storage import Location, locate
+from ..storage.output import OutputFolder, explained
 from ..taxonomy import Taxonomy
 from .config import InferConfig
 from .evaluation.checkpoint import Checkpoint, load_checkpoint
@@ -33,7 +35,7 @@ from .evaluation.page import render_evaluation
 from .evaluation.predicted import PredictedMasks
 from .evaluation.result import Evaluation as Evaluation  # what `evaluate` returns
 from .evaluation.tally import Tally
-from .folder import SETTINGS, OutputFolder, used_settings, writing
+from .folder import SETTINGS, used_settings
 from .inputs import resolved
 from .predictor import explained_memory
 from .views import views_of
@@ -66,7 +68,7 @@ class EvaluationPlan:
             "samples": len(self.shards),
             "classes": self.shards.taxonomy.num_classes,
             "views": self.views,
-            "output": self.output.url,
+            "output": self.output.location.url,
         }
 
 
@@ -116,7 +118,7 @@ def plan_evaluation(config: InferConfig) -> EvaluationPlan:
     masks = None if config.predictions is None else PredictedMasks(config.predictions, shards)
     shown = range(min(config.pictures, len(shards)))
     pictures = (_picture(shards.row(position).key) for position in shown)
-    output = OutputFolder(config.output, "evaluation", {*_FILES, *pictures})
+    output = OutputFolder(locate(config.output), "evaluation", {*_FILES, *pictures})
     output.refuse_strangers()
     return EvaluationPlan(config, shards, masks, output)
 
@@ -149,24 +151,31 @@ def evaluate(config: InferConfig, model: ModelConfig, progress: bool = False) ->
         If something cannot be written; what failed on one process, on every process.
     """
     device = "cpu" if config.checkpoint is None else config.device
-    with process_group(device, gradients=False) as group, tf32(model.tf32):
+    with (
+        process_group(device, gradients=False) as group,
+        tf32(model.tf32),
+        contextlib.ExitStack() as held,
+    ):
         with group.together():
             plan = plan_evaluation(config)
         shards = plan.shards
         with group.together():
             checkpoint, predicts = _source(plan, model, group.device)
         batches = evaluation_batches(len(shards), config.batch_size, group.world_size, group.rank)
-        with group.together(), writing(plan.output.url):
-            if group.leads and config.pictures:
-                plan.output.claim()
-                storage.remove(storage.join(plan.output.url, METRICS))  # these will be of others
-        with group.together(), writing(plan.output.url):
+        with group.together(), explained(plan.output.location):
+            if group.leads:
+                hold = held.enter_context(plan.output.held("cocoseg eval"))
+                if config.pictures:
+                    plan.output.claim()
+                    (plan.output.location / METRICS).remove()  # these will be of others
+        with group.together(), explained(plan.output.location):
             part = _score(predicts, plan, batches, progress and group.leads)
         result = _joined(part, plan, checkpoint, group)
         with group.together():
             check_totals(result.tally.confusion, shards)
-        with group.together(), writing(plan.output.url):
+        with group.together(), explained(plan.output.location):
             if group.leads:
+                hold.check()
                 _write(result, plan, model)
         return result
 
@@ -195,7 +204,7 @@ def _score(
             confusion = one.confusion
             shown = ShownImage.of(score, one.sample, one.mask, confusion, taxonomy.ignore_index)
         if one.position < config.pictures:
-            _write_picture(one.sample, one.mask, taxonomy, plan.output.url)
+            _write_picture(one.sample, one.mask, taxonomy, plan.output.location)
         return Tally.of(one, taxonomy), score, shown
 
     size = sum(map(len, batches))
@@ -230,14 +239,14 @@ def _joined(
 
 
 def _write_picture(
-    sample: Sample, prediction: NDArray[np.integer], taxonomy: Taxonomy, output: str
+    sample: Sample, prediction: NDArray[np.integer], taxonomy: Taxonomy, output: Location
 ) -> None:
     picture = visualize_prediction(
         sample.image, sample.mask, prediction, taxonomy.names, taxonomy.ignore_index
     )
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
-    storage.publish_bytes(storage.join(output, _picture(sample.key)), buffer.getvalue())
+    (output / _picture(sample.key)).publish_bytes(buffer.getvalue())
 
 
 def _picture(key: str) -> str:
@@ -246,8 +255,8 @@ def _picture(key: str) -> str:
 
 def _write(result: Evaluation, plan: EvaluationPlan, model: ModelConfig) -> None:
     """Write all files; while those of another evaluation are replaced, none says "complete"."""
-    output = plan.output.url
-    storage.remove(storage.join(output, METRICS))
+    output = plan.output.location
+    (output / METRICS).remove()
     contents = (
         used_settings(plan.config, model),
         result.classes_csv(),
@@ -258,4 +267,4 @@ def _write(result: Evaluation, plan: EvaluationPlan, model: ModelConfig) -> None
     plan.output.claim()
     plan.output.settle(plan.output.wanted)
     for name, text in zip(_FILES, contents, strict=True):
-        storage.publish_bytes(storage.join(output, name), text.encode())
+        (output / name).publish_bytes(text.encode())

@@ -10,24 +10,18 @@ from pathlib import PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import photo, storage
+from .. import photo
 from ..errors import ConfigError, DataError
 from ..photo import SUFFIXES
 from ..shards.config import ReadConfig
 from ..shards.manifest import MANIFEST_NAME
 from ..shards.reader import ShardSet
-from .folder import (
-    COCO_JSON,
-    FILES,
-    FOLDERS,
-    PREDICTIONS,
-    PROGRESS,
-    SETTINGS,
-    files_of_outputs,
-    folders_of,
-)
+from ..storage import LocalPath, Location, locate, stamps
+from ..storage.output import FILES, folders_of
+from ..storage.remote import LOCK
+from .folder import COCO_JSON, FOLDERS, PREDICTIONS, PROGRESS, SETTINGS, files_of_outputs
 
-_RESERVED = {*FOLDERS, PROGRESS, PREDICTIONS, COCO_JSON, SETTINGS, FILES}
+_RESERVED = {*FOLDERS, PROGRESS, PREDICTIONS, COCO_JSON, SETTINGS, FILES, LOCK}
 """What the output holds beside the masks, in lower case."""
 _LISTS = (".txt", ".lst")
 _WILD = "*?["
@@ -71,36 +65,37 @@ def list_inputs(path: str, output: str, config: ReadConfig | None = None) -> lis
     """
     output = resolved(output)
     try:
-        inputs = _inputs(path, output, config)
+        inputs = _inputs(locate(path), output, config)
     except OSError as error:
         raise DataError(f"--input {path}: cannot be listed: {error}") from None
     _refuse_clashes(inputs, output)
     return inputs
 
 
-def _inputs(path: str, output: str, config: ReadConfig | None) -> list[InputImage]:
-    if storage.is_dir(path):
-        return _folder(resolved(path), output, config)
-    if storage.exists(path):
-        if path.lower().endswith(_LISTS):
+def _inputs(path: Location, output: str, config: ReadConfig | None) -> list[InputImage]:
+    if path.is_dir():
+        return _folder(locate(resolved(path)), output, config)
+    if path.exists():
+        if path.name.lower().endswith(_LISTS):
             return _listed(path)
-        return _files({resolved(path): PurePosixPath(path).stem})
-    if set(path) & set(_WILD):
-        return _matching(path, output)
+        return _files({resolved(path): PurePosixPath(path.name).stem})
+    if set(path.url) & set(_WILD):
+        return _matching(path.url, output)
     raise ConfigError(f"--input {path}: no such file or folder")
 
 
-def resolved(url: str) -> str:
-    """Return the one name of a path: absolute, links followed, no slash behind it."""
-    return url.rstrip("/") if storage.is_remote(url) else os.path.realpath(storage.join(url))
+def resolved(place: str | Location) -> str:
+    """Return the one name of a place: absolute, links followed, no slash behind it."""
+    place = locate(place)
+    return os.path.realpath(place) if isinstance(place, LocalPath) else place.url
 
 
-def _folder(folder: str, output: str, config: ReadConfig | None) -> list[InputImage]:
-    if folder == output:
-        raise ConfigError(f"--output {output}: is the --input; give the masks their own folder")
-    if storage.exists(storage.join(folder, MANIFEST_NAME)):
+def _folder(folder: Location, output: str, config: ReadConfig | None) -> list[InputImage]:
+    if folder.url == output:
+        raise ConfigError(f"--output {folder}: is the --input; give the masks their own folder")
+    if (folder / MANIFEST_NAME).exists():
         return _samples(folder, config)
-    found = storage.walk_files(folder, dangling=True)  # these will be listed as unreadable
+    found = folder.walk_files(dangling=True)  # these will be listed as unreadable
     made = files_of_outputs(folder, found)
     names = [name for name in found if name.lower().endswith(SUFFIXES) and name not in made]
     inputs = _below(folder, names, output)
@@ -109,12 +104,12 @@ def _folder(folder: str, output: str, config: ReadConfig | None) -> list[InputIm
     return inputs
 
 
-def _below(folder: str, names: Sequence[str], output: str) -> list[InputImage]:
+def _below(folder: Location, names: Sequence[str], output: str) -> list[InputImage]:
     """Return the photographs of such names, those below the output left out."""
-    own = f"{output}/".removeprefix(f"{folder}/")  # unchanged where it lies elsewhere
+    own = f"{output}/".removeprefix(f"{folder.url}/")  # unchanged where it lies elsewhere
     return _files(
         {
-            storage.join(folder, name): os.path.splitext(name)[0]
+            (folder / name).url: os.path.splitext(name)[0]
             for name in names
             if not name.startswith(own)
         }
@@ -125,35 +120,30 @@ def _matching(pattern: str, output: str) -> list[InputImage]:
     """Return the files that a pattern names; their masks are named from its first wildcard on."""
     first = min(pattern.index(sign) for sign in _WILD if sign in pattern)
     slash = pattern.rfind("/", 0, first)
-    folder, rest = pattern[: slash + 1] or ".", pattern[slash + 1 :]
-    names = storage.glob_files(folder, rest)
+    folder, rest = locate(pattern[: slash + 1] or "."), pattern[slash + 1 :]
+    names = folder.glob_files(rest)
     if not names:
         raise ConfigError(f"--input {pattern}: matches no file")
-    inputs = _below(resolved(folder), names, output)
+    inputs = _below(locate(resolved(folder)), names, output)
     if not inputs:
         raise ConfigError(f"--input {pattern}: matches nothing but files of --output {output}")
     return inputs
 
 
-def _listed(path: str) -> list[InputImage]:
+def _listed(path: Location) -> list[InputImage]:
     """Return the files that a list names; their masks are named below their common folder."""
     try:
-        text = storage.read_bytes(path).decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ConfigError(f"--input {path}: is no list of paths in UTF-8") from None
-    here = "" if storage.is_remote(path) else os.path.dirname(os.path.realpath(storage.join(path)))
-    lines = [line.strip() for line in text.splitlines()]
-    named = (
-        line if storage.is_remote(line) else os.path.normpath(os.path.join(here, line))
-        for line in lines
-        if line
-    )
-    urls = list(dict.fromkeys(named))
+    here = os.path.dirname(os.path.realpath(path)) if isinstance(path, LocalPath) else ""
+    lines = [locate(line.strip()) for line in text.splitlines() if line.strip()]
+    urls = list(dict.fromkeys(_named(line, here) for line in lines))
     if not urls:
         raise ConfigError(f"--input {path}: lists no file")
-    if any(not (storage.is_remote(url) or os.path.isabs(url)) for url in urls):
+    if any(not (locate(url).remote or os.path.isabs(url)) for url in urls):
         raise ConfigError(f"--input {path}: a list on an object store names files by their URLs")
-    if len({storage.is_remote(url) for url in urls}) > 1:
+    if len({line.remote for line in lines}) > 1:
         raise ConfigError(
             f"--input {path}: lists files here and on an object store; make two lists"
         )
@@ -163,18 +153,22 @@ def _listed(path: str) -> list[InputImage]:
     return _files({url: os.path.splitext("/".join(url.split("/")[common:]))[0] for url in urls})
 
 
+def _named(line: Location, here: str) -> str:
+    return line.url if line.remote else os.path.normpath(os.path.join(here, line.url))
+
+
 def _files(names: Mapping[str, str]) -> list[InputImage]:
     """Return photographs of their own files, by URL, and the names of their masks."""
-    stamps = storage.stamps(list(names))
+    files = list(map(locate, names))
     return [
-        InputImage(url, name, partial(_read, url), stamp)
-        for (url, name), stamp in zip(names.items(), stamps, strict=True)
+        InputImage(str(file), name, partial(_read, file), stamp)
+        for file, name, stamp in zip(files, names.values(), stamps(files), strict=True)
     ]
 
 
-def _read(url: str) -> tuple[NDArray[np.uint8], str]:
+def _read(url: Location) -> tuple[NDArray[np.uint8], str]:
     try:
-        content = storage.read_bytes(url, photo.MAX_BYTES)
+        content = url.read_bytes(photo.MAX_BYTES)
     except OSError as error:
         raise DataError(f"{url}: {error.strerror or error}") from None
     except ConfigError as error:  # it is not there, or a folder
@@ -187,8 +181,8 @@ def _read(url: str) -> tuple[NDArray[np.uint8], str]:
         raise DataError(f"{url}: {error}") from None
 
 
-def _samples(folder: str, config: ReadConfig | None) -> list[InputImage]:
-    shards = ShardSet([folder], masks=False, config=config)
+def _samples(folder: Location, config: ReadConfig | None) -> list[InputImage]:
+    shards = ShardSet([folder.url], masks=False, config=config)
     inputs = []
     for position in range(len(shards)):
         row = shards.row(position)
@@ -209,8 +203,7 @@ def _refuse_clashes(inputs: Sequence[InputImage], output: str) -> None:
         other = masks.setdefault(mask.lower(), image)
         if other is not image:
             raise ConfigError(
-                f"{other.source} and {image.source} would both become {storage.join(output, mask)};"
-                " rename one"
+                f"{other.source} and {image.source} would both become {output}/{mask}; rename one"
             )
         first, slash, _ = image.name.partition("/")
         if image.name in ("", "."):
@@ -226,7 +219,7 @@ def _refuse_clashes(inputs: Sequence[InputImage], output: str) -> None:
     for folder in sorted(folders_of(masks) & masks.keys()):
         below = next(image for mask, image in masks.items() if mask.startswith(f"{folder}/"))
         raise ConfigError(
-            f"{masks[folder].source} would become {storage.join(output, folder)}, and "
+            f"{masks[folder].source} would become {output}/{folder}, and "
             f"{below.source} would need a folder of that name; rename one"
         )
 

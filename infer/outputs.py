@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as rle
 
-from .. import storage
 from ..colors import mask_to_color, overlay_mask
 from ..errors import ConfigError
 from ..model.predictor import Prediction
 from ..shards.png import Mask, encode_mask
+from ..storage import locate
 from ..taxonomy import Taxonomy
 from .config import InferConfig
 
@@ -45,6 +45,7 @@ class Outputs:
 
     def __init__(self, config: InferConfig, taxonomy: Taxonomy) -> None:
         self.config = config
+        self._folder = locate(str(config.output))
         self._ignore_index = taxonomy.ignore_index
         self._bits = taxonomy.bits
         self._category_ids = np.zeros(taxonomy.num_classes, np.int64)
@@ -126,7 +127,7 @@ class Outputs:
         return _narrowed(numbers[mask], bits)
 
     def _put(self, path: str, content: bytes) -> None:
-        storage.publish_bytes(storage.join(str(self.config.output), path), content)
+        (self._folder / path).publish_bytes(content)
 
 
 def _narrowed(mask: NDArray[np.integer], bits: int) -> Mask:

@@ -6,7 +6,7 @@ inputs → batches → predictions → OUTPUT/REL.png (and what else was asked f
 import contextlib
 import itertools
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,17 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from .. import storage
-from ..distributed.group import Group, process_group
+from ..distributed.group import process_group
 from ..errors import ConfigError, DataError
 from ..model.config import ModelConfig
 from ..model.pipeline import read_ahead, thread_count, threads_for
 from ..model.precision import dtype_name, tf32
 from ..model.predictor import ComingPrediction, Inputs, Predictor
 from ..model.weights import find_checkpoint
-from ..taxonomy import Taxonomy
+from ..storage import locate
+from ..storage.output import OutputFolder, explained
 from .config import InferConfig
-from .folder import SETTINGS, OutputFolder, used_settings, writing
+from .folder import SETTINGS, refuse_loss, used_settings
 from .inputs import InputImage, list_inputs, resolved
 from .outputs import Outputs
 from .predictor import explained_memory, load_predictor
@@ -62,7 +62,7 @@ class PredictionPlan:
             "images": len(self.inputs),
             "first": [image.source for image in self.inputs[:3]],
             "views": len(views_of(self.config)),
-            "output": self.output.url,
+            "output": self.output.location.url,
         }
 
 
@@ -105,10 +105,10 @@ def plan_prediction(config: InferConfig) -> PredictionPlan:
     find_checkpoint(config.checkpoint)
     inputs = tuple(list_inputs(config.input, config.output, config))
     wanted = wanted_files(config, inputs)
-    output = OutputFolder(config.output, "inference", wanted, resolved(config.input))
+    output = OutputFolder(locate(config.output), "inference", wanted, resolved(config.input))
     output.refuse_strangers()
-    output.refuse_loss()
-    refuse_strange_notes(config.output)
+    refuse_loss(output)
+    refuse_strange_notes(output.location)
     return PredictionPlan(config, inputs, output)
 
 
@@ -154,13 +154,14 @@ def predict(
         if group.gather(group.leads and told.complete)[0]:
             size = len(plan.inputs)
             return _result(plan, told.records(), size) if group.leads else None
-        with group.together(), writing(plan.output.url):
+        check: Callable[[], None] = lambda: None  # noqa: E731
+        with group.together(), explained(plan.output.location):
             if group.leads:
-                held.enter_context(told.begun())
-                url = storage.join(plan.output.url, SETTINGS)
-                storage.publish_bytes(url, used_settings(config, model).encode())
+                check = held.enter_context(told.begun())
+                settings = plan.output.location / SETTINGS
+                settings.publish_bytes(used_settings(config, model).encode())
         done = group.gather(told.done() if group.leads else set())[0]
-        with group.together(), writing(plan.output.url):
+        with group.together(), explained(plan.output.location):
             own = list(itertools.islice(batches.items(), group.rank, None, group.world_size))
             _predict_batches(
                 [(one, batch) for one, batch in own if one not in done],
@@ -169,18 +170,13 @@ def predict(
                 told,
                 progress and group.leads,
             )
-        return _finish(plan, told, loaded.taxonomy, sum(len(batches[one]) for one in done), group)
-
-
-def _finish(
-    plan: PredictionPlan, told: Progress, taxonomy: Taxonomy, kept: int, group: Group
-) -> PredictionResult | None:
-    result = None
-    with group.together(), writing(plan.output.url):
-        if group.leads:
-            told.finish(taxonomy)
-            result = _result(plan, told.records(), kept)
-    return result
+        result = None
+        with group.together(), explained(plan.output.location):
+            if group.leads:
+                told.finish(loaded.taxonomy, check)
+                kept = sum(len(batches[one]) for one in done)
+                result = _result(plan, told.records(), kept)
+        return result
 
 
 def _result(
@@ -188,7 +184,8 @@ def _result(
 ) -> PredictionResult:
     bad = tuple(str(record["error"]) for record in records if "error" in record)
     converted = Counter(str(record["converted"]) for record in records if "converted" in record)
-    return PredictionResult(plan.output.url, len(records) - len(bad), kept, dict(converted), bad)
+    output, images = plan.output.location.url, len(records) - len(bad)
+    return PredictionResult(output, images, kept, dict(converted), bad)
 
 
 def _predict_batches(
@@ -213,6 +210,7 @@ def _predict_batches(
     ):
         read_batch = partial(_read_all, readers, predictor)
         for (name, batch), content in read_ahead(batches, read_batch, device):
+            told.renew()
             predictions = predictor.predictions(
                 content.inputs,
                 confidence=outputs.wants_confidence,

@@ -11,7 +11,7 @@ logits: so its ID stands for the network, the settings and all of its photograph
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import starmap
 from typing import Any
@@ -19,17 +19,19 @@ from typing import Any
 import xxhash
 from pycocotools import mask as rle
 
-from .. import storage
-from ..errors import ConfigError, DataError
+from ..errors import CocosegError, ConfigError, DataError
 from ..model.weights import LoadedNetwork, weights_digest
-from ..objectstore import REQUESTS
+from ..storage import Location
+from ..storage.local import is_half_written
+from ..storage.output import OutputFolder
+from ..storage.remote import REQUESTS
 from ..taxonomy import Taxonomy
 from .config import InferConfig
-from .folder import COCO_JSON, PREDICTIONS, PROGRESS, SETTINGS, OutputFolder
+from .folder import COCO_JSON, PREDICTIONS, PROGRESS, SETTINGS
 from .inputs import InputImage
 from .outputs import files_of
 
-_LOCK_NAME = "lock"
+_OLD_LOCK = "lock"  # that earlier versions left here
 _NOTE = re.compile(r"[0-9a-f]{16}\.json")
 _VERSION = 2  # of what the same photographs are predicted to
 _WITHOUT_EFFECT = {
@@ -60,7 +62,7 @@ def wanted_files(config: InferConfig, images: Iterable[InputImage]) -> set[str]:
     return {SETTINGS, *lists, *of_images}
 
 
-def refuse_strange_notes(output: str) -> None:
+def refuse_strange_notes(output: Location) -> None:
     """Make sure that the folder of notes holds nothing else, as it is removed in the end.
 
     Raises
@@ -68,10 +70,9 @@ def refuse_strange_notes(output: str) -> None:
     ConfigError
         If it does.
     """
-    folder = storage.join(output, PROGRESS)
-    there = storage.walk_files(folder) if storage.is_dir(folder) else []
-    for name in there:
-        ours = name == _LOCK_NAME or _NOTE.fullmatch(name) or storage.is_half_written(name)
+    folder = output / PROGRESS
+    for name in folder.walk_files() if folder.is_dir() else ():
+        ours = name == _OLD_LOCK or _NOTE.fullmatch(name) or is_half_written(name)
         if "/" in name or not ours:
             raise ConfigError(
                 f"--output {output}: {PROGRESS}/{name} is there, and not of an inference; choose a "
@@ -98,14 +99,12 @@ class Progress:
         self._config = config
         self._batches = batches
         self._folder = folder
-
-    def _url(self, *parts: str) -> str:
-        return storage.join(self._folder.url, PROGRESS, *parts)
+        self._notes = folder.location / PROGRESS
 
     @property
     def complete(self) -> bool:
         """Whether nothing is to be done: a run before did the same, and all of it is there."""
-        if storage.is_dir(self._url()):
+        if self._notes.is_dir():
             return False
         before = self._of_before()
         return (
@@ -116,8 +115,8 @@ class Progress:
 
     def records(self) -> list[dict[str, Any]]:
         """Return what the list of a finished run holds, a record for each photograph."""
-        url = storage.join(self._folder.url, PREDICTIONS)
-        return [json.loads(line) for line in storage.read_bytes(url).splitlines()]
+        content = (self._folder.location / PREDICTIONS).read_bytes()
+        return [json.loads(line) for line in content.splitlines()]
 
     def _of_before(self) -> dict[str, list[dict[str, Any]]]:
         """Return the records of a finished run by batch; empty where there is none."""
@@ -126,8 +125,8 @@ class Progress:
             try:
                 for record in self.records():
                     found.setdefault(str(record.pop("batch")), []).append(record)
-            except (ValueError, KeyError, TypeError, AttributeError):  # edited, or a damaged disk
-                return {}
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                return {}  # edited, or of a damaged disk
         return found
 
     def _is_whole(self, batch: str, records: Sequence[Mapping[str, Any]]) -> bool:
@@ -141,36 +140,31 @@ class Progress:
         )
 
     @contextlib.contextmanager
-    def begun(self) -> Iterator[None]:
-        """Keep other inferences out of a local folder, and make it ready.
+    def begun(self) -> Iterator[Callable[[], None]]:
+        """Keep other commands out of the output, and make it ready.
 
         What a killed process left half-written is removed, what a finished run has of this one is
         taken over, and no sign is left that all is complete. Notes of other settings are removed:
         this run may overwrite what they tell of.
 
+        Yields
+        ------
+        callable
+            `Hold.check`.
+
         Raises
         ------
-        ConfigError
-            If another inference is at work there.
+        ConfigError, CocosegError
+            See `OutputFolder.held`.
         """
-        with contextlib.ExitStack() as held:
-            if not storage.is_remote(self._folder.url):
-                killed = storage.is_dir(self._url())
-                try:
-                    alone = held.enter_context(storage.exclusive(self._url(_LOCK_NAME)))
-                except BlockingIOError:
-                    raise ConfigError(
-                        f"--output {self._folder.url}: an inference is at work in it; wait for it, "
-                        "or choose another folder"
-                    ) from None
-                self._folder = self._folder.again()  # now for certain
-                if alone and killed:
-                    self._folder.tidy_up()
-                    storage.remove_half_written(self._url())
+        with self._folder.held("cocoseg infer") as hold:
+            if hold.alone:
+                self._notes.remove_half_written()
+            self._notes.make_folder()  # it says "not complete" from now on
             self._folder.claim()
-            storage.remove_files(self._url(), self._noted() - {*map(_note, self._batches)})
+            self._notes.remove_files(self._noted() - {*map(_note, self._batches)})
             self._take_over()
-            yield
+            yield hold.check
 
     def _take_over(self) -> None:
         before = self._of_before()
@@ -179,63 +173,78 @@ class Progress:
         for batch, records in before.items():
             if self._is_whole(batch, records):
                 self.publish(batch, records)
-        storage.remove(storage.join(self._folder.url, PREDICTIONS))
+        (self._folder.location / PREDICTIONS).remove()
 
     def _add_outlines(self, before: Mapping[str, list[dict[str, Any]]]) -> bool:
         """Give the records of a finished run the outlines that its COCO result holds."""
         good = [one for records in before.values() for one in records if "error" not in one]
         try:
-            content = json.loads(storage.read_bytes(storage.join(self._folder.url, COCO_JSON)))
+            content = (self._folder.location / COCO_JSON).read_json()
             by_id: dict[int, list[dict[str, Any]]] = {}
             for image, record in zip(content["images"], good, strict=True):
                 record["segments"] = by_id[image["id"]] = []
             for one in content["annotations"]:
                 segment = {key: one[key] for key in ("category_id", "segmentation")}
                 by_id[one["image_id"]].append(segment)
-        except (ConfigError, ValueError, KeyError, TypeError):  # removed, or of a damaged disk
-            return False
+        except (ConfigError, DataError, ValueError, KeyError, TypeError):
+            return False  # removed, or of a damaged disk
         return True
 
     def done(self) -> set[str]:
         """Return the batches whose files are all there, and whose photographs were all good."""
         noted = self._noted()
         ours = [batch for batch in self._batches if _note(batch) in noted]
-        return {batch for batch, records in self._notes(ours) if self._is_whole(batch, records)}
+        return {batch for batch, records in self._read(ours) if self._is_whole(batch, records)}
 
     def _noted(self) -> set[str]:
-        return {name for name in storage.list_files(self._url()) if name != _LOCK_NAME}
+        return set(self._notes.list_files())
+
+    def renew(self) -> None:
+        """Claim the files again, where the output was removed while it was written."""
+        self._folder.renew()
 
     def publish(self, batch: str, records: Sequence[Mapping[str, Any]]) -> None:
         """Note that a batch is done."""
-        storage.publish_bytes(self._url(_note(batch)), json.dumps(records).encode())
+        (self._notes / _note(batch)).publish_bytes(json.dumps(records).encode())
 
-    def _notes(self, batches: Sequence[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    def _read(self, batches: Sequence[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """Yield the records of batches, in order; an object store is asked for many at once."""
         with ThreadPoolExecutor(REQUESTS) as pool:
             yield from zip(batches, pool.map(self._records, batches), strict=True)
 
     def _records(self, batch: str) -> list[dict[str, Any]]:
-        url = self._url(_note(batch))
         try:
-            records: list[dict[str, Any]] = json.loads(storage.read_bytes(url))
-        except (OSError, ValueError):  # of a damaged disk: done again
+            records: list[dict[str, Any]] = (self._notes / _note(batch)).read_json()
+        except (OSError, ConfigError, DataError):  # of a damaged disk, or removed: done again
             return []
         return records
 
-    def finish(self, taxonomy: Taxonomy) -> None:
+    def finish(self, taxonomy: Taxonomy, check: Callable[[], None]) -> None:
         """Write the lists of all photographs, and remove the notes and what is left over.
+
+        Parameters
+        ----------
+        check
+            `Hold.check`.
 
         Raises
         ------
         DataError
             If no photograph could be read; all stays as it is then.
+        CocosegError
+            If the output was removed while it was written.
         """
         lines: list[str] = []
         bad: list[str] = []
         good: list[InputImage] = []
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
-        for batch, records in self._notes(list(self._batches)):
+        for batch, records in self._read(list(self._batches)):
+            if len(records) != len(self._batches[batch]):
+                raise CocosegError(
+                    f"--output {self._folder.location}: was removed or changed while it was "
+                    "written; run the same command again"
+                )
             for image, record in zip(self._batches[batch], records, strict=True):
                 segments = record.pop("segments", [])
                 lines.append(json.dumps({**record, "batch": batch}))
@@ -266,12 +275,12 @@ class Progress:
                 ],
                 "annotations": annotations,
             }
-            url = storage.join(self._folder.url, COCO_JSON)
-            storage.publish_bytes(url, json.dumps(content).encode())
+            (self._folder.location / COCO_JSON).publish_bytes(json.dumps(content).encode())
         self._folder.settle(wanted_files(self._config, good))
         text = "".join(f"{line}\n" for line in lines)
-        storage.publish_bytes(storage.join(self._folder.url, PREDICTIONS), text.encode())
-        storage.remove(self._url())
+        check()
+        (self._folder.location / PREDICTIONS).publish_bytes(text.encode())
+        self._notes.remove()
 
 
 def _note(batch: str) -> str:

@@ -11,7 +11,6 @@ import io
 import json
 import os
 import pickle
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +29,9 @@ from transformers import (
     AutoModelForSemanticSegmentation,
 )
 
-from .. import storage
 from ..errors import ConfigError, DataError, first_line
+from ..storage import LocalPath, Location, locate
+from ..storage.lock import temporary_folder
 from ..taxonomy import SemanticClass, Taxonomy, coco_taxonomy
 from .classes import classifier_keys, label_settings, renew_classifiers
 from .config import ModelConfig
@@ -44,6 +44,8 @@ from .sizes import check_input_size
 _NETWORK_NAME = "config.json"
 PREPROCESS_NAME = "preprocessor_config.json"
 TAXONOMY_NAME = "taxonomy.json"
+STATE_NAME = "training_state.pt"
+"""Beside the weights in a checkpoint of a run: optimizer and progress."""
 
 _UNLOADABLE = (
     *(OSError, ValueError, RuntimeError, AttributeError, StrictDataclassError),
@@ -88,16 +90,17 @@ def start_network(
         network = AutoModelForSemanticSegmentation.from_config(settings)
         preprocess = Preprocess(config.input_size, config.keep_ratio)
     else:
-        source = _local(config.name)
-        settings = _settings(source, config.name)
-        same = _labels(settings) == taxonomy.names
-        settings.update(label_settings(taxonomy))
-        classifiers = classifier_keys(settings)
-        network = _network(source, config.name, settings, replaceable=classifiers)
+        with _local(config.name) as source:
+            settings = _settings(source, config.name)
+            same = _labels(settings) == taxonomy.names
+            settings.update(label_settings(taxonomy))
+            classifiers = classifier_keys(settings)
+            network = _network(source, config.name, settings, replaceable=classifiers)
+            preprocess = _preprocess_of(source)
         if not same:  # the same number of other classes would slip in silently
             renew_classifiers(network, classifiers, settings)
         preprocess = dataclasses.replace(
-            _preprocess_of(source), input_size=config.input_size, keep_ratio=config.keep_ratio
+            preprocess, input_size=config.input_size, keep_ratio=config.keep_ratio
         )
     check_input_size(network, config.input_size, config.name)
     return _faster(network), preprocess
@@ -140,12 +143,12 @@ def load_network(checkpoint: str, config: ModelConfig) -> LoadedNetwork:
     found = find_checkpoint(checkpoint)
     if is_bare(found):
         return _load_file(found, config)
-    folder = _local(found)
-    settings = _settings(folder, checkpoint)
-    network = _network(folder, checkpoint, settings)
-    taxonomy, preprocess = _taxonomy_of(folder, settings), _preprocess_of(folder)
+    with _local(found) as folder:
+        settings = _settings(folder, checkpoint)
+        network = _network(folder, checkpoint, settings)
+        taxonomy, preprocess = _taxonomy_of(folder, settings), _preprocess_of(folder)
     check_input_size(network, preprocess.input_size, checkpoint)
-    return LoadedNetwork(_faster(network).eval(), preprocess, taxonomy, folder)
+    return LoadedNetwork(_faster(network).eval(), preprocess, taxonomy, found)
 
 
 def weights_digest(network: nn.Module) -> str:
@@ -173,42 +176,42 @@ def find_checkpoint(checkpoint: str) -> str:
         If a file or folder is not there, or is none of a network; the hub is not asked.
     """
     if is_bare(checkpoint):
-        if not storage.is_file(checkpoint):
+        if not locate(checkpoint).is_file():
             raise ConfigError(f"--checkpoint {checkpoint}: no such file")
         return checkpoint
-    found = _resolve_run(checkpoint)
-    if storage.is_dir(found):
-        if not (storage.is_remote(found) or os.access(found.removeprefix("file://"), os.X_OK)):
+    found = _resolve_run(locate(checkpoint))
+    if found.is_dir():
+        if isinstance(found, LocalPath) and not os.access(found, os.X_OK):
             raise ConfigError(f"--checkpoint {checkpoint}: {os.strerror(errno.EACCES)}")
-        if not storage.exists(storage.join(found, _NETWORK_NAME)):
+        if not (found / _NETWORK_NAME).exists():
             raise ConfigError(
                 f"--checkpoint {checkpoint}: holds no {_NETWORK_NAME}: it is neither a run nor a "
                 "folder that transformers saved"
             )
-    elif storage.exists(found):
+    elif found.exists():
         raise ConfigError(
             f"--checkpoint {checkpoint}: is a file; give a run, a checkpoint folder, or a .pt or "
             ".pth file of weights"
         )
-    elif not _may_be_on_hub(found):
+    elif not _may_be_on_hub(found.url):
         raise ConfigError(f"--checkpoint {checkpoint}: no such folder")
-    return found
+    return found.url
 
 
 def _may_be_on_hub(name: str) -> bool:
     owner, slash, model = name.partition("/")
-    return bool(owner and slash and model) and "/" not in model and not storage.is_remote(name)
+    return bool(owner and slash and model) and "/" not in model and not locate(name).remote
 
 
-def _resolve_run(checkpoint: str) -> str:
+def _resolve_run(checkpoint: Location) -> Location:
     for name in ("best", "last"):
-        link = storage.join(checkpoint, name)
-        if not storage.exists(link):
+        link = checkpoint / name
+        if not link.exists():
             continue
-        if storage.is_dir(link):
+        if link.is_dir():
             return link
-        return storage.join(checkpoint, storage.read_bytes(link).decode().strip())
-    if storage.is_dir(storage.join(checkpoint, "checkpoints")):
+        return checkpoint / link.read_bytes().decode(errors="replace").strip()
+    if (checkpoint / "checkpoints").is_dir():
         raise ConfigError(f"--checkpoint {checkpoint}: is a run without a finished checkpoint yet")
     return checkpoint
 
@@ -224,7 +227,7 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
         If it holds anything but tensors, which are all that is unpickled.
     """
     try:
-        stored = io.BytesIO(storage.read_bytes(path))
+        stored = io.BytesIO(locate(path).read_bytes())
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     try:
@@ -250,7 +253,8 @@ def _load_file(path: str, config: ModelConfig) -> LoadedNetwork:
         settings = architecture(config.name)
     else:
         try:
-            settings = _settings(_local(config.name), config.name)
+            with _local(config.name) as folder:
+                settings = _settings(folder, config.name)
         except ConfigError as error:
             raise ConfigError(
                 f"{path}: holds weights alone: say by --config, or --set model.name=segformer-b0 …,"
@@ -262,12 +266,12 @@ def _load_file(path: str, config: ModelConfig) -> LoadedNetwork:
         classes_beside = (f"class {i}" for i in range(1, classes))
         taxonomy = Taxonomy(tuple(SemanticClass(n) for n in ("background", *classes_beside)))
     settings.update(label_settings(taxonomy))
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as scratch:
         # By way of a folder: transformers converts the key names of its older versions on load.
-        settings.save_pretrained(folder)
+        settings.save_pretrained(scratch)
         plain = {name: value.contiguous().clone() for name, value in weights.items()}
-        save_file(plain, Path(folder) / "model.safetensors", metadata={"format": "pt"})
-        network = _network(folder, f"{path} as {config.name}", settings)
+        save_file(plain, scratch / "model.safetensors", metadata={"format": "pt"})
+        network = _network(str(scratch), f"{path} as {config.name}", settings)
     check_input_size(network, config.input_size, config.name)
     return LoadedNetwork(
         _faster(network).eval(), Preprocess(config.input_size, config.keep_ratio), taxonomy, path
@@ -348,7 +352,7 @@ def _taxonomy_of(folder: str, settings: Any) -> Taxonomy:
     file = Path(folder) / TAXONOMY_NAME
     if not file.is_file():  # another program's
         return Taxonomy(tuple(SemanticClass(name) for name in _labels(settings)))
-    content = storage.read_json(str(file))
+    content = locate(file).read_json()
     try:
         taxonomy = Taxonomy.from_dict(content)
     except DataError as error:
@@ -360,14 +364,14 @@ def _taxonomy_of(folder: str, settings: Any) -> Taxonomy:
     return taxonomy
 
 
-def _local(reference: str) -> str:
-    """Return a local folder, or a name of the hub, that transformers can load."""
-    if storage.is_remote(reference):
-        return str(storage.fetch_folder(reference))
-    reference = reference.removeprefix("file://")
-    if os.path.isabs(reference) and not os.path.isdir(reference):
-        raise ConfigError(f"{reference}: no such folder")
-    return reference
+@contextlib.contextmanager
+def _local(reference: str) -> Iterator[str]:
+    """Give a local folder, or a name of the hub, that transformers can load."""
+    place = locate(reference)
+    if os.path.isabs(place.url) and not place.is_dir():
+        raise ConfigError(f"{place}: no such folder")
+    with place.fetched(leave_out=[STATE_NAME]) as folder:
+        yield str(folder)
 
 
 def _pretrained(kind: Any, source: str, name: str, **options: Any) -> Any:

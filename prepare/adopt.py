@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from tqdm import tqdm
 
-from .. import __version__, processes, storage
+from .. import __version__, processes
 from ..errors import CocosegError, ConfigError, DataError
 from ..photo import BadPhoto
 from ..processes import available_cores
@@ -36,6 +36,7 @@ from ..shards.manifest import (
 )
 from ..shards.members import by_sample, sort_members
 from ..shards.tarball import Member, folded, name_problem, walk
+from ..storage import Location, locate
 from ..taxonomy import Taxonomy, mask_taxonomy
 from . import journal
 from .config import IndexConfig
@@ -123,10 +124,11 @@ def plan_index(folder: str, config: IndexConfig) -> ForeignShards:
             "say what the train ids in the masks mean: --classes coco, or --classes FILE with the "
             "names in train-id order, background first"
         )
-    if not storage.exists(folder):
+    place = locate(folder)
+    if not place.exists():
         raise ConfigError(f"{folder}: no such folder")
-    _refuse_ours(folder)
-    files = storage.list_files(folder)
+    _refuse_ours(place)
+    files = place.list_files()
     for name in sorted(files):
         if name.endswith((".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")):
             raise DataError(f"{folder}: {name} is compressed; unpack it: ranges of it are read")
@@ -134,7 +136,7 @@ def plan_index(folder: str, config: IndexConfig) -> ForeignShards:
             raise DataError(f"{folder}: the shard {name!r} {problem}; rename it")
     shards = {name: files[name] for name in sorted(files) if name.endswith(".tar")}
     if not shards:
-        below = ", ".join(sorted(storage.list_folders(folder))[:5])
+        below = ", ".join(sorted(place.list_folders())[:5])
         hint = f"; index its folders one by one: {below}" if below else ""
         raise ConfigError(f"{folder}: holds no .tar{hint}")
     return ForeignShards(folder, shards, mask_taxonomy(config.classes))
@@ -179,11 +181,11 @@ def index_shards(folder: str, config: IndexConfig, progress: bool = False) -> In
     return IndexResult(folder, _publish(plan, config, examined))
 
 
-def _refuse_ours(folder: str) -> None:
+def _refuse_ours(folder: Location) -> None:
     """Refuse what `prepare` made or is making: its manifest says more than ours would."""
-    if journal.is_at_work(folder):
+    if journal.is_unfinished(folder):
         raise ConfigError(f"{folder}: 'cocoseg prepare' has not finished there; run it again")
-    if storage.exists(storage.join(folder, shard_manifest.MANIFEST_NAME)):
+    if (folder / shard_manifest.MANIFEST_NAME).exists():
         try:
             adopted = read_manifest(folder).adopted
         except DataError as error:
@@ -220,7 +222,7 @@ def examine(task: ShardToExamine) -> Examined:
     counts: Counter[str] = Counter()
     votes: Counter[str] = Counter()
     problems: list[str] = []
-    with storage.mapped(storage.join(task.folder, task.name)) as content:
+    with (locate(task.folder) / task.name).mapped() as content:
         try:
             for key, members in by_sample(walk(content, task.name, foreign=True)):
                 try:
@@ -305,10 +307,11 @@ def _publish(plan: ForeignShards, config: IndexConfig, examined: list[Examined])
         if majority(votes) == "raw":
             shard.index.samples["orientation"][shard.ambiguous] = 1
         counts["turned_by_exif"] += int((shard.index.samples["orientation"] != 1).sum())
-    manifest_url = storage.join(plan.folder, shard_manifest.MANIFEST_NAME)
-    storage.remove(manifest_url)  # an earlier one, which fits the index no longer
+    folder = locate(plan.folder)
+    manifest_file = folder / shard_manifest.MANIFEST_NAME
+    manifest_file.remove()  # an earlier one, which fits the index no longer
     index = join_indices([shard.index for shard in examined])
-    index_entry, classes_entry = shard_manifest.publish_index(plan.folder, index)
+    index_entry, classes_entry = shard_manifest.publish_index(folder, index)
     pixels = np.zeros(plan.taxonomy.ignore_index + 1, np.int64)
     np.add.at(pixels, index.classes["train_id"], index.classes["pixels"])
     manifest = Manifest(
@@ -333,5 +336,5 @@ def _publish(plan: ForeignShards, config: IndexConfig, examined: list[Examined])
         index=index_entry,
         index_classes=classes_entry,
     )
-    storage.publish_bytes(manifest_url, manifest.to_json().encode())
+    manifest_file.publish_bytes(manifest.to_json().encode())
     return manifest

@@ -21,9 +21,9 @@ from typing import Annotated, TypeVar
 import msgspec
 import numpy as np
 
-from .. import storage
 from ..errors import ConfigError, DataError
 from ..photo import SUFFIXES
+from ..storage import LocalPath, locate
 from ..taxonomy import Category
 from .images import ImageStore, image_names, readable
 
@@ -201,10 +201,10 @@ def list_images(store: ImageStore) -> AnnotationFile:
 
 def _content(path: str) -> memoryview:
     """Return the file's bytes without a byte order mark; a local file is mapped, not copied."""
-    if storage.is_remote(path):
-        content = memoryview(storage.read_bytes(path))
+    local = locate(path)
+    if not isinstance(local, LocalPath):
+        content = memoryview(local.read_bytes())
     else:
-        local = path.removeprefix("file://")
         if os.path.exists(local) and not os.path.isfile(local) and not os.path.isdir(local):
             raise ConfigError(f"{path}: is a pipe or a device, expected a COCO JSON file")
         try:

@@ -7,7 +7,6 @@ A killed build is continued by running it again: each finished shard leaves a re
 """
 
 import contextlib
-import errno
 import os
 import signal
 import threading
@@ -19,10 +18,11 @@ from typing import Any
 import msgspec
 from tqdm import tqdm
 
-from .. import storage
 from ..errors import CocosegError, ConfigError, DataError, Interrupted
 from ..processes import available_cores, warm_up
 from ..shards.manifest import Manifest
+from ..storage import Location, locate
+from ..storage.output import explained, held
 from . import journal
 from .changes import changed_photos, mended_photos, refuse_changed_photos
 from .config import PrepareConfig
@@ -92,26 +92,27 @@ def prepare(config: PrepareConfig, progress: bool = False) -> PrepareResult:
         if config.engine == "local":
             warm_up(run_shards.__module__)  # while the annotations are read
         plan = plan_build(config)
-        folders = [storage.join(config.output, split.name).rstrip("/") for split in plan.splits]
+        output = locate(config.output)
+        folders = [output / split.name if split.name else output for split in plan.splits]
         draft = draft_manifest(plan, config)
-        build = _Build(plan, config, folders, signals)
+        build = _Build(plan, config, output, folders, signals)
 
         def complete() -> list[Manifest]:
-            return [] if config.overwrite else journal.finished(build.output, folders, draft)
+            return [] if config.overwrite else journal.finished(output, folders, draft)
 
-        found = [] if journal.is_at_work(build.output) else complete()
+        found = [] if journal.is_unfinished(output) else complete()
         manifests = found
         if not found:
-            with _story_of_an_end(build, draft), journal.locked(build.output):
+            with _story_of_an_end(build, draft), held(output, "cocoseg prepare") as hold:
                 found = manifests = complete()  # by a run that was killed just after
                 if not found:
-                    journal.begin(build.output, folders, draft, config.overwrite)
+                    journal.begin(output, folders, draft, config.overwrite)
                     build.begun = True
                     built = build.run(progress)
                     build.refuse_useless(draft)
-                    manifests = publish(plan, config, folders, built, draft)
-                journal.end(build.output)
-        result = _result(build.output, plan, folders, manifests)
+                    manifests = publish(plan, config, folders, built, draft, hold.check)
+                journal.end(output)
+        result = _result(output, plan, folders, manifests)
         if found:
             quarantined = [split.quarantined for split in result.splits]
             refuse_changed_photos(plan, config, folders, manifests, quarantined)
@@ -125,11 +126,12 @@ class _Build:
         self,
         plan: BuildPlan,
         config: PrepareConfig,
-        folders: Sequence[str],
+        output: Location,
+        folders: Sequence[Location],
         signals: "_Signals",
     ) -> None:
-        self.plan, self.config, self.folders, self.signals = plan, config, folders, signals
-        self.output = storage.join(str(config.output), "").rstrip("/")
+        self.plan, self.config, self.signals = plan, config, signals
+        self.output, self.folders = output, folders
         self.shards = [
             (split, folder, number)
             for split, folder in zip(plan.splits, folders, strict=True)
@@ -141,10 +143,10 @@ class _Build:
     def run(self, progress: bool) -> list[BuiltShard]:
         """Build what is missing and return all shards, in order."""
         names = [self._names(number) for number in range(len(self.shards))]
-        urls = [(storage.join(folder, name), record) for folder, name, record in names]
-        self.built = self._unchanged(journal.kept_shards(self.output, urls))
+        files = [(folder / name, record) for folder, name, record in names]
+        self.built = self._unchanged(journal.kept_shards(self.output, files))
         for folder in self.folders:
-            storage.make_folder(folder)
+            folder.make_folder()
         refuse_full_disk(self.plan, self.config, sum(s.size for s in self.built.values()))
         with tqdm(total=self.plan.images, unit="img", disable=not progress) as bar:
             todo = [number for number in range(len(self.shards)) if number not in self.built]
@@ -195,7 +197,7 @@ class _Build:
                 self.built[shard.number] = shard
                 show(0, 0)
 
-    def _names(self, number: int) -> tuple[str, str, str]:
+    def _names(self, number: int) -> tuple[Location, str, str]:
         """Return the folder, the file name, and the name of the record of a shard."""
         split, folder, local = self.shards[number]
         name = shard_name(local)
@@ -207,9 +209,9 @@ class _Build:
         size = self.plan.samples_per_shard
         return ShardTask(
             number=number,
-            folder=folder,
+            folder=folder.url,
             name=name,
-            building=journal.building_folder(self.output),
+            building=journal.building_folder(self.output).url,
             record=record,
             images=tuple(
                 image_task(self.plan, image)
@@ -225,22 +227,22 @@ class _Build:
         """
         if not any(shard.samples for shard in self.built.values()):
             self._refuse_all_bad()
-        sizes = {folder: storage.list_files(folder) for folder in self.folders}
+        sizes = {folder: folder.list_files() for folder in self.folders}
         for number, (_, folder, local) in enumerate(self.shards):
             name = shard_name(local)
             if sizes[folder].get(name) != self.built[number].size:
                 _tidy(self, draft)
                 raise CocosegError(
-                    f"--output {self.output}: {storage.join(folder, name)} was changed or removed "
+                    f"--output {self.output}: {folder / name} was changed or removed "
                     "while others were built: run the same command again"
                 )
 
     def _refuse_all_bad(self) -> None:
         quarantined = [entry for shard in self.built.values() for entry in shard.quarantined]
         for split, folder, local in self.shards:
-            storage.remove(storage.join(folder, shard_name(local)))
-            if split.name and not storage.list_files(folder):
-                storage.remove(folder)
+            (folder / shard_name(local)).remove()
+            if split.name:
+                folder.remove_if_empty()
         journal.end(self.output)
         first = "\n".join(f"  {q.file_name}: {q.reason}: {q.detail}" for q in quarantined[:3])
         raise DataError(
@@ -283,44 +285,24 @@ def _signals() -> Iterator[_Signals]:
 @contextlib.contextmanager
 def _story_of_an_end(build: _Build, draft: Mapping[str, Any]) -> Iterator[None]:
     """Turn an end before the end into what was kept and how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        _tidy(build, draft)
-        raise Interrupted(f"interrupted; {_kept(build)}: run the same command again") from None
-    except OSError as error:
-        _tidy(build, draft)
-        if error.errno not in _MENDS:
+    with explained(build.output, lambda: _kept(build)):
+        try:
+            yield
+        except KeyboardInterrupt:
+            _tidy(build, draft)
+            raise Interrupted(f"interrupted; {_kept(build)}: run the same command again") from None
+        except OSError:
+            _tidy(build, draft)
             raise
-        what = (error.strerror or str(error)).lower()
-        where = f" ({error.filename})" if error.filename else ""
-        raise CocosegError(
-            f"--output {build.output}: {what}{where}; {_kept(build)}: {_MENDS[error.errno]}, "
-            "and run the same command again"
-        ) from None
 
 
 def _tidy(build: _Build, draft: Mapping[str, Any]) -> None:
     """Make good what an interrupt while tidying up, or an output that vanished, left undone."""
     with contextlib.suppress(OSError):
         for folder in (build.output, *build.folders, journal.building_folder(build.output)):
-            storage.remove_scratch(folder, os.getpid())
+            folder.remove_half_written(os.getpid())
         if build.begun:
             journal.renew_plan(build.output, build.folders, draft)
-
-
-_MENDS = {
-    errno.ENOSPC: "make room",
-    errno.EDQUOT: "make room",
-    errno.EFBIG: "lower --samples-per-shard",
-    errno.EIO: "mend the disk",
-    errno.ESTALE: "mount it again",
-    errno.ENOENT: "see where it has gone",
-    errno.EROFS: "make it writable",
-    errno.EACCES: "make it writable",
-    errno.EPERM: "make it writable",
-}
-"""What to do when a disk fails."""
 
 
 def _kept(build: _Build) -> str:
@@ -329,18 +311,18 @@ def _kept(build: _Build) -> str:
 
 
 def _result(
-    output: str, plan: BuildPlan, folders: Sequence[str], manifests: Iterable[Manifest]
+    output: Location, plan: BuildPlan, folders: Sequence[Location], manifests: Iterable[Manifest]
 ) -> PrepareResult:
     splits = tuple(
-        PreparedSplit(split.name, folder, manifest, _read_quarantine(folder))
+        PreparedSplit(split.name, folder.url, manifest, _read_quarantine(folder))
         for split, folder, manifest in zip(plan.splits, folders, manifests, strict=True)
     )
-    return PrepareResult(output, splits, plan.notes())
+    return PrepareResult(output.url, splits, plan.notes())
 
 
-def _read_quarantine(folder: str) -> tuple[Quarantined, ...]:
-    url = storage.join(folder, journal.QUARANTINE)
-    if not storage.exists(url):
+def _read_quarantine(folder: Location) -> tuple[Quarantined, ...]:
+    file = folder / journal.QUARANTINE
+    if not file.exists():
         return ()
-    lines = storage.read_bytes(url).splitlines()
+    lines = file.read_bytes().splitlines()
     return tuple(msgspec.json.decode(line, type=Quarantined) for line in lines)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ..errors import ConfigError
 from ..shards.manifest import Index, Manifest, read_index
+from ..storage import Location
 from .config import PrepareConfig
 from .orientation import Orientation
 from .plan import BuildPlan, PlannedImage, image_task, sample_rules
@@ -56,7 +57,7 @@ def mended_photos(
 def refuse_changed_photos(
     plan: BuildPlan,
     config: PrepareConfig,
-    folders: Sequence[str],
+    folders: Sequence[Location],
     manifests: Sequence[Manifest],
     quarantined: Sequence[Sequence[Quarantined]],
 ) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .. import storage
 from ..errors import CocosegError, ConfigError
 from ..figures import bytes_text, time_text
 from ..processes import available_cores
+from ..storage import locate
 from .config import PrepareConfig
 from .orientation import Orientation
 from .plan import BuildPlan, PlannedImage, image_task, sample_rules
@@ -124,7 +124,7 @@ def forecast(plan: BuildPlan, config: PrepareConfig) -> Forecast:
         problems=tuple(entry for entry in problems if isinstance(entry, Quarantined)),
         bytes=round(size * share) + _TAR_END * sum(split.shards for split in plan.splits),
         seconds=seconds * share / workers,
-        free=storage.free_space(str(config.output)) if config.output else None,
+        free=locate(config.output).free_space() if config.output else None,
     )
 
 
@@ -141,8 +141,8 @@ def refuse_full_disk(plan: BuildPlan, config: PrepareConfig, present: int) -> No
     CocosegError
         If much less space is free than the photographs take up.
     """
-    output = str(config.output)
-    free = storage.free_space(output) if config.max_side is None else None
+    output = locate(str(config.output))
+    free = output.free_space() if config.max_side is None else None
     images = [image for split in plan.splits for image in split.images if image.name]
     weighed = list(_spread(images, _WEIGHED))
     if free is None or not weighed:

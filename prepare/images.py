@@ -1,7 +1,7 @@
 """Where photographs lie: in a folder, a tar or a zip; and how their bytes are read.
 
-The main process looks every name up once; workers get a `Location` and read it, so that an archive
-is listed once however many they are.
+The main process looks every name up once; workers get a `PhotoPlace` and read it, so that an
+archive is listed once however many they are.
 """
 
 import posixpath
@@ -16,14 +16,12 @@ from typing import Protocol
 
 import msgspec
 
-from .. import storage
 from ..errors import ConfigError, DataError
 from ..photo import MAX_BYTES, SUFFIXES, BadPhoto
+from ..storage import locate
 
-"""Larger photographs are refused: no camera makes them, a bomb in a zip does [bytes]."""
 
-
-class Location(msgspec.Struct, frozen=True, array_like=True):
+class PhotoPlace(msgspec.Struct, frozen=True, array_like=True):
     """Where the bytes of one photograph lie."""
 
     url: str
@@ -45,7 +43,7 @@ class ImageStore(Protocol):
     sizes_are_cheap: bool
     """Whether `size` asks no server."""
 
-    def location(self, name: str) -> Location:
+    def location(self, name: str) -> PhotoPlace:
         """Return where one of `names` lies."""
 
     def size(self, name: str) -> int:
@@ -57,19 +55,20 @@ class ImageFolder:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.sizes_are_cheap = not storage.is_remote(url)
+        self._folder = locate(url)
+        self.sizes_are_cheap = not self._folder.remote
         try:
-            self.names: Iterable[str] = storage.walk_files(url)
+            self.names: Iterable[str] = self._folder.walk_files()
         except PermissionError as error:
             raise ConfigError(f"--images {url}: {error.filename} may not be read") from None
 
-    def location(self, name: str) -> Location:
+    def location(self, name: str) -> PhotoPlace:
         """Return where a file lies."""
-        return Location(storage.join(self.url, name))
+        return PhotoPlace((self._folder / name).url)
 
     def size(self, name: str) -> int:
         """Return its size [bytes]."""
-        return storage.file_size(storage.join(self.url, name))
+        return (self._folder / name).size()
 
 
 class ImageArchive:
@@ -77,12 +76,12 @@ class ImageArchive:
 
     sizes_are_cheap = True
 
-    def __init__(self, url: str, members: Mapping[str, Location]) -> None:
+    def __init__(self, url: str, members: Mapping[str, PhotoPlace]) -> None:
         self.url = url
         self.names: Iterable[str] = members
         self._members = members
 
-    def location(self, name: str) -> Location:
+    def location(self, name: str) -> PhotoPlace:
         """Return where a member lies."""
         return self._members[name]
 
@@ -92,15 +91,15 @@ class ImageArchive:
         return place.zipped[1] if place.zipped is not None else place.stored or 0
 
 
-def _list_tar(url: str) -> dict[str, Location]:
+def _list_tar(url: str) -> dict[str, PhotoPlace]:
     members = {}
     try:
-        with storage.open_seekable(url) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with locate(url).open_seekable() as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if member.size < 0:
                     raise tarfile.ReadError(f"{member.name!r} has a negative size")
                 if member.isreg() and not member.issparse():
-                    place = Location(url, member.offset_data, member.size)
+                    place = PhotoPlace(url, member.offset_data, member.size)
                     members[posixpath.normpath(member.name)] = place
             file.seek(tar.offset)  # tarfile also stops, silently, at a header that is damaged
             if file.read(tarfile.BLOCKSIZE).strip(b"\0") or file.tell() <= tar.offset:
@@ -110,10 +109,10 @@ def _list_tar(url: str) -> dict[str, Location]:
     return members
 
 
-def _list_zip(url: str) -> dict[str, Location]:
+def _list_zip(url: str) -> dict[str, PhotoPlace]:
     members = {}
     try:
-        with storage.open_seekable(url) as file, zipfile.ZipFile(file) as archive:
+        with locate(url).open_seekable() as file, zipfile.ZipFile(file) as archive:
             for member in archive.infolist():
                 if member.is_dir():
                     continue
@@ -121,7 +120,7 @@ def _list_zip(url: str) -> dict[str, Location]:
                     raise zipfile.BadZipFile(f"{member.filename!r} lies nowhere")
                 method = -1 if member.flag_bits & 1 else member.compress_type
                 zipped = (method, member.file_size, member.CRC)
-                place = Location(url, member.header_offset, member.compress_size, zipped)
+                place = PhotoPlace(url, member.header_offset, member.compress_size, zipped)
                 members[posixpath.normpath(member.filename)] = place
     except Exception as error:  # zipfile raises many kinds on hostile directories
         raise DataError(f"--images {url}: is no readable zip: {error}") from None
@@ -138,12 +137,13 @@ def open_store(url: str) -> ImageStore:
     DataError
         If an archive cannot be read.
     """
-    if storage.is_dir(url):
+    place = locate(url)
+    if place.is_dir():
         return ImageFolder(url)
-    if not storage.exists(url):
+    if not place.exists():
         raise ConfigError(f"--images {url}: no such folder, tar or zip")
     suffix = PurePosixPath(url).suffix.lower()
-    if not storage.is_file(url):  # opening a pipe would wait for ever
+    if not place.is_file():  # opening a pipe would wait for ever
         raise ConfigError(f"--images {url}: is neither a folder nor a file")
     if suffix in (".tar", ".zip"):
         return ImageArchive(url, _list_tar(url) if suffix == ".tar" else _list_zip(url))
@@ -226,7 +226,7 @@ def image_names(store: ImageStore) -> Iterator[str]:
     return (name for name in sorted(store.names) if name.lower().endswith(SUFFIXES))
 
 
-def read_photo(location: Location) -> bytes:
+def read_photo(location: PhotoPlace) -> bytes:
     """Return the bytes of a photograph.
 
     Raises
@@ -236,7 +236,7 @@ def read_photo(location: Location) -> bytes:
     """
     try:
         if location.stored is None:
-            return storage.read_bytes(location.url, MAX_BYTES)
+            return locate(location.url).read_bytes(MAX_BYTES)
         if location.zipped is not None:
             return _unzip(location, location.stored, *location.zipped)
         return _range(location.url, location.offset, location.stored)
@@ -258,7 +258,7 @@ def _refuse_giant(size: int) -> None:
 
 def _range(url: str, offset: int, length: int) -> bytes:
     _refuse_giant(length)
-    content = storage.read_range(url, offset, length)
+    content = locate(url).read_range(offset, length)
     if len(content) < length:
         raise BadPhoto("damaged-archive", f"{url} ends inside the file, {len(content)} bytes in")
     return content
@@ -267,7 +267,7 @@ def _range(url: str, offset: int, length: int) -> bytes:
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # APPNOTE.TXT 4.3.7: signature … name and extra lengths
 
 
-def _unzip(location: Location, stored: int, method: int, size: int, crc: int) -> bytes:
+def _unzip(location: PhotoPlace, stored: int, method: int, size: int, crc: int) -> bytes:
     if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         what = "encrypted" if method == -1 else f"compressed by method {method}"
         raise BadPhoto("unreadable-file", f"{location.url}: is {what}; repack the zip")

@@ -1,23 +1,22 @@
 """What makes a build safe to interrupt: the folder ``.building/`` below the output.
 
-It holds what is being built (``plan.json``), a record of each finished shard, scratch folders, and
-a lock. It is there from before the first shard until after the last manifest. Replacing a complete
+It holds what is being built (``plan.json``), a record of each finished shard, and scratch folders.
+It is there from before the first shard until after the last manifest. Replacing a complete
 build begins by making it an unfinished one again, so that a kill in between is nothing special.
 """
 
 import contextlib
 import json
 import logging
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from .. import storage
 from ..errors import CocosegError, ConfigError, DataError, first_line
 from ..shards.manifest import INDEX_NAMES, MANIFEST_NAME, Manifest, read_manifest
+from ..storage import Location
 from .config import parse_split
 from .shard import BuiltShard
 
@@ -25,7 +24,7 @@ log = logging.getLogger(__name__)
 
 BUILDING = ".building"
 REPORT, QUARANTINE, CONFIG = "prepare-report.html", "quarantine.jsonl", "config.yaml"
-_PLAN, _LOCK, _RECORD = "plan.json", "lock", ".record"
+_PLAN, _RECORD = "plan.json", ".record"
 _OURS = (MANIFEST_NAME, *INDEX_NAMES, REPORT, QUARANTINE, CONFIG)  # the manifest is removed first
 _SHARD = re.compile(r"shard-\d{6,}\.tar")
 
@@ -36,9 +35,9 @@ Draft = Mapping[str, Any]
 """What a manifest says of inputs and settings; it tells one build from another."""
 
 
-def building_folder(output: str) -> str:
-    """Return where records, scratch files and the lock of a build lie."""
-    return storage.join(output, BUILDING)
+def building_folder(output: Location) -> Location:
+    """Return where records and scratch files of a build lie."""
+    return output / BUILDING
 
 
 def record_name(split: str, shard: str) -> str:
@@ -46,41 +45,12 @@ def record_name(split: str, shard: str) -> str:
     return f"{split}-{shard}{_RECORD}".lstrip("-")
 
 
-def is_at_work(output: str) -> bool:
+def is_unfinished(output: Location) -> bool:
     """Tell whether a build is going on, or was left unfinished."""
-    return storage.exists(building_folder(output))
+    return building_folder(output).exists()
 
 
-@contextlib.contextmanager
-def locked(output: str) -> Iterator[None]:
-    """Keep a second prepare out of a local output.
-
-    Raises
-    ------
-    ConfigError
-        If another process is at work there.
-    """
-    if storage.is_remote(output):
-        yield
-        return
-    folder = building_folder(output)
-    with contextlib.ExitStack() as lock:
-        try:
-            lock.enter_context(storage.exclusive(os.path.join(folder, _LOCK)))
-        except BlockingIOError:
-            raise ConfigError(
-                f"--output {output}: another 'cocoseg prepare' is at work there; wait for it"
-            ) from None
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                if os.listdir(folder) == [_LOCK]:  # nothing was begun, or all is done
-                    os.unlink(os.path.join(folder, _LOCK))
-                    os.rmdir(folder)
-
-
-def finished(output: str, folders: Sequence[str], draft: Draft) -> list[Manifest]:
+def finished(output: Location, folders: Sequence[Location], draft: Draft) -> list[Manifest]:
     """Return the manifests of a complete output, or nothing if there is work to do.
 
     Raises
@@ -99,7 +69,7 @@ def finished(output: str, folders: Sequence[str], draft: Draft) -> list[Manifest
     if there.keys() != set(folders):
         return []
     for folder, manifest in there.items():
-        present = storage.list_files(folder)
+        present = folder.list_files()
         for shard in manifest.shards:
             if present.get(shard.name) != shard.bytes:
                 raise ConfigError(
@@ -109,22 +79,22 @@ def finished(output: str, folders: Sequence[str], draft: Draft) -> list[Manifest
     return [there[folder] for folder in folders]
 
 
-def _complete(output: str, folders: Sequence[str]) -> dict[str, Manifest]:
+def _complete(output: Location, folders: Sequence[Location]) -> dict[Location, Manifest]:
     """Return the complete folders of an output, also those of splits that are no longer asked for.
 
     Folders below the output that were prepared by themselves are none of its splits.
     """
-    splits = {storage.join(output, name): name for name in storage.list_folders(output)}
+    below = [output / name for name in output.list_folders()]
     found = {}
-    for folder in dict.fromkeys((output, *folders, *splits)):
-        if not storage.exists(storage.join(folder, MANIFEST_NAME)):
+    for folder in dict.fromkeys((output, *folders, *below)):
+        if not (folder / MANIFEST_NAME).exists():
             continue
         if folder in (output, *folders):
             found[folder] = read_manifest(folder)
         else:
             with contextlib.suppress(CocosegError):
                 manifest = read_manifest(folder)
-                if splits[folder] in _splits(_said(manifest)):
+                if folder.name in _splits(_said(manifest)):
                     found[folder] = manifest
     return found
 
@@ -138,7 +108,7 @@ def _splits(draft: Draft) -> tuple[str, ...]:
     return tuple(parse_split(split)) if split else ()
 
 
-def begin(output: str, folders: Sequence[str], draft: Draft, overwrite: bool) -> None:
+def begin(output: Location, folders: Sequence[Location], draft: Draft, overwrite: bool) -> None:
     """Start a build, or find the same one unfinished.
 
     An unfinished build of something else that has not finished a single shard is no obstacle; one
@@ -168,7 +138,7 @@ def begin(output: str, folders: Sequence[str], draft: Draft, overwrite: bool) ->
     if there is not None and not (overwrite and there != draft):
         _refuse_difference(output, "holds an unfinished build of", there, draft)
         for place in dict.fromkeys((output, *folders, folder)):
-            storage.remove_scratch(place)
+            place.remove_half_written()
         return
     earlier = _earlier(output, folders) if overwrite else {}
     for place in dict.fromkeys((output, *folders, *earlier)):
@@ -177,7 +147,7 @@ def begin(output: str, folders: Sequence[str], draft: Draft, overwrite: bool) ->
         ours = known if theirs else (*known, *_OURS)
         strange = [
             name
-            for name in storage.list_files(place)
+            for name in place.list_files()
             if (name.endswith(".tar") or name in _OURS) and name not in ours
         ]
         if strange:
@@ -188,24 +158,23 @@ def begin(output: str, folders: Sequence[str], draft: Draft, overwrite: bool) ->
     _write_plan(output, draft)
 
 
-def renew_plan(output: str, folders: Sequence[str], draft: Draft) -> None:
+def renew_plan(output: Location, folders: Sequence[Location], draft: Draft) -> None:
     """Note again what is being built, where the output was removed under workers that went on.
 
     Their shards would be of unknown origin.
     """
-    names = [name for folder in folders for name in storage.list_files(folder)]
+    names = [name for folder in folders for name in folder.list_files()]
     unfinished = MANIFEST_NAME not in names and any(name.endswith(".tar") for name in names)
     if unfinished and _plan(output) is None:
         _write_plan(output, draft)
 
 
-def _write_plan(output: str, draft: Draft) -> None:
+def _write_plan(output: Location, draft: Draft) -> None:
     """Note what is being built."""
-    url = storage.join(building_folder(output), _PLAN)
-    storage.publish_bytes(url, json.dumps(draft).encode())
+    (building_folder(output) / _PLAN).publish_bytes(json.dumps(draft).encode())
 
 
-def _plan(output: str) -> dict[str, Any] | None:
+def _plan(output: Location) -> dict[str, Any] | None:
     """Return what is being built.
 
     Raises
@@ -213,13 +182,13 @@ def _plan(output: str) -> dict[str, Any] | None:
     DataError
         If the note of it is damaged.
     """
-    url = storage.join(building_folder(output), _PLAN)
-    if not storage.exists(url):
+    file = building_folder(output) / _PLAN
+    if not file.exists():
         return None
     try:
-        plan = storage.read_json(url)
+        plan = file.read_json()
         if set(plan) != _PLANNED and plan != _UNKNOWN:
-            raise DataError(f"{url}: is not the plan of a build")
+            raise DataError(f"{file}: is not the plan of a build")
         _splits(plan)
     except (DataError, ConfigError, ValueError, TypeError, AttributeError) as error:
         raise DataError(
@@ -229,18 +198,18 @@ def _plan(output: str) -> dict[str, Any] | None:
     return plan  # type: ignore[no-any-return]
 
 
-def _has_records(output: str) -> bool:
-    return any(name.endswith(_RECORD) for name in storage.list_files(building_folder(output)))
+def _has_records(output: Location) -> bool:
+    return count_records(output) > 0
 
 
-def _earlier(output: str, folders: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def _earlier(output: Location, folders: Sequence[Location]) -> dict[Location, tuple[str, ...]]:
     """Return the folders of an earlier build, unfinished or complete, and the shards in each."""
-    unsure: list[str] = []
+    unsure: list[Location] = []
     try:
         complete = _complete(output, folders)
     except DataError:  # a manifest is broken, or of another version
         complete = {}
-        unsure = [f for f in (output, *folders) if MANIFEST_NAME in storage.list_files(f)]
+        unsure = [f for f in (output, *folders) if MANIFEST_NAME in f.list_files()]
     earlier = {
         folder: tuple(shard.name for shard in manifest.shards)
         for folder, manifest in complete.items()
@@ -248,14 +217,15 @@ def _earlier(output: str, folders: Sequence[str]) -> dict[str, tuple[str, ...]]:
     }
     there = _plan(output)
     if there is not None:
-        unsure += [storage.join(output, name) for name in _splits(there)] or [output]
+        unsure += [output / name for name in _splits(there)] or [output]
+    if there == _UNKNOWN:
+        unsure += folders
     for folder in unsure:
-        names = storage.list_files(folder)
-        earlier[folder] = tuple(name for name in names if _SHARD.fullmatch(name))
+        earlier[folder] = tuple(name for name in folder.list_files() if _SHARD.fullmatch(name))
     return earlier
 
 
-def _clear(output: str, earlier: Mapping[str, Sequence[str]], plan: Any) -> None:
+def _clear(output: Location, earlier: Mapping[Location, Sequence[str]], plan: Any) -> None:
     """Remove what an earlier build wrote, and nothing else; a kill leaves it unfinished."""
     building = building_folder(output)
     if plan is None and earlier:
@@ -263,63 +233,60 @@ def _clear(output: str, earlier: Mapping[str, Sequence[str]], plan: Any) -> None
         with contextlib.suppress(DataError):
             before = _said(read_manifest(next(iter(earlier))))
         _write_plan(output, before)
-    for name in (*storage.list_files(building), *storage.list_folders(building)):
-        if name not in (_LOCK, _PLAN):
-            storage.remove(storage.join(building, name))
+    for name in (*building.list_files(), *building.list_folders()):
+        if name != _PLAN:
+            (building / name).remove()
     places = dict.fromkeys((output, *earlier)) if earlier else ()
     for name in _OURS:
         for place in places:
-            storage.remove(storage.join(place, name))
+            (place / name).remove()
     for place in places:
-        storage.remove_scratch(place)
+        place.remove_half_written()
         for name in earlier.get(place, ()):
-            storage.remove(storage.join(place, name))
-        if place != output and not storage.is_remote(place):
-            with contextlib.suppress(OSError):  # something else is in it
-                os.rmdir(storage.join(place))
+            (place / name).remove()
+        if place != output:
+            place.remove_if_empty()
 
 
-def kept_shards(output: str, shards: Sequence[tuple[str, str]]) -> dict[int, BuiltShard]:
+def kept_shards(output: Location, shards: Sequence[tuple[Location, str]]) -> dict[int, BuiltShard]:
     """Return the shards that an earlier run finished and whose bytes are still what it recorded.
 
     Parameters
     ----------
     shards
-        (URL, name of the record) by number.
+        (file, name of the record) by number.
     """
     folder = building_folder(output)
-    records = storage.list_files(folder)
+    records = folder.list_files()
     kept = {}
-    for number, (url, record) in enumerate(shards):
+    for number, (file, record) in enumerate(shards):
         if record not in records:
             continue
         with contextlib.suppress(msgspec.MsgspecError):  # another version's: build it again
-            built = msgspec.msgpack.decode(
-                storage.read_bytes(storage.join(folder, record)), type=BuiltShard
-            )
-            if storage.exists(url) and storage.sha256(url) == built.sha256:
+            built = msgspec.msgpack.decode((folder / record).read_bytes(), type=BuiltShard)
+            if file.exists() and file.sha256() == built.sha256:
                 kept[number] = built
     return kept
 
 
-def count_records(output: str) -> int:
+def count_records(output: Location) -> int:
     """Return how many shards a build has finished so far."""
     with contextlib.suppress(OSError):
-        return sum(n.endswith(_RECORD) for n in storage.list_files(building_folder(output)))
+        return sum(n.endswith(_RECORD) for n in building_folder(output).list_files())
     return 0
 
 
-def end(output: str) -> None:
+def end(output: Location) -> None:
     """Remove the journal of a complete build, what vouches for its shards last."""
     folder = building_folder(output)
-    names = [*storage.list_folders(folder), *storage.list_files(folder)]
+    names = [*folder.list_folders(), *folder.list_files()]
     for name in sorted(names, key=lambda name: name == _PLAN):
-        if name != _LOCK:
-            storage.remove(storage.join(folder, name))
+        (folder / name).remove()
+    folder.remove_if_empty()
 
 
 def _refuse_difference(
-    output: str, what: str, there: Mapping[str, Any], here: Mapping[str, Any]
+    output: Location, what: str, there: Mapping[str, Any], here: Mapping[str, Any]
 ) -> None:
     old, new = _flat(there), _flat(here)
     changed = [

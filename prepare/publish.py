@@ -1,17 +1,18 @@
 """What lies beside the shards: index, quarantine list, settings, report; the manifest last."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from .. import __version__, storage
+from .. import __version__
 from ..config import to_yaml
 from ..shards import manifest as shard_manifest
 from ..shards.manifest import Manifest, ShardEntry, SourceEntry
+from ..storage import Location, locate
 from .config import PrepareConfig
 from .journal import CONFIG, QUARANTINE
 from .plan import BuildPlan, SplitPlan
@@ -70,9 +71,10 @@ def draft_manifest(plan: BuildPlan, config: PrepareConfig) -> dict[str, Any]:
 def publish(
     plan: BuildPlan,
     config: PrepareConfig,
-    folders: Sequence[str],
+    folders: Sequence[Location],
     built: Sequence[BuiltShard],
     draft: Mapping[str, Any],
+    check: Callable[[], None],
 ) -> list[Manifest]:
     """Write what lies beside the shards; each folder's manifest last.
 
@@ -84,6 +86,8 @@ def publish(
         All shards, in order.
     draft
         See `draft_manifest`.
+    check
+        See `Hold.check`.
 
     Returns
     -------
@@ -95,20 +99,20 @@ def publish(
     for (split, shards), folder in zip(parts, folders, strict=True):
         manifests.append(_describe(plan, split, shards, folder, draft))
         quarantined = [entry for shard in shards for entry in shard.quarantined]
-        url = storage.join(folder, QUARANTINE)
+        url = folder / QUARANTINE
         if quarantined:
             lines = b"".join(msgspec.json.encode(entry) + b"\n" for entry in quarantined)
-            storage.publish_bytes(url, lines)
+            url.publish_bytes(lines)
         else:  # a killed run may have written one, before its images were mended
-            storage.remove(url)
-    output = str(config.output)
+            url.remove()
+    output = locate(str(config.output))
     again = config.model_copy(update={"overwrite": False})  # asked for once
     settings = to_yaml({"prepare": again}).encode()
-    storage.publish_bytes(storage.join(output, CONFIG), settings)
+    (output / CONFIG).publish_bytes(settings)
     write_report(plan, output, folders, manifests, built)
+    check()
     for manifest, folder in zip(manifests, folders, strict=True):
-        url = storage.join(folder, shard_manifest.MANIFEST_NAME)
-        storage.publish_bytes(url, manifest.to_json().encode())
+        (folder / shard_manifest.MANIFEST_NAME).publish_bytes(manifest.to_json().encode())
     return manifests
 
 
@@ -125,7 +129,7 @@ def _describe(
     plan: BuildPlan,
     split: SplitPlan,
     built: Sequence[BuiltShard],
-    folder: str,
+    folder: Location,
     draft: Mapping[str, Any],
 ) -> Manifest:
     """Write the index of one folder and return its manifest."""

@@ -4,11 +4,11 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 
-from .. import photo, storage
+from .. import photo
 from ..errors import ConfigError, DataError
 from ..photo import BadPhoto
 from ..report.blocks import (
@@ -35,6 +35,7 @@ from ..report.thumbnails import overlay_thumbnail, thumbnail
 from ..shards.decode import decode_mask
 from ..shards.manifest import Index, IndexRow, Manifest, join_indices
 from ..shards.reader import read_members
+from ..storage import Location
 from ..taxonomy import Taxonomy
 from .config import PrepareConfig
 from .images import ImageStore, read_photo
@@ -55,8 +56,8 @@ _UNREADABLE = (ConfigError, DataError, OSError)  # a picture less is no reason t
 
 def write_report(
     plan: BuildPlan,
-    output: str,
-    folders: Sequence[str],
+    output: Location,
+    folders: Sequence[Location],
     manifests: Sequence[Manifest],
     built: Sequence[BuiltShard],
 ) -> None:
@@ -73,7 +74,7 @@ def write_report(
     names = ", ".join(source.name for source in plan.sources[:3])
     more = f" and {len(plan.sources) - 3} more" if len(plan.sources) > 3 else ""
     page = render(f"Prepared from {names}{more}", list(_sections(content)))
-    storage.publish_bytes(storage.join(output, REPORT), page.encode())
+    (output / REPORT).publish_bytes(page.encode())
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class _Content:
     """What the report is about; sums over all splits."""
 
     plan: BuildPlan
-    folders: Sequence[str]
+    folders: Sequence[Location]
     manifests: Sequence[Manifest]
     built: Sequence[BuiltShard]
 
@@ -95,9 +96,9 @@ class _Content:
         return join_indices([shard.index for shard in self.built])
 
     @cached_property
-    def shard_urls(self) -> list[str]:
+    def shard_files(self) -> list[Location]:
         return [
-            storage.join(folder, shard.name)
+            folder / shard.name
             for folder, manifest in zip(self.folders, self.manifests, strict=True)
             for shard in manifest.shards
         ]
@@ -237,19 +238,19 @@ def _samples(content: _Content) -> Iterator[Block]:
 
 def _sample_picture(content: _Content, place: int) -> Picture:
     row = content.index.row(place)
-    url = content.shard_urls[int(content.index.samples["shard"][place])]
+    file = content.shard_files[int(content.index.samples["shard"][place])]
     tags = _tags(content, row)
     names = ", ".join(tag.text for tag in tags) or "no instances"
     try:
-        image = _decode_sample(content, url, row)
+        image = _decode_sample(content, file, row)
     except _UNREADABLE as error:
         return Picture(None, f"cannot be shown: {error}", row.key, tags)
     alt = f"{row.key}: {names}" if content.plan.labelled else row.key
     return Picture(image, alt, row.key, tags)
 
 
-def _decode_sample(content: _Content, url: str, row: IndexRow) -> Jpeg:
-    read = partial(storage.read_range, url)
+def _decode_sample(content: _Content, file: Location, row: IndexRow) -> Jpeg:
+    read = file.read_range
     if not content.plan.labelled:
         (stored,) = read_members(read, row, ("image",))
         return thumbnail(photo.decode(stored, row.orientation))

@@ -11,7 +11,7 @@ from .. import photo
 from ..photo import BadPhoto, PhotoInfo
 from ..shards.png import Mask, encode_mask
 from ..shards.writer import Sample
-from .images import Location, read_photo
+from .images import PhotoPlace, read_photo
 from .orientation import Orientation, Turn
 from .rasterize import BadAnnotation, Instances, PaintRules, count_pixels, rasterize
 
@@ -26,7 +26,7 @@ class ImageTask(msgspec.Struct, frozen=True):
     """Place of its annotation file on the command line."""
     image_id: int
     file_name: str
-    location: Location | None
+    location: PhotoPlace | None
     """Where its photograph lies; None where it was not found."""
     moved: bool
     """Whether it was found elsewhere than the JSON says."""
@@ -94,7 +94,7 @@ def quarantine(
     )
 
 
-def _build(image: ImageTask, location: Location, rules: SampleRules) -> MadeSample:
+def _build(image: ImageTask, location: PhotoPlace, rules: SampleRules) -> MadeSample:
     content = read_photo(location)
     info = photo.check(content, rules.check_full)
     width, height = (image.width, image.height) if image.width else info.size(info.orientation)

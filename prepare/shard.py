@@ -9,9 +9,9 @@ from typing import Literal
 
 import msgspec
 
-from .. import storage
 from ..shards.manifest import Index, pack_index, unpack_index
 from ..shards.writer import Sample, write_shard
+from ..storage import locate
 from .sample import ImageTask, Quarantined, SampleRules, build_sample
 
 
@@ -90,9 +90,9 @@ def build_shard(task: ShardTask, watch: Watch) -> BuiltShard:
             yield made.sample
         watch(-1, len(quarantined))
 
-    with storage.scratch_folder(task.building) as scratch:
+    with locate(task.building).scratch_folder() as scratch:
         record = write_shard(scratch / task.name, samples())
-        storage.publish_file(scratch / task.name, storage.join(task.folder, task.name))
+        (locate(task.folder) / task.name).publish_file(scratch / task.name)
     built = BuiltShard(
         number=task.number,
         sha256=record.sha256,
@@ -106,7 +106,7 @@ def build_shard(task: ShardTask, watch: Watch) -> BuiltShard:
         size=record.bytes,
         samples=len(record.index),
     )
-    storage.publish_bytes(storage.join(task.building, task.record), msgspec.msgpack.encode(built))
+    (locate(task.building) / task.record).publish_bytes(msgspec.msgpack.encode(built))
     return built
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from .. import storage
+from ..storage import locate
 from .build import PreparedSplit, PrepareResult
 from .journal import QUARANTINE, REPORT
 
@@ -18,7 +18,7 @@ def describe(result: PrepareResult) -> dict[str, Any]:
             for split in result.splits
         }
     content["notes"] = list(result.notes)
-    content["report"] = storage.join(result.output, REPORT)
+    content["report"] = str(locate(result.output) / REPORT)
     return content
 
 
@@ -98,7 +98,7 @@ def advice(result: PrepareResult, max_bad: int) -> Iterator[str]:
     """Yield what to do about images that were left out, if they are too many."""
     if len(result.quarantined) > max_bad:
         lists = ", ".join(
-            storage.join(split.folder, QUARANTINE) for split in result.splits if split.quarantined
+            str(locate(split.folder) / QUARANTINE) for split in result.splits if split.quarantined
         )
         yield (
             f"{len(result.quarantined)} images were left out: see {lists}. Mend them and prepare "

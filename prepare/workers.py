@@ -23,9 +23,9 @@ from typing import Any, Literal
 import msgspec
 from msgspec.structs import replace
 
-from .. import storage
 from ..errors import CocosegError, ConfigError
 from ..processes import end_with_parent, start_context, warm_up
+from ..storage import locate
 from .sample import build_sample
 from .shard import BuiltShard, ShardTask, build_shard
 
@@ -224,7 +224,7 @@ class _Worker:
         self.process.kill()
         self.process.join()
         if self.job is not None and self.process.pid is not None:
-            storage.remove_scratch(self.job.shard.building, self.process.pid)
+            locate(self.job.shard.building).remove_half_written(self.process.pid)
         exitcode: int | None = self.process.exitcode
         return exitcode
 

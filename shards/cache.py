@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import ConfigError, DataError
-from ..objectstore import ATTEMPTS, PinnedObject, pause
+from ..storage.remote import PinnedObject, RemotePath
+from ..storage.retry import ATTEMPTS, pause
 from .manifest import ShardEntry
 
 _LOCK = ".lock"
@@ -44,7 +45,7 @@ class ShardCache:
         self.folder = Path(folder).expanduser()
         self.capacity = capacity
 
-    def read(self, url: str, shard: ShardEntry, start: int, length: int) -> bytes:
+    def read(self, url: RemotePath, shard: ShardEntry, start: int, length: int) -> bytes:
         """Return `length` bytes of a shard from `start` [bytes], fetching all of it if need be.
 
         Raises
@@ -78,7 +79,7 @@ class ShardCache:
     def _path(self, shard: ShardEntry) -> Path:
         return self.folder / f"{shard.sha256}.tar"
 
-    def _fetch(self, url: str, shard: ShardEntry) -> None:
+    def _fetch(self, url: RemotePath, shard: ShardEntry) -> None:
         if shard.bytes > self.capacity:
             raise ConfigError(
                 f"{url}: has {shard.bytes:,} bytes, more than the cache may hold "
@@ -107,7 +108,7 @@ class ShardCache:
         finally:
             os.close(descriptor)
 
-    def _fill(self, descriptor: int, part: Path, url: str, shard: ShardEntry) -> None:
+    def _fill(self, descriptor: int, part: Path, url: RemotePath, shard: ShardEntry) -> None:
         try:
             if self._path(shard).exists():  # somebody else fetched it before we claimed the part
                 part.unlink()
@@ -169,7 +170,7 @@ class ShardCache:
             os.close(descriptor)
 
 
-def _download(url: str, shard: ShardEntry, part: int) -> None:
+def _download(url: RemotePath, shard: ShardEntry, part: int) -> None:
     for attempt in range(ATTEMPTS):
         if _copy(url, shard.bytes, part) == shard.sha256:
             return
@@ -181,7 +182,7 @@ def _download(url: str, shard: ShardEntry, part: int) -> None:
     )
 
 
-def _copy(url: str, length: int, part: int) -> str:
+def _copy(url: RemotePath, length: int, part: int) -> str:
     """Copy an object to a file, and return its SHA-256."""
     digest = hashlib.sha256()
     # No flush to the disk: a file that a power cut spoils is found by its samples' digests.

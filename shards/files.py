@@ -8,9 +8,9 @@ import threading
 from collections import OrderedDict
 from typing import Protocol
 
-from .. import storage
 from ..errors import DataError
-from ..objectstore import PinnedObject
+from ..storage import LocalPath, Location
+from ..storage.remote import PinnedObject, RemotePath
 from .cache import ShardCache
 from .config import ReadConfig
 from .manifest import ShardEntry
@@ -39,18 +39,19 @@ class ShardFiles(Protocol):
         """Forget what is kept of a shard: what came of it was wrong."""
 
 
-def open_files(folder: str, config: ReadConfig) -> ShardFiles:
+def open_files(folder: Location, config: ReadConfig) -> ShardFiles:
     """Return the shards of a folder, as `config` says they are to be read."""
-    if not storage.is_remote(folder):
+    if isinstance(folder, LocalPath):
         return _LocalFiles(folder)
+    assert isinstance(folder, RemotePath)
     return _CachedFiles(folder, config) if config.remote == "cache" else _RemoteFiles(folder)
 
 
 class _LocalFiles:
     remote = False
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder.removeprefix("file://")
+    def __init__(self, folder: LocalPath) -> None:
+        self.folder = os.fspath(folder)
 
     def read(self, shard: ShardEntry, start: int, length: int) -> bytes:
         path = os.path.join(self.folder, shard.name)
@@ -72,12 +73,12 @@ class _LocalFiles:
 class _CachedFiles:
     remote = True
 
-    def __init__(self, folder: str, config: ReadConfig) -> None:
+    def __init__(self, folder: RemotePath, config: ReadConfig) -> None:
         self.folder = folder
         self.cache = ShardCache(config.cache_dir, config.cache_bytes)
 
     def read(self, shard: ShardEntry, start: int, length: int) -> bytes:
-        return self.cache.read(storage.join(self.folder, shard.name), shard, start, length)
+        return self.cache.read(self.folder / shard.name, shard, start, length)
 
     def discard(self, shard: ShardEntry) -> None:
         self.cache.discard(shard)
@@ -86,7 +87,7 @@ class _CachedFiles:
 class _RemoteFiles:
     remote = True
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: RemotePath) -> None:
         self.folder = folder
         self._objects: OrderedDict[str, PinnedObject] = OrderedDict()
         self._lock = threading.Lock()
@@ -96,7 +97,7 @@ class _RemoteFiles:
         try:
             return stored.read(start, length)
         except FileNotFoundError:
-            raise DataError(f"{stored.url}: the shard is missing") from None
+            raise DataError(f"{stored.location}: the shard is missing") from None
 
     def discard(self, shard: ShardEntry) -> None:
         with self._lock:
@@ -105,8 +106,7 @@ class _RemoteFiles:
     def _object(self, shard: ShardEntry) -> PinnedObject:
         with self._lock:
             if shard.name not in self._objects:
-                url = storage.join(self.folder, shard.name)
-                self._objects[shard.name] = PinnedObject(url)
+                self._objects[shard.name] = PinnedObject(self.folder / shard.name)
                 if len(self._objects) > _OPEN_OBJECTS:
                     self._objects.popitem(last=False)
             self._objects.move_to_end(shard.name)

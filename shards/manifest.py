@@ -19,9 +19,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from .. import storage
 from ..errors import ConfigError, DataError
-from ..objectstore import ATTEMPTS, pause
+from ..storage import LocalPath, Location, locate
+from ..storage.retry import ATTEMPTS, pause
 from ..taxonomy import Taxonomy
 from .tarball import MAX_NAME, name_problem
 
@@ -264,16 +264,16 @@ def unpack_index(samples: bytes, classes: bytes) -> Index:
     return Index(*arrays)
 
 
-def publish_index(folder: str, index: Index) -> tuple[FileEntry, FileEntry]:
+def publish_index(folder: Location, index: Index) -> tuple[FileEntry, FileEntry]:
     """Write the two index files into `folder` and return their entries for the manifest."""
     entries = []
     for name, content in zip(INDEX_NAMES, pack_index(index), strict=True):
-        storage.publish_bytes(storage.join(folder, name), content)
+        (folder / name).publish_bytes(content)
         entries.append(FileEntry(name, len(content), hashlib.sha256(content).hexdigest()))
     return entries[0], entries[1]
 
 
-def read_manifest(folder: str) -> Manifest:
+def read_manifest(folder: str | Location) -> Manifest:
     """Read ``manifest.json``.
 
     Raises
@@ -284,11 +284,12 @@ def read_manifest(folder: str) -> Manifest:
         If it holds no manifest (unfinished, or made by another program) or one that is broken, or
         names files in other folders.
     """
-    url = storage.join(folder, MANIFEST_NAME)
+    folder = locate(folder)
+    url = folder / MANIFEST_NAME
     try:
-        content = storage.read_bytes(url)
+        content = url.read_bytes()
     except ConfigError:
-        if not storage.exists(folder):
+        if not folder.exists():
             raise ConfigError(f"{folder}: no such folder") from None
         raise DataError(
             f"{folder}: holds no {MANIFEST_NAME}: 'cocoseg prepare' has not finished there (run it "
@@ -311,7 +312,7 @@ def read_manifest(folder: str) -> Manifest:
     return manifest
 
 
-def read_index(folder: str, manifest: Manifest, kept: str | None = None) -> Index:
+def read_index(folder: str | Location, manifest: Manifest, kept: str | None = None) -> Index:
     """Read the index and check it; it is memory-mapped where it lies on a local disk.
 
     Parameters
@@ -327,8 +328,9 @@ def read_index(folder: str, manifest: Manifest, kept: str | None = None) -> Inde
     ConfigError
         If `kept` cannot hold a copy.
     """
+    folder = locate(folder)
     samples, classes = (
-        _open(storage.join(folder, entry.name), entry, kept)
+        _open(folder / entry.name, entry, kept)
         for entry in (manifest.index, manifest.index_classes)
     )
     files = None
@@ -339,13 +341,13 @@ def read_index(folder: str, manifest: Manifest, kept: str | None = None) -> Inde
     return index
 
 
-def _open(url: str, entry: FileEntry, kept: str | None) -> NDArray[np.void]:
+def _open(url: Location, entry: FileEntry, kept: str | None) -> NDArray[np.void]:
     try:
-        if not storage.is_remote(url):
+        if isinstance(url, LocalPath):
             _vouched(url, entry)
-            return _map(url.removeprefix("file://"))
+            return _map(url.url)
         if kept is not None:
-            return _map(_keep(url, entry, kept))
+            return _map(_keep(url, entry, kept).url)
         return _one_array(np.load(io.BytesIO(_vouched(url, entry)), allow_pickle=False))
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{url}: is no index: {error}") from None
@@ -366,23 +368,23 @@ def map_index(files: tuple[str, str]) -> Index:
     return Index(_map(files[0]), _map(files[1]), files)
 
 
-def _keep(url: str, entry: FileEntry, kept: str) -> str:
+def _keep(url: Location, entry: FileEntry, kept: str) -> LocalPath:
     """Return a local copy of an index file, by its digest: fetched if it is not there."""
-    path = os.path.join(os.path.expanduser(kept), f"{entry.sha256}.npy")
-    if not storage.exists(path) or storage.sha256(path) != entry.sha256:
+    path = LocalPath(os.path.expanduser(kept)) / f"{entry.sha256}.npy"
+    if not path.exists() or path.sha256() != entry.sha256:
         content = _vouched(url, entry)
         try:
-            storage.publish_bytes(path, content)
+            path.publish_bytes(content)
         except OSError as error:
             raise ConfigError(f"{kept}: cannot hold {url}: {error}") from None
     return path
 
 
-def _vouched(url: str, entry: FileEntry) -> bytes:
-    attempts = ATTEMPTS if storage.is_remote(url) else 1
+def _vouched(url: Location, entry: FileEntry) -> bytes:
+    attempts = ATTEMPTS if url.remote else 1
     for attempt in range(attempts):
         try:
-            content = storage.read_bytes(url)
+            content = url.read_bytes()
         except ConfigError as error:
             raise DataError(str(error)) from None
         if hashlib.sha256(content).hexdigest() == entry.sha256:
@@ -392,7 +394,7 @@ def _vouched(url: str, entry: FileEntry) -> bytes:
     raise DataError(f"{url}: differs from the manifest (sha256); fetch or prepare it again")
 
 
-def _check_index(folder: str, index: Index, manifest: Manifest) -> None:
+def _check_index(folder: Location, index: Index, manifest: Manifest) -> None:
     samples, classes = index.samples, index.classes
     names = samples.dtype.names or ()
     widths = [samples.dtype[name].itemsize if name in names else 1 for name in ("key", "extension")]
@@ -413,7 +415,7 @@ _PLAIN = bytes({*range(0x20, 0x7F), *b"\n"} - {*b"\\:"})
 _DOUBTFUL = (b"\n\n", b"//", b"\n/", b"/\n", b"\n.", b"/.")
 
 
-def check_names(folder: str, index: Index) -> None:
+def check_names(folder: str | Location, index: Index) -> None:
     """Make sure that keys and extensions are names of files: commands write files called so.
 
     `verify` goes without, as it reports each of them.

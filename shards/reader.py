@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import storage
 from ..errors import CocosegError, ConfigError, DataError, StoreError
-from ..objectstore import ATTEMPTS, pause
+from ..storage import locate
+from ..storage.retry import ATTEMPTS, pause
 from ..taxonomy import Taxonomy
 from .config import ReadConfig
 from .decode import decode_mask, decode_photo
@@ -100,6 +100,7 @@ class ShardSet:
         if not folders:
             raise ConfigError("no folder of shards was given")
         self.folders = tuple(folders)
+        self._locations = tuple(map(locate, folders))
         self.config = config or ReadConfig()
         self.manifests: tuple[Manifest, ...] = tuple(read_manifest(folder) for folder in folders)
         self.indices: tuple[Index, ...] = tuple(
@@ -202,7 +203,7 @@ class ShardSet:
         part, local = self._locate(position)
         index = self.indices[part]
         shard = self.manifests[part].shards[int(index.samples["shard"][local])]
-        url = storage.join(self.folders[part], shard.name)
+        url = str(self._locations[part] / shard.name)
         return _Place(self._here().files[part], shard, url, index.row(local))
 
     def _locate(self, position: int) -> tuple[int, int]:
@@ -214,7 +215,7 @@ class ShardSet:
     def _here(self) -> "_Process":
         # Neither threads nor connections survive a fork.
         if self._process is None or self._process.pid != os.getpid():
-            files = tuple(open_files(folder, self.config) for folder in self.folders)
+            files = tuple(open_files(folder, self.config) for folder in self._locations)
             pool = ThreadPoolExecutor(_IN_FLIGHT, "cocoseg-fetch")  # starts none before it is used
             self._process = _Process(os.getpid(), files, pool)
         return self._process

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .. import storage
 from ..errors import DataError
+from ..storage import Location, locate
 from ..taxonomy import Taxonomy
 from .contents import check_json, check_photo, count_classes, photo_header, read_described
 from .manifest import (
@@ -65,7 +65,7 @@ def plan_verification(folder: str) -> Extent:
     ConfigError, DataError
         As `verify`.
     """
-    manifests = [read_manifest(one) for one in _shard_folders(folder)]
+    manifests = [read_manifest(one) for one in _shard_folders(locate(folder))]
     return Extent(
         sum(len(manifest.shards) for manifest in manifests),
         sum(manifest.samples for manifest in manifests),
@@ -91,41 +91,41 @@ def verify(folder: str, progress: bool = False) -> Verification:
         If there is no manifest, or no index that can be read: nothing could be checked.
     """
     extent = plan_verification(folder)
-    problems: list[Problem] = []
+    root, problems = locate(folder), list[Problem]()
     with tqdm(total=extent.samples, unit="img", disable=not progress) as bar:
-        for name in _missing_splits(folder):
+        for name in _missing_splits(root):
             problems.append(Problem(name, "is missing or unfinished"))
-        for one in _shard_folders(folder):
-            split = "" if one == folder else f"{one.rpartition('/')[2]}/"
+        for one in _shard_folders(root):
+            split = "" if one == root else f"{one.name}/"
             for problem in _folder(one, bar):
                 problems.append(Problem(split + problem.where, problem.what))
                 bar.set_postfix_str(f"{len(problems)} problems", refresh=False)
     return Verification(extent.shards, extent.samples, extent.bytes, tuple(problems))
 
 
-def _shard_folders(folder: str) -> list[str]:
-    if not storage.exists(storage.join(folder, MANIFEST_NAME)):
-        below = (storage.join(folder, name) for name in sorted(storage.list_folders(folder)))
-        splits = [one for one in below if storage.exists(storage.join(one, MANIFEST_NAME))]
+def _shard_folders(folder: Location) -> list[Location]:
+    if not (folder / MANIFEST_NAME).exists():
+        below = (folder / name for name in sorted(folder.list_folders()))
+        splits = [one for one in below if (one / MANIFEST_NAME).exists()]
         if splits:
             return splits
     return [folder]
 
 
-def _missing_splits(folder: str) -> list[str]:
+def _missing_splits(folder: Location) -> list[str]:
     """Return the splits that a folder should hold, as its others say, and does not."""
     found = _shard_folders(folder)
     if found == [folder]:
         return []
     said = str(read_manifest(found[0]).settings.get("split", ""))
     names = {part.partition("=")[0].strip() for part in said.split(",") if part}
-    return sorted(names - {one.rpartition("/")[2] for one in found})
+    return sorted(names - {one.name for one in found})
 
 
-def _folder(folder: str, bar: "tqdm[Any]") -> Iterator[Problem]:
+def _folder(folder: Location, bar: "tqdm[Any]") -> Iterator[Problem]:
     manifest = read_manifest(folder)
     index = read_index(folder, manifest)
-    present = storage.list_files(folder)
+    present = folder.list_files()
     yield from _totals(manifest, index)
     known = {shard.name for shard in manifest.shards}
     for name in sorted(present):
@@ -134,7 +134,7 @@ def _folder(folder: str, bar: "tqdm[Any]") -> Iterator[Problem]:
     for number, shard in enumerate(manifest.shards):
         rows = [index.row(int(i)) for i in np.flatnonzero(index.samples["shard"] == number)]
         if shard.name in present:
-            with storage.mapped(storage.join(folder, shard.name)) as content:
+            with (folder / shard.name).mapped() as content:
                 yield from _shard(shard, content, rows, manifest)
                 for row in rows:
                     yield from _sample(f"{shard.name}: {row.key}", content, row, manifest)

@@ -311,10 +311,10 @@ def store(
     """The server, reached by ``s3://`` URLs, with short pauses between attempts."""
     import fsspec
     import s3fs
-    from cocoseg import objectstore
+    from cocoseg.storage import retry
 
     monkeypatch.setitem(fsspec.config.conf, "s3", store_server.settings())
-    monkeypatch.setattr(objectstore, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
     s3fs.S3FileSystem.clear_instance_cache()
     store_server.proxy.clear()
     yield store_server

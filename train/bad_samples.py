@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .. import storage
 from ..distributed.group import Group
 from ..errors import DataError, StoreError
 from ..shards.reader import BadSample
+from ..storage import Location
 from .checkpoint import explained
 
 log = logging.getLogger(__name__)
@@ -25,12 +25,12 @@ class BadSamples:
     Parameters
     ----------
     run
-        Folder or URL that gets the list.
+        Folder that gets the list.
     most
         How many are no failure.
     """
 
-    run: str
+    run: Location
     most: int
     group: Group
     _found: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class BadSamples:
             error = DataError(
                 f"bad samples: {len(self._found)}, train.max_bad is {self.most}:\n"
                 + "\n".join(told)
-                + f"\nAll are listed in {storage.join(self.run, BAD_SAMPLES)}."
+                + f"\nAll are listed in {self.run / BAD_SAMPLES}."
             )
             self.group.stop(error)
 
@@ -69,14 +69,14 @@ class BadSamples:
 
     def publish(self) -> None:
         """Write the list; without bad samples there is none."""
-        url = storage.join(self.run, BAD_SAMPLES)
+        file = self.run / BAD_SAMPLES
         try:
-            with explained(self.run, url):
+            with explained(self.run):
                 if self._found:
                     lines = "".join(json.dumps(record) + "\n" for record in self._found.values())
-                    storage.publish_bytes(url, lines.encode())
+                    file.publish_bytes(lines.encode())
                 else:
-                    storage.remove(url)
+                    file.remove()
         except StoreError as error:  # checkpoints hold it, too
             log.warning("%s", error)
 

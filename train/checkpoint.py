@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,24 +27,21 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from .. import storage
 from ..distributed.group import Group
-from ..errors import CocosegError, ConfigError, DataError, StoreError, first_line
+from ..errors import CocosegError, DataError, StoreError, StoreRefusal, first_line
 from ..model.preprocess import Preprocess
-from ..model.weights import PREPROCESS_NAME, TAXONOMY_NAME, save_network
+from ..model.weights import PREPROCESS_NAME, STATE_NAME, TAXONOMY_NAME, save_network
+from ..storage import LocalPath, Location, locate, output
+from ..storage.output import held
 from ..taxonomy import Taxonomy
 
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
-_STATE_NAME = "training_state.pt"
 _DIGESTS_NAME = "digests.json"
-_LOCK_NAME = ".lock"
 _REPLACED = ".replaced"  # how the name of a checkpoint ends whose successor is being renamed
 _FOLDER, _FILE = re.compile(r"step-(\d{8,})"), re.compile(r"[\w.-]+")
-_NEEDED = (_STATE_NAME, "config.json", PREPROCESS_NAME, TAXONOMY_NAME)
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_SAYS_FULL = "No space left on device"  # safetensors keeps the text alone
+_NEEDED = (STATE_NAME, "config.json", PREPROCESS_NAME, TAXONOMY_NAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +63,16 @@ class Checkpoint:
 class NotStored(StoreError):
     """A checkpoint that an object store did not take within its time."""
 
-    def __init__(self, reason: str, kept: Path) -> None:
+    def __init__(self, reason: str, kept: str, refused: bool) -> None:
         super().__init__(f"{reason}; a copy of the checkpoint is kept in {kept}")
+        self.reason = reason
         self.kept = kept
         """A local folder of its own."""
+        self.refused = refused
+        """Whether asking again does not help; see `StoreRefusal`."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NotStored, (self.reason, self.kept, self.refused)
 
 
 def checkpoint_name(step: int) -> str:
@@ -78,11 +81,15 @@ def checkpoint_name(step: int) -> str:
 
 
 @contextlib.contextmanager
-def run_lock(run: str, group: Group) -> Iterator[None]:
-    """Keep a second training out of a local run, and tidy up after one that was killed.
+def run_lock(run: Location, group: Group) -> Iterator[Callable[[], None]]:
+    """Keep a second training out of a run, and tidy up after one that was killed.
 
-    Rank 0 holds the lock; all processes call it together. Object stores have none; on a file system
-    without locks, nothing is tidied up either.
+    Rank 0 holds the lock; all processes call it together.
+
+    Yields
+    ------
+    callable
+        `Hold.check`, for rank 0.
 
     Raises
     ------
@@ -91,44 +98,33 @@ def run_lock(run: str, group: Group) -> Iterator[None]:
     CocosegError
         On every rank, if the folder cannot be written to.
     """
-    path = storage.join(run, _LOCK_NAME)
-    with contextlib.ExitStack() as held:
+    check: Callable[[], None] = lambda: None  # noqa: E731
+    with contextlib.ExitStack() as stack:
         with group.together():
-            if group.leads and not storage.is_remote(run):
-                try:
-                    if held.enter_context(storage.exclusive(path)):
+            if group.leads:
+                with explained(run):
+                    hold = stack.enter_context(held(run, "cocoseg train"))
+                    if hold.alone:
                         _tidy_up(run)
-                    held.callback(_unlink, path)
-                except BlockingIOError:
-                    raise ConfigError(
-                        f"--output {run}: a training is at work in it; wait for it, or choose "
-                        "another folder"
-                    ) from None
-                except OSError as error:
-                    raise CocosegError(f"--output {run}: {_reason(error)}") from None
-        yield
+                check = hold.check
+        yield check
 
 
-def _tidy_up(run: str) -> None:
+def _tidy_up(run: Location) -> None:
     """Remove what is half-written, and finish a replacement that was cut short."""
-    parent = storage.join(run, CHECKPOINTS)
-    for name in storage.list_folders(parent):
+    parent = run / CHECKPOINTS
+    for name in parent.list_folders():
         target, ending, rest = name.partition(_REPLACED)
-        if ending and not rest and not storage.exists(storage.join(parent, target)):
-            os.replace(storage.join(parent, name), storage.join(parent, target))
+        if ending and not rest and not (parent / target).exists():
+            os.replace((parent / name).url, (parent / target).url)
         elif ending and not rest:
-            _remove(storage.join(parent, name), parent)
-    storage.remove_scratch(run)
-    storage.remove_scratch(parent)
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)
+            _remove(parent / name)
+    run.remove_half_written()
+    parent.remove_half_written()
 
 
 def save_checkpoint(
-    run: str,
+    run: Location,
     step: int,
     network: nn.Module,
     preprocess: Preprocess,
@@ -153,28 +149,35 @@ def save_checkpoint(
     NotStored
         If an object store cannot be written to; a local copy is kept.
     """
-    parent = storage.join(run, CHECKPOINTS)
-    target = storage.join(parent, checkpoint_name(step))
-    with explained(run, target), storage.scratch_folder(parent) as scratch:
-        folder = scratch / checkpoint_name(step)
+    target = folder_of(run, step)
+    with explained(run), target.parent.scratch_folder() as scratch:
+        folder = scratch / target.name
         folder.mkdir()
         with _written_here(network):
             save_network(folder, network, preprocess, taxonomy)
         for weights in folder.glob("*.safetensors"):  # safetensors lets nobody else read them
             shutil.copymode(folder / TAXONOMY_NAME, weights)
         # Through Python: by itself, torch says "unexpected pos 704 vs 598" of a full disk.
-        with open(folder / _STATE_NAME, "wb") as file:
+        with open(folder / STATE_NAME, "wb") as file:
             torch.save({**state, "step": step}, file)
-        digests = {path.name: storage.sha256(str(path)) for path in sorted(folder.iterdir())}
+        digests = {path.name: locate(path).sha256() for path in sorted(folder.iterdir())}
         assert digests.keys() >= set(_NEEDED), f"not written: {set(_NEEDED) - digests.keys()}"
         (folder / _DIGESTS_NAME).write_text(json.dumps(digests, indent=1) + "\n")
         try:
             _publish(folder, target)
-        except StoreError as error:
+        except (StoreError, KeyboardInterrupt) as error:
+            if not target.remote:
+                raise
             kept = Path(tempfile.mkdtemp(prefix="cocoseg-kept-"))
             shutil.move(folder, kept)
-            raise NotStored(str(error), kept) from None
+            refused = isinstance(error, StoreRefusal)
+            raise NotStored(str(error) or f"{target}: interrupted", str(kept), refused) from None
     point(run, "last", step)
+
+
+def folder_of(run: Location, step: int) -> Location:
+    """Return where the checkpoint after `step` optimizer steps is, or would be."""
+    return run / CHECKPOINTS / checkpoint_name(step)
 
 
 @contextlib.contextmanager
@@ -188,18 +191,17 @@ def _written_here(network: nn.Module) -> Iterator[None]:
         del model.should_save_on_this_rank
 
 
-def _publish(folder: Path, target: str) -> None:
+def _publish(folder: Path, target: Location) -> None:
     """Give a checkpoint its name, which one of the same step may bear that is broken, or not."""
-    replaced = storage.join(target) + _REPLACED
-    local = not storage.is_remote(target)
-    if local and os.path.lexists(storage.join(target)):
-        storage.remove(replaced)
-    storage.replace_folder(folder, target, _DIGESTS_NAME, replaced)
-    if local and os.path.lexists(replaced):
-        _remove(replaced, os.path.dirname(replaced))
+    replaced = target.parent / (target.name + _REPLACED)
+    if not target.remote and target.exists():
+        replaced.remove()
+    target.publish_folder(folder, _DIGESTS_NAME, Path(replaced.url))
+    if replaced.exists():
+        _remove(replaced)
 
 
-def point(run: str, name: str, step: int) -> None:
+def point(run: Location, name: str, step: int) -> None:
     """Let ``RUN/best`` or ``RUN/last`` name the checkpoint of `step`, at once or not at all.
 
     Raises
@@ -207,25 +209,15 @@ def point(run: str, name: str, step: int) -> None:
     CocosegError
         If it cannot be written.
     """
-    target = f"{CHECKPOINTS}/{checkpoint_name(step)}"
-    url = storage.join(run, name)
-    with explained(run, url):
-        if storage.is_remote(run):
-            storage.publish_bytes(url, f"{target}\n".encode())
-            return
-        link = Path(url)
-        temporary = link.with_name(f".tmp-{os.getpid()}-{name}")
-        try:
-            temporary.unlink(missing_ok=True)
-            temporary.symlink_to(target)
-            temporary.replace(link)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-        storage.sync_folder(link.parent)
+    target, pointer = f"{CHECKPOINTS}/{checkpoint_name(step)}", run / name
+    with explained(run):
+        if isinstance(pointer, LocalPath):
+            pointer.publish_link(target)
+        else:
+            pointer.publish_bytes(f"{target}\n".encode())
 
 
-def restore_pointers(run: str, step: int, best_step: int | None) -> bool:
+def restore_pointers(run: Location, step: int, best_step: int | None) -> bool:
     """Let ``last`` and ``best`` name what a run goes on from, whatever a kill or damage left there.
 
     Returns
@@ -244,25 +236,24 @@ def restore_pointers(run: str, step: int, best_step: int | None) -> bool:
     named = pointed_step(run, "best") if best_step is None else best_step
     if named is None:
         return False
-    folder = storage.join(run, CHECKPOINTS, checkpoint_name(named))
+    folder = folder_of(run, named)
     if _is_whole(folder):
         if pointed_step(run, "best") != named:
             point(run, "best", named)
         return True
     log.warning("%s: the best checkpoint is gone or broken; the next score is the best", folder)
-    url = storage.join(run, "best")
-    with explained(run, url):
-        storage.remove(url)
+    with explained(run):
+        (run / "best").remove()
     return False
 
 
-def pointed_step(run: str, name: str) -> int | None:
+def pointed_step(run: Location, name: str) -> int | None:
     """Return the step that ``best`` or ``last`` names; None where there is none."""
-    link = storage.join(run, name)
-    if storage.is_remote(run):
-        target = storage.read_bytes(link).decode(errors="replace") if storage.exists(link) else ""
+    pointer = run / name
+    if isinstance(pointer, LocalPath):
+        target = os.readlink(pointer) if os.path.islink(pointer) else ""
     else:
-        target = os.readlink(link) if os.path.islink(link) else ""
+        target = pointer.read_bytes().decode(errors="replace") if pointer.exists() else ""
     return _step_of(target.strip().rpartition("/")[2])
 
 
@@ -271,24 +262,19 @@ def _step_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def list_steps(run: str) -> list[int]:
+def list_steps(run: Location) -> list[int]:
     """Return the steps of all finished checkpoints, ascending; they may be damaged since."""
-    parent = storage.join(run, CHECKPOINTS)
-    return [
-        step
-        for step in _folders(run)
-        if storage.exists(storage.join(parent, checkpoint_name(step), _DIGESTS_NAME))
-    ]
+    return [step for step in _folders(run) if (folder_of(run, step) / _DIGESTS_NAME).exists()]
 
 
-def _folders(run: str) -> list[int]:
+def _folders(run: Location) -> list[int]:
     """Return the steps of all checkpoints, ascending, finished or not."""
-    steps = map(_step_of, storage.list_folders(storage.join(run, CHECKPOINTS)))
+    steps = map(_step_of, (run / CHECKPOINTS).list_folders())
     return sorted(step for step in steps if step is not None)
 
 
 @contextlib.contextmanager
-def agree_on_newest(run: str, group: Group) -> Iterator[Checkpoint | None]:
+def agree_on_newest(run: Location, group: Group) -> Iterator[Checkpoint | None]:
     """Give every process the same checkpoint: the newest of rank 0's that all of them can read.
 
     What is passed over is logged by rank 0, with what is wrong; it stays where it is. All processes
@@ -309,7 +295,7 @@ def agree_on_newest(run: str, group: Group) -> Iterator[Checkpoint | None]:
     """
     problems = []
     for step in reversed(_agree_on_steps(run, group)):
-        folder = storage.join(run, CHECKPOINTS, checkpoint_name(step))
+        folder = folder_of(run, step)
         with contextlib.ExitStack() as opened:
             checkpoint, problem = None, ""
             with group.together():
@@ -334,7 +320,7 @@ def agree_on_newest(run: str, group: Group) -> Iterator[Checkpoint | None]:
     yield None
 
 
-def _agree_on_steps(run: str, group: Group) -> list[int]:
+def _agree_on_steps(run: Location, group: Group) -> list[int]:
     """Return the steps of rank 0's checkpoints on every process, ascending.
 
     A folder on an object store that has no digests is none: its upload, or its removal, was cut
@@ -344,14 +330,14 @@ def _agree_on_steps(run: str, group: Group) -> list[int]:
     with group.together():
         if group.leads:
             try:
-                steps = list_steps(run) if storage.is_remote(run) else _folders(run)
+                steps = list_steps(run) if run.remote else _folders(run)
             except OSError as error:
-                raise CocosegError(f"--output {run}: {_reason(error)}") from None
+                raise CocosegError(f"--output {run}: {error.strerror or error}") from None
     return group.gather(steps)[0]
 
 
 @contextlib.contextmanager
-def open_checkpoint(folder: str) -> Iterator[Checkpoint]:
+def open_checkpoint(folder: Location) -> Iterator[Checkpoint]:
     """Read a checkpoint and check every file against its digest.
 
     Raises
@@ -363,43 +349,43 @@ def open_checkpoint(folder: str) -> Iterator[Checkpoint]:
     """
     with contextlib.ExitStack() as fetched:
         try:
-            local = fetched.enter_context(storage.fetched_folder(folder))
-            state = _verified_state(local, folder)
+            local = fetched.enter_context(folder.fetched())
+            state = _verified_state(local, folder.name)
         except StoreError:
             raise
         except CocosegError as error:
             raise DataError(f"{folder}: {error}") from None
         except OSError as error:
-            raise DataError(f"{folder}: {_reason(error)}") from None
-        yield Checkpoint(folder, str(local), state)
+            raise DataError(f"{folder}: {error.strerror or error}") from None
+        yield Checkpoint(str(folder), str(local), state)
 
 
-def _verified_state(local: Path, folder: str, *, lazy: bool = False) -> dict[str, Any]:
+def _verified_state(local: Path, name: str, *, lazy: bool = False) -> dict[str, Any]:
     """Return the training state of a whole checkpoint; `lazy` leaves tensors on the disk."""
-    for name, digest in _digests(str(local)).items():
-        if not (local / name).is_file():
-            raise DataError(f"{name} is missing")
-        if storage.sha256(str(local / name)) != digest:
-            raise DataError(f"{name} differs from its digest")
+    for file, digest in _digests(locate(local)).items():
+        if not (local / file).is_file():
+            raise DataError(f"{file} is missing")
+        if locate(local / file).sha256() != digest:
+            raise DataError(f"{file} differs from its digest")
     try:
-        state = torch.load(local / _STATE_NAME, map_location="cpu", weights_only=True, mmap=lazy)
+        state = torch.load(local / STATE_NAME, map_location="cpu", weights_only=True, mmap=lazy)
     except Exception as error:  # unpickling a hostile or broken file raises anything
-        raise DataError(f"{_STATE_NAME} cannot be read: {first_line(error)}") from None
+        raise DataError(f"{STATE_NAME} cannot be read: {first_line(error)}") from None
     if not isinstance(state, dict):
-        raise DataError(f"{_STATE_NAME} holds no training state")
-    if state.get("step") != _step_of(folder.rstrip("/").rpartition("/")[2]):
-        raise DataError(f"{_STATE_NAME} is of step {state.get('step')}")
+        raise DataError(f"{STATE_NAME} holds no training state")
+    if state.get("step") != _step_of(name):
+        raise DataError(f"{STATE_NAME} is of step {state.get('step')}")
     return state
 
 
-def _digests(folder: str) -> dict[str, object]:
+def _digests(folder: Location) -> dict[str, object]:
     """Return file name → SHA-256 [hex], of at least what every checkpoint has."""
-    url = storage.join(folder, _DIGESTS_NAME)
-    if not storage.exists(url):
+    file = folder / _DIGESTS_NAME
+    if not file.exists():
         raise DataError(f"{_DIGESTS_NAME} is missing")
     try:
-        digests = json.loads(storage.read_bytes(url))
-    except (ValueError, RecursionError):
+        digests = file.read_json()
+    except DataError:
         raise DataError(f"{_DIGESTS_NAME} is damaged") from None
     if (
         not isinstance(digests, dict)
@@ -411,7 +397,7 @@ def _digests(folder: str) -> dict[str, object]:
     return digests
 
 
-def prune(run: str, keep_last: int, best_step: int | None) -> None:
+def prune(run: Location, keep_last: int, best_step: int | None) -> None:
     """Remove all but the newest checkpoints and the best; what a pointer names is spared, too.
 
     Only those count that are whole, so that nothing good goes because of newer ones that are
@@ -423,23 +409,22 @@ def prune(run: str, keep_last: int, best_step: int | None) -> None:
     CocosegError
         If one cannot be removed.
     """
-    parent = storage.join(run, CHECKPOINTS)
     spared = {best_step, pointed_step(run, "best"), pointed_step(run, "last")}
     kept = 0
     for step in reversed(_folders(run)):
-        folder = storage.join(parent, checkpoint_name(step))
+        folder = folder_of(run, step)
         if kept < keep_last:
             kept += _is_whole(folder)
         elif step not in spared:
-            with explained(run, folder):
-                _remove(folder, parent)
+            with explained(run):
+                _remove(folder)
 
 
-def _is_whole(folder: str) -> bool:
+def _is_whole(folder: Location) -> bool:
     try:
-        if storage.is_remote(folder):
-            return _digests(folder).keys() <= storage.list_files(folder).keys()
-        _verified_state(Path(storage.join(folder)), folder, lazy=True)
+        if folder.remote:
+            return _digests(folder).keys() <= folder.list_files().keys()
+        _verified_state(Path(folder.url), folder.name, lazy=True)
     except StoreError:
         raise
     except (OSError, CocosegError):
@@ -447,44 +432,29 @@ def _is_whole(folder: str) -> bool:
     return True
 
 
-def _remove(folder: str, parent: str) -> None:
+def _remove(folder: Location) -> None:
     """Remove a checkpoint; a kill amidst leaves no half of it under its name."""
-    if storage.is_remote(folder):
-        storage.remove(folder)
+    if folder.remote:
+        (folder / _DIGESTS_NAME).remove()
+        folder.remove()
         return
-    with storage.scratch_folder(parent) as scratch:
-        os.replace(storage.join(folder), scratch / "removed")
+    with folder.parent.scratch_folder() as scratch:
+        os.replace(folder.url, scratch / "removed")
 
 
 @contextlib.contextmanager
-def explained(run: str, url: str) -> Iterator[None]:
+def explained(run: Location) -> Iterator[None]:
     """Say in plain words why something of a run could not be written."""
-    try:
-        yield
-    except CocosegError:
-        raise
-    except Exception as error:  # each object store's driver has its own kinds
-        disk = _disk_error(error)
-        if not (disk or isinstance(error, SafetensorError) or storage.is_remote(run)):
-            raise
-        kept = "there is no checkpoint yet"
-        with contextlib.suppress(OSError, CocosegError):
-            if steps := list_steps(run):
-                kept = f"the newest checkpoint, {checkpoint_name(steps[-1])}, is kept"
-        full = (disk is not None and disk.errno in _FULL) or _SAYS_FULL in str(error)
-        mend = "make room" if full else "mend that"
-        raise CocosegError(
-            f"{url}: cannot be written: {_reason(disk or error)}; {kept}: {mend}, then run the "
-            "same command again to go on"
-        ) from error
 
+    def kept() -> str:
+        steps = list_steps(run)
+        if not steps:
+            return "there is no checkpoint yet"
+        return f"the newest checkpoint, {checkpoint_name(steps[-1])}, is kept"
 
-def _disk_error(error: BaseException | None) -> OSError | None:
-    """Return what the disk said; torch raises its own error on top of it."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def _reason(error: BaseException) -> str:
-    return (isinstance(error, OSError) and error.strerror) or str(error)
+    with output.explained(run, kept):
+        try:
+            yield
+        except SafetensorError as error:  # it keeps the text alone
+            number = errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else errno.EIO
+            raise OSError(number, str(error)) from error

@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event
 from torch.utils.tensorboard import SummaryWriter
 
-from .. import storage
-from ..errors import CocosegError, StoreError
+from ..errors import CocosegError
+from ..storage import LocalPath, Location
+from ..storage.local import sync_file
+from ..storage.lock import temporary_folder
+from .checkpoint import explained
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +51,17 @@ class Journal:
         Here and in every method, if the disk is full or the files cannot be written.
     """
 
-    def __init__(self, run: str, step: int, validated: int) -> None:
+    def __init__(self, run: Location, step: int, validated: int) -> None:
         self.run = run
-        self._staging = tempfile.mkdtemp(prefix="cocoseg-run-") if storage.is_remote(run) else None
-        self._local = Path(self._staging or run.removeprefix("file://"))
-        with self._writing():
-            kept = _forget_lines(run, step, validated)
-            _forget_events(run, step, validated)
-            if self._staging:
+        self._staging = contextlib.ExitStack()
+        """Removes the local files of a run on an object store."""
+        with explained(run):
+            kept = _forget_lines(run / METRICS, step, validated)
+            _forget_events(run / TENSORBOARD, step, validated)
+            if isinstance(run, LocalPath):
+                self._local = Path(run)
+            else:
+                self._local = self._staging.enter_context(temporary_folder())
                 (self._local / METRICS).write_bytes(kept)
             self._file = open(self._local / METRICS, "a", encoding="utf-8")  # noqa: SIM115
             # A TensorBoard that has the dropped events in memory forgets them by the purge step.
@@ -71,7 +77,7 @@ class Journal:
             null in ``metrics.jsonl``. Numbers also go to TensorBoard, those of a mapping as
             ``name/key``.
         """
-        with self._writing():
+        with explained(self.run):
             line = json.dumps({"step": step, **_finite(values)}, allow_nan=False)
             self._file.write(line + "\n")
             self._file.flush()
@@ -80,63 +86,59 @@ class Journal:
 
     def picture(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
         """Show an image, uint8 RGB of shape (H, W, 3), in TensorBoard under a name."""
-        with self._writing():
+        with explained(self.run):
             self._board.add_image(name, image, step, dataformats="HWC")
 
-    def publish(self) -> None:
-        """Bring everything written so far safely to where the run lives."""
-        with self._writing():
+    def flush(self) -> None:
+        """Bring everything written so far safely to the disk."""
+        with explained(self.run):
             self._board.flush()
-            if not self._staging:
-                for file in self._files():
-                    storage.sync_file(file)
-        if self._staging:
+            for file in self._files():
+                sync_file(file)
+
+    def upload(self) -> None:
+        """Copy the files to where the run lives, if that is an object store.
+
+        No run ends where that fails.
+        """
+        try:
             self._upload()
+        except CocosegError as error:
+            log.warning("%s; the next checkpoint tries again", error)
 
     def close(self) -> None:
         """Finish the files."""
-        with self._writing():
+        with explained(self.run):
             self._board.close()
             self._file.close()
-        if self._staging:
-            if self._upload():
-                shutil.rmtree(self._staging)
-            else:
-                log.warning("%s and %s are kept in %s", METRICS, TENSORBOARD, self._staging)
+        try:
+            self._upload()
+        except CocosegError as error:
+            kept = tempfile.mkdtemp(prefix="cocoseg-kept-")
+            for file in (self._local / METRICS, self._local / TENSORBOARD):
+                shutil.move(file, kept)
+            log.warning("%s; %s and %s are kept in %s", error, METRICS, TENSORBOARD, kept)
+        self._staging.close()
 
     def _files(self) -> list[Path]:
         return [self._local / METRICS, *(self._local / TENSORBOARD).glob("*")]
 
-    def _upload(self) -> bool:
-        """Copy the files to the object store; no run ends where that fails."""
-        try:
+    def _upload(self) -> None:
+        if not self.run.remote:
+            return
+        with explained(self.run):
             for file in self._files():
                 name = file.relative_to(self._local).as_posix()
-                storage.publish_bytes(storage.join(self.run, name), file.read_bytes())
-        except StoreError as error:
-            log.warning("%s; the next checkpoint tries again", error)
-            return False
-        return True
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise CocosegError(
-                f"{self.run}: {METRICS} and {TENSORBOARD} cannot be written: "
-                f"{error.strerror or error}; mend that and run the same command again to go on"
-            ) from error
+                (self.run / name).publish_bytes(file.read_bytes())
 
 
-def _forget_lines(run: str, step: int, validated: int) -> bytes:
+def _forget_lines(file: Location, step: int, validated: int) -> bytes:
     """Drop later lines of ``metrics.jsonl``, and the half line of a killed run; return the rest."""
-    url = storage.join(run, METRICS)
-    content = storage.read_bytes(url) if storage.exists(url) else b""
+    content = file.read_bytes() if file.exists() else b""
     lines = [line for line in content.split(b"\n") if _is_kept(line, step, validated)]
     kept = b"".join(line + b"\n" for line in lines)
     if kept != content or not content:
-        storage.publish_bytes(url, kept)
+        file.publish_bytes(kept)
     return kept
 
 
@@ -144,25 +146,23 @@ def _is_kept(line: bytes, step: int, validated: int) -> bool:
     try:
         values = json.loads(line)
         at = float(values["step"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return False
     return at <= (validated if any(name.startswith(_SCORES) for name in values) else step)
 
 
-def _forget_events(run: str, step: int, validated: int) -> None:
+def _forget_events(folder: Location, step: int, validated: int) -> None:
     """Drop later values from TensorBoard's files, and the half record of a killed run.
 
     A purge step alone does not do: TensorBoard's fast loader, its default, does not look at it.
     """
-    folder = storage.join(run, TENSORBOARD)
-    for name in storage.list_files(folder):
-        url = storage.join(folder, name)
-        content = storage.read_bytes(url)
+    for name in folder.list_files():
+        content = (folder / name).read_bytes()
         kept = b"".join(
             record for record in _records(content) if not _is_later(record, step, validated)
         )
         if kept != content:
-            storage.publish_bytes(url, kept)
+            (folder / name).publish_bytes(kept)
 
 
 _HEAD, _TAIL = 12, 4  # uint64 length and its CRC before the event, the event's CRC behind it

@@ -4,6 +4,7 @@ import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from ..storage import Location
 from .checkpoint import prune
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ class Pruning:
     _thread: ThreadPoolExecutor = field(default_factory=_one_thread)
     _works: list[Future[None]] = field(default_factory=list)
 
-    def start(self, run: str, keep_last: int, best_step: int | None) -> None:
+    def start(self, run: Location, keep_last: int, best_step: int | None) -> None:
         """Begin a removal after the one that is going on; those that wait are replaced by it."""
         self._works = [work for work in self._works if not (work.done() or work.cancel())]
         self._works.append(self._thread.submit(_prune, run, keep_last, best_step))
@@ -35,7 +36,7 @@ class Pruning:
         self._works.clear()
 
 
-def _prune(run: str, keep_last: int, best_step: int | None) -> None:
+def _prune(run: Location, keep_last: int, best_step: int | None) -> None:
     try:
         prune(run, keep_last, best_step)
     except Exception as error:  # of the disk or of a store

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from .. import storage
 from ..distributed.devices import own_device
 from ..distributed.group import Group, process_group
 from ..errors import CocosegError, ConfigError
 from ..model.config import ModelConfig
 from ..model.precision import tf32
 from ..processes import Launch, end_with_launcher, keep_freed_memory
+from ..storage import Location, locate
 from .augment import check_extra
 from .checkpoint import Checkpoint, agree_on_newest, run_lock
 from .config import AugmentConfig, TrainConfig
@@ -53,7 +53,9 @@ class RunResult:
             f"best_{self.monitor}": self.best_score,
             "bad_samples": self.bad_samples,
             "skipped_steps": self.skipped_steps,
-            "checkpoint": storage.join(self.save_dir, "last" if self.best_step is None else "best"),
+            "checkpoint": str(
+                locate(self.save_dir) / ("last" if self.best_step is None else "best")
+            ),
         }
 
 
@@ -89,7 +91,7 @@ def run(
         tf32(model.tf32),
         Interrupts() as interrupts,
         process_group(train.device) as group,
-        run_lock(run_folder, group),
+        run_lock(run_folder, group) as check,
     ):
         if group.device.type == "cpu":
             keep_freed_memory()
@@ -99,6 +101,7 @@ def run(
             with group.together():
                 _refuse_to_resume(train, checkpoint)
             trainer = Trainer.start(train, model, augment, group, interrupts, checkpoint)
+        trainer.check_output = check
         del checkpoint  # and with it a second copy of the optimizer's state
         if not trainer.ended:
             try:
@@ -145,10 +148,10 @@ def forecast(
     return {"from_step": 0 if checkpoint is None else checkpoint.step, **plan.to_dict()}
 
 
-def _run_folder(train: TrainConfig) -> str:
+def _run_folder(train: TrainConfig) -> Location:
     if train.save_dir is None:
         raise ConfigError("--output: give a folder for the run (train.save_dir)")
-    return str(train.save_dir)
+    return locate(train.save_dir)
 
 
 def _refuse_to_resume(train: TrainConfig, checkpoint: Checkpoint | None) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .. import storage
 from ..distributed.group import Group
 from ..errors import ConfigError
 from ..model.config import ModelConfig
@@ -18,6 +17,7 @@ from ..shards.manifest import ShardEntry
 from ..shards.plan import ORDER, BatchLayout, Plan, steps_for
 from ..shards.reader import ShardSet
 from ..shards.repeats import Repeats
+from ..storage import locate
 from .class_weights import class_weights
 from .config import AugmentConfig, TrainConfig
 
@@ -312,7 +312,5 @@ def _shards(shards: ShardSet | None) -> list[tuple[ShardEntry, bool]]:
     """Return all shards, in their order, and whether each is in an object store."""
     folders = zip(shards.folders, shards.manifests, strict=True) if shards else ()
     return [
-        (shard, storage.is_remote(folder))
-        for folder, manifest in folders
-        for shard in manifest.shards
+        (shard, locate(folder).remote) for folder, manifest in folders for shard in manifest.shards
     ]

@@ -10,16 +10,14 @@ import logging
 import math
 import shutil
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from .. import storage
 from ..config import to_yaml
 from ..distributed.group import Group
 from ..errors import CocosegError, ExitCode, Interrupted, StoreError, first_line
@@ -30,6 +28,7 @@ from ..model.precision import resolve_precision
 from ..model.predictor import Predictor
 from ..model.weights import load_network, start_network
 from ..processes import available_cores
+from ..storage import Location, locate
 from .bad_samples import BadSamples
 from .batches import MicroBatch, TrainingSamples, micro_batches, on_device
 from .checkpoint import (
@@ -111,7 +110,9 @@ class Trainer:
     unwritten: list[CocosegError] = field(default_factory=list)
     """What failed on this rank alone, until the next step tells the others."""
     pruning: Pruning = field(default_factory=Pruning)
-    _kept_copy: Path | None = None
+    check_output: Callable[[], None] = lambda: None
+    """See `Hold.check`."""
+    _kept_copy: str | None = None
     """Local copy of the newest checkpoint, while the object store lacks it."""
 
     @classmethod
@@ -174,7 +175,7 @@ class Trainer:
             samples=samples,
             learn=learn,
             average=average,
-            bad=BadSamples(str(config.save_dir), config.max_bad, group),
+            bad=BadSamples(locate(str(config.save_dir)), config.max_bad, group),
             now=Progress(),
             saved=0,
         )
@@ -195,7 +196,7 @@ class Trainer:
         with self.group.together():
             if self.group.leads:
                 self._tell_changes(state)
-                whole = restore_pointers(str(self.config.save_dir), now.step, now.best_step)
+                whole = restore_pointers(self.run, now.step, now.best_step)
         other = self.plan.scored_on is not None and now.scored_on != self.plan.scored_on
         lost = now.best_step is not None and not self.group.gather(whole)[0]
         if other or lost:
@@ -215,19 +216,21 @@ class Trainer:
 
     def open(self, model: ModelConfig, augment: AugmentConfig) -> None:
         """Begin what rank 0 writes and says."""
-        run_folder = str(self.config.save_dir)
         sections = {"model": model, "augment": augment, "train": self.config}
         with self.group.together():
             if self.group.leads:
-                url = storage.join(run_folder, "config.yaml")
-                with explained(run_folder, url):
-                    storage.make_folder(run_folder)
-                    storage.publish_bytes(url, to_yaml(sections).encode())
-                self.journal = Journal(run_folder, self.now.step, self.now.validated)
+                with explained(self.run):
+                    (self.run / "config.yaml").publish_bytes(to_yaml(sections).encode())
+                self.journal = Journal(self.run, self.now.step, self.now.validated)
                 self.bad.publish()
                 log.info("%s", introduction(self.config, model, self.plan, self.learn))
                 if self.now.step:
                     log.info("goes on from step %d", self.now.step)
+
+    @property
+    def run(self) -> Location:
+        """The folder of the run."""
+        return locate(str(self.config.save_dir))
 
     @property
     def scored(self) -> nn.Module:
@@ -293,7 +296,7 @@ class Trainer:
         self.interrupts.postponed = True
         if self.owes_validation:
             self.validate()
-            self.save()
+            self.save(final=bool(self.ended))
         if self.patience_ended:
             return
         steps = on_device(steps, self.group.device)
@@ -485,7 +488,10 @@ class Trainer:
             if is_out_of_memory(error) or self.group.published(_RESCUE):
                 raise  # `train` saves
             if self.group.leads and self.now.step > self.saved:
-                self._write_checkpoint()
+                try:
+                    self._write_checkpoint()
+                except CocosegError as unsaved:  # what failed first is raised
+                    log.warning("%s", unsaved)
             raise
         train_mode(self.learn.network, self.config)
 
@@ -556,26 +562,21 @@ class Trainer:
             if self.group.leads:
                 try:
                     self._write_checkpoint()
-                except StoreError as error:
-                    self._drop_kept_copy()
-                    self._kept_copy = error.kept if isinstance(error, NotStored) else None
-                    if final:
+                except NotStored as error:
+                    if final or error.refused:
                         raise
                     log.warning("%s; training goes on, and the next checkpoint tries again", error)
                     stored = False
-                else:
-                    self._drop_kept_copy()
+                except StoreError as error:  # of a pointer
+                    if final:
+                        raise
+                    log.warning("%s; training goes on, and the next checkpoint tries again", error)
         if self.group.gather(stored)[0]:
             self.saved = self.now.step
         self.group.stop_for(self.unwritten)
 
-    def _drop_kept_copy(self) -> None:
-        if self._kept_copy is not None:
-            shutil.rmtree(self._kept_copy, ignore_errors=True)
-            self._kept_copy = None
-
     def _write_checkpoint(self) -> None:
-        run_folder, step = str(self.config.save_dir), self.now.step
+        step = self.now.step
         state: dict[str, Any] = {
             "progress": dataclasses.asdict(self.now),
             "optimizer": self.learn.optimizer.state_dict(),
@@ -588,15 +589,26 @@ class Trainer:
         if self.average is not None:
             state["raw_weights"] = self.learn.network.state_dict()
         taxonomy = self.plan.shards.taxonomy
+        self.check_output()
         if self.journal is not None:
             try:
-                self.journal.publish()  # lines of steps without a checkpoint are dropped
+                self.journal.flush()  # lines of steps without a checkpoint are dropped
             except CocosegError as error:
                 self.unwritten.append(error)
-        save_checkpoint(run_folder, step, self.scored, self.learn.preprocess, taxonomy, state)
+        before, self._kept_copy = self._kept_copy, None
+        try:
+            save_checkpoint(self.run, step, self.scored, self.learn.preprocess, taxonomy, state)
+        except NotStored as error:
+            self._kept_copy = error.kept
+            raise
+        finally:
+            if before is not None:
+                shutil.rmtree(before, ignore_errors=True)
         if self.now.best_step is not None:
-            point(run_folder, "best", self.now.best_step)
-        self.pruning.start(run_folder, self.config.keep_last, self.now.best_step)
+            point(self.run, "best", self.now.best_step)
+        if self.journal is not None:
+            self.journal.upload()
+        self.pruning.start(self.run, self.config.keep_last, self.now.best_step)
 
     # ---- out of memory, perhaps on one rank alone: no collective is called any more
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
-from ... import storage
 from ...errors import ConfigError
 from ...model.config import ModelConfig
 from ...model.precision import dtype_name
 from ...model.predictor import Predictor
 from ...model.weights import find_checkpoint, is_bare, weights_digest
+from ...storage import LocalPath, locate
 from ...taxonomy import Taxonomy
 from ..config import InferConfig
 from ..predictor import load_predictor
@@ -55,11 +55,12 @@ def _resolved(given: str) -> tuple[str, str]:
     A run that is still training may exchange its best checkpoint at any time.
     """
     found = find_checkpoint(given)
-    if storage.is_remote(found):
-        return found, os.path.basename(found.rstrip("/"))
-    if not storage.exists(found):  # on the hub, or nowhere
+    place = locate(found)
+    if not isinstance(place, LocalPath):
+        return found, place.name
+    if not place.exists():  # on the hub, or nowhere
         return found, found
-    real = os.path.realpath(found.removeprefix("file://"))
+    real = os.path.realpath(place)
     return given if is_bare(given) else real, os.path.basename(real)
 
 

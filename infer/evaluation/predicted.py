@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ... import storage
 from ...errors import ConfigError, DataError
 from ...model.predictor import DevicePrediction
 from ...shards.decode import decode_mask
 from ...shards.reader import Sample, ShardSet
+from ...storage import Location, locate
 from ..folder import FOLDERS, PROGRESS, files_of_outputs, recorded_settings
 
 
@@ -41,16 +41,17 @@ class PredictedMasks:
     device = torch.device("cpu")
 
     def __init__(self, folder: str, shards: ShardSet) -> None:
-        if not storage.is_dir(folder):
+        place = locate(folder)
+        if not place.is_dir():
             raise ConfigError(f"--predictions {folder}: no such folder")
-        if storage.is_dir(storage.join(folder, PROGRESS)):
+        if (place / PROGRESS).is_dir():
             raise ConfigError(
                 f"--predictions {folder}: an inference into it has not ended: its masks may be of "
                 "several; run that 'cocoseg infer' again"
             )
-        self._folder = folder
+        self._folder = place
         self._taxonomy = shards.taxonomy
-        _refuse_category_ids(folder)
+        _refuse_category_ids(place)
         keys = [shards.row(position).key for position in range(len(shards))]
         wanted = {f"{key}.png" for key in keys}
         if len(wanted) < len(keys):
@@ -59,12 +60,12 @@ class PredictedMasks:
                 f"--predictions {folder}: {twice}.png would belong to two samples of that key; "
                 "score the folders of shards one by one"
             )
-        there = set(storage.walk_files(folder))
-        there -= files_of_outputs(folder, there)  # pictures of an evaluation, say
+        there = set(place.walk_files())
+        there -= files_of_outputs(place, there)  # pictures of an evaluation, say
         missing = sorted(wanted - there)
         if missing:
             raise DataError(
-                f"{storage.join(folder, missing[0])}: is missing{_more(missing)}; the shards hold "
+                f"{place / missing[0]}: is missing{_more(missing)}; the shards hold "
                 f"{len(keys):,} samples, and each needs a mask"
             )
         extra = sorted(
@@ -74,7 +75,7 @@ class PredictedMasks:
         )
         if extra:
             raise DataError(
-                f"{storage.join(folder, extra[0])}: belongs to no sample of the shards"
+                f"{place / extra[0]}: belongs to no sample of the shards"
                 f"{_more(extra)}; remove what is not to be scored, or add its shards"
             )
 
@@ -87,13 +88,13 @@ class PredictedMasks:
             If a mask is no single-channel grayscale PNG, has another size than its image, or holds
             what is no train id.
         """
-        url = storage.join(self._folder, f"{sample.key}.png")
-        mask = decode_mask(storage.read_bytes(url), url, expected=sample.mask.shape)
+        file = self._folder / f"{sample.key}.png"
+        mask = decode_mask(file.read_bytes(), str(file), expected=sample.mask.shape)
         classes, ignored = self._taxonomy.num_classes, self._taxonomy.ignore_index
         wrong = mask[(mask >= classes) & (mask != ignored)]
         if wrong.size:
             raise DataError(
-                f"{url}: holds {int(wrong.max())}; expected train ids 0…{classes - 1}, and "
+                f"{file}: holds {int(wrong.max())}; expected train ids 0…{classes - 1}, and "
                 f"{ignored} where there is no prediction"
             )
         narrow = np.uint8 if self._taxonomy.bits == 8 else np.int32  # torch knows few uint16
@@ -115,7 +116,7 @@ def _more(names: Sequence[str]) -> str:
     return f", and {len(names) - 1:,} more" if len(names) > 1 else ""
 
 
-def _refuse_category_ids(folder: str) -> None:
+def _refuse_category_ids(folder: Location) -> None:
     """Refuse masks that ``infer`` wrote with category ids: most of them look like train ids."""
     ids = recorded_settings(folder).get("ids", "train")
     if ids != "train":

@@ -3,7 +3,6 @@
 checkpoint → weights, config, image processor, card → loaded again, compared → published
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSemanticSegmentation
 
-from ... import storage
 from ...errors import ConfigError, DataError
 from ...model.config import ModelConfig
 from ...model.weights import LoadedNetwork, load_network, quiet, save_network, weights_digest
+from ...storage import Location, locate
 from .card import Card
 from .config import ExportConfig
 from .network import Reference, trial_shapes
@@ -35,7 +34,7 @@ class FolderPlan:
     """What ``--dry-run`` tells."""
 
     config: ExportConfig
-    output: str
+    output: Location
     loaded: LoadedNetwork
     card: Card
 
@@ -44,7 +43,7 @@ class FolderPlan:
         known = self.card.provenance
         return {
             "checkpoint": self.config.checkpoint,
-            "output": self.output,
+            "output": self.output.url,
             "format": "hf",
             "architecture": self.card.architecture,
             "classes": self.card.taxonomy.num_classes,
@@ -97,12 +96,12 @@ def plan_folder(config: ExportConfig, model: ModelConfig) -> FolderPlan:
         If the checkpoint or the scores are damaged.
     """
     output = wanted_output(config)
-    if storage.is_file(output):
+    if output.is_file():
         raise ConfigError(f"--output {output}: is a file; give a folder")
     loaded = load_network(str(config.checkpoint), model)
     network: Any = loaded.network
     card = Card(
-        name=output.rpartition("/")[2],
+        name=output.name,
         architecture=network.config.model_type,
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         taxonomy=loaded.taxonomy,
@@ -134,15 +133,18 @@ def export_folder(config: ExportConfig, model: ModelConfig) -> FolderExport:
         for weights in folder.glob("*.safetensors"):  # safetensors lets nobody else read them
             weights.chmod((folder / CARD).stat().st_mode)
         parity = _parity(plan, folder)
-        refuse_difference(parity, plan.output)
+        refuse_difference(parity, str(plan.output))
         files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-        there = storage.list_files(plan.output)
+        there = plan.output.list_files()
         if there and _same(folder, plan.output, there):
             return FolderExport(plan, "kept, it is there already", files, parity)
-        if there or storage.list_folders(plan.output):
+        if there or plan.output.list_folders():
             _refuse_strangers(plan.output, there)
-            refuse_other(plan.output, "and differs", overwrite=config.overwrite)
-        storage.replace_folder(folder, plan.output, _LAST, str(folder.with_name("replaced")))
+            if _LAST in there:  # else an earlier export there was cut short
+                refuse_other(plan.output, "and differs", overwrite=config.overwrite)
+        if plan.output.remote:
+            (plan.output / _LAST).remove()  # transformers takes a folder without it for none
+        plan.output.publish_folder(folder, _LAST, folder.with_name("replaced"))
     return FolderExport(plan, "written", files, parity)
 
 
@@ -167,9 +169,9 @@ def _parity(plan: FolderPlan, folder: Path) -> Parity:
 
 def _metrics(path: str, loaded: LoadedNetwork) -> Mapping[str, Any]:
     try:
-        metrics = json.loads(storage.read_bytes(path))
-    except ValueError as error:
-        raise DataError(f"--metrics {path}: is not JSON: {error}") from None
+        metrics = locate(path).read_json()
+    except DataError as error:
+        raise DataError(f"--metrics {error}") from None
     if not isinstance(metrics, dict) or not isinstance(metrics.get("mIoU"), (int, float)):
         raise DataError(f"--metrics {path}: has no mIoU; give a metrics.json of 'cocoseg eval'")
     scored = metrics.get("checkpoint")
@@ -181,19 +183,20 @@ def _metrics(path: str, loaded: LoadedNetwork) -> Mapping[str, Any]:
     return metrics
 
 
-def _same(folder: Path, output: str, there: Mapping[str, int]) -> bool:
+def _same(folder: Path, output: Location, there: Mapping[str, int]) -> bool:
     ours = {path.name: path for path in folder.iterdir()}
     return there == {name: path.stat().st_size for name, path in ours.items()} and all(
-        storage.sha256(str(path)) == storage.sha256(storage.join(output, name))
-        for name, path in ours.items()
+        locate(path).sha256() == (output / name).sha256() for name, path in ours.items()
     )
 
 
-def _refuse_strangers(output: str, there: Mapping[str, int]) -> None:
+def _refuse_strangers(output: Location, there: Mapping[str, int]) -> None:
     """Never replace a folder that holds what no export writes: a run, a repository, photographs."""
-    ours = _OURS if _LAST in there else ()  # a README.md alone is no export
+    # A README.md alone is no export. In an object store, one that was cut short has no config.json.
+    cut_short = output.remote and any(Path(name).match(_OURS[0]) for name in there)
+    ours = _OURS if _LAST in there or cut_short else ()
     strangers = [name for name in there if not any(Path(name).match(form) for form in ours)]
-    strangers += storage.list_folders(output)
+    strangers += output.list_folders()
     if strangers:
         raise ConfigError(
             f"--output {output}: holds other files ({', '.join(sorted(strangers)[:3])}); choose "

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from ... import __version__, storage
+from ... import __version__
 from ...errors import CocosegError, ConfigError
 from ...model.config import ModelConfig
 from ...model.weights import LoadedNetwork, load_network, weights_digest
+from ...storage import Location
 from .config import ExportConfig
 from .network import INPUTS, ExportedNetwork, Reference, output_port, trial_shapes
 from .onnx_model import describe_onnx, run_onnx, write_onnx
@@ -43,7 +44,7 @@ class GraphFormat:
     """That are needed, beside our own dependencies."""
     write: Callable[[ExportedProgram, Mapping[str, Any], Path], None]
     run: Callable[[Path], Callable[[Tensor], Tensor]]
-    describe: Callable[[str], Mapping[str, Any]]
+    describe: Callable[[Location], Mapping[str, Any]]
 
 
 FORMATS = {
@@ -67,7 +68,7 @@ class GraphPlan:
 
     format: GraphFormat
     config: ExportConfig
-    output: str
+    output: Location
     loaded: LoadedNetwork
     description: Mapping[str, Any]
     """What the file says of itself; its `fingerprint` is of weights, settings and versions."""
@@ -79,7 +80,7 @@ class GraphPlan:
         told = self.description
         return {
             "checkpoint": self.config.checkpoint,
-            "output": self.output,
+            "output": self.output.url,
             "format": self.format.name,
             **({"opset": self.config.opset} if self.format.name == "onnx" else {}),
             "architecture": told["architecture"],
@@ -137,7 +138,7 @@ def plan_graph(kind: GraphFormat, config: ExportConfig, model: ModelConfig) -> G
     loaded = load_network(str(config.checkpoint), model)
     description = _description(kind, config, loaded)
     kept = False
-    if storage.exists(output):
+    if output.exists():
         same = kind.describe(output).get("fingerprint") == description["fingerprint"]
         kept = same and not config.overwrite
         if not same:
@@ -164,7 +165,7 @@ def export_graph(kind: GraphFormat, config: ExportConfig, model: ModelConfig) ->
     if plan.kept:
         dynamic = kind.describe(plan.output).get("dynamic", [])
         names = json.loads(dynamic) if isinstance(dynamic, str) else dynamic
-        return GraphExport(plan, storage.file_size(plan.output), tuple(names), None)
+        return GraphExport(plan, plan.output.size(), tuple(names), None)
     reference = Reference(plan.loaded)
     with scratch_beside(plan.output) as scratch:
         path = scratch / f"export{kind.suffix}"
@@ -178,7 +179,7 @@ def export_graph(kind: GraphFormat, config: ExportConfig, model: ModelConfig) ->
                 raise _cannot(plan, error) from error
             dynamic, parity = _at_one_size(plan, reference, path, error)
         size = path.stat().st_size
-        storage.publish_file(path, plan.output)
+        plan.output.publish_file(path)
     return GraphExport(plan, size, dynamic, parity)
 
 
@@ -220,7 +221,7 @@ def _written(
         trial_shapes(size, any_size=any_size),
         of_masks=config.output_type == "mask",
     )
-    refuse_difference(parity, plan.output)
+    refuse_difference(parity, str(plan.output))
     return dynamic, parity
 
 

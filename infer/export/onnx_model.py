@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from ... import storage
+from ...storage import Location
 from .program import quiet
 
 
@@ -63,13 +63,13 @@ def run_onnx(path: Path) -> Callable[[Tensor], Tensor]:
     return lambda pixels: torch.from_numpy(session.run(None, {name: pixels.numpy()})[0])
 
 
-def describe_onnx(output: str) -> Mapping[str, Any]:
+def describe_onnx(output: Location) -> Mapping[str, Any]:
     """Return the ``metadata_props`` of a file; empty where it is no ONNX."""
     import onnx
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load_model_from_string(storage.read_bytes(output))
+        model = onnx.load_model_from_string(output.read_bytes())
     except DecodeError:
         return {}
     return {entry.key: entry.value for entry in model.metadata_props}

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
-from ... import storage
+from ...storage import Location
 from .devices import bound_operators, remove_devices
 from .network import ExportedNetwork
 
@@ -78,11 +78,11 @@ def run_program(path: Path) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def describe_program(output: str) -> Mapping[str, Any]:
+def describe_program(output: Location) -> Mapping[str, Any]:
     """Return the description in a ``.pt2``; empty where there is none."""
     with (
-        contextlib.suppress(zipfile.BadZipFile, ValueError, KeyError),
-        storage.open_seekable(output) as file,
+        contextlib.suppress(zipfile.BadZipFile, ValueError, KeyError, RecursionError),
+        output.open_seekable() as file,
         zipfile.ZipFile(file) as archive,
     ):
         for name in archive.namelist():

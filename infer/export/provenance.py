@@ -1,19 +1,17 @@
 """What a checkpoint's weights began from, and which data they have seen."""
 
 import hashlib
+import io
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from ... import storage
 from ...errors import DataError, first_line
 from ...model import registry
-from ...model.weights import LoadedNetwork, is_bare
-
-_STATE_NAME = "training_state.pt"  # as train/checkpoint.py writes it
+from ...model.weights import STATE_NAME, LoadedNetwork, is_bare
+from ...storage import LocalPath, Location, locate
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +42,14 @@ class Provenance:
         segformer = network.config.model_type == "segformer"
         if is_bare(loaded.origin):
             return cls()
-        if not os.path.isdir(loaded.origin):
+        origin = locate(loaded.origin)
+        if not origin.is_dir():
             return cls(loaded.origin, _kind(loaded.origin, segformer=segformer))
-        file = Path(loaded.origin) / _STATE_NAME
+        file = origin / STATE_NAME
         if not file.is_file():
             return cls()
         try:
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            state = _state(file)
             name = str(state["settings"]["model.name"])
             shards = [str(digest) for digest in state["identity"]["shards"]]
             step = int(state["step"])
@@ -65,6 +64,12 @@ class Provenance:
         known = kind in ("nvlabs", "other") or _on_hub(name)
         digest = hashlib.sha256("\n".join(shards).encode()).hexdigest()
         return cls(name if known else None, kind, digest, len(shards), step)
+
+
+def _state(file: Location) -> Any:
+    if isinstance(file, LocalPath):
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return torch.load(io.BytesIO(file.read_bytes()), map_location="cpu", weights_only=True)
 
 
 def _kind(name: str, *, segformer: bool) -> Literal["random", "nvlabs", "other", "unknown"]:
@@ -84,5 +89,5 @@ def _on_hub(name: str) -> bool:
         len(parts) == 2
         and all(parts)
         and parts[0] not in (".", "..", "~")
-        and not (storage.is_remote(name) or os.path.exists(name))
+        and not (locate(name).remote or os.path.exists(name))
     )

@@ -5,14 +5,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ... import storage
 from ...errors import ConfigError
+from ...storage import LocalPath, Location, locate
+from ...storage.local import is_half_written
+from ...storage.lock import exclusive
+from ...storage.output import explained
+from ...storage.remote import LOCK
 from .config import ExportConfig
 
-_LOCK_NAME = ".export.lock"
 
-
-def wanted_output(config: ExportConfig, suffix: str = "") -> str:
+def wanted_output(config: ExportConfig, suffix: str = "") -> Location:
     """Return ``export.output``; a local one absolute, links followed.
 
     Raises
@@ -26,18 +28,17 @@ def wanted_output(config: ExportConfig, suffix: str = "") -> str:
     what = f"a file, NAME{suffix}" if suffix else "a folder"
     if config.output is None:
         raise ConfigError(f"--output: give {what}")
-    output = config.output.rstrip("/")
-    if suffix and (not output.endswith(suffix) or storage.is_dir(output)):
+    output = locate(config.output)
+    if suffix and (not output.name.endswith(suffix) or output.is_dir()):
         raise ConfigError(f"--output {config.output}: give {what}")
-    if storage.is_remote(output):
-        return output
-    output = os.path.realpath(storage.join(output))  # a link stays: what it names is written
-    if output == os.getcwd():
-        raise ConfigError(f"--output {config.output}: is the working folder; give one below it")
+    if isinstance(output, LocalPath):
+        output = LocalPath(os.path.realpath(output))  # a link stays: what it names is written
+        if output.url == os.getcwd():
+            raise ConfigError(f"--output {output}: is the working folder; give one below it")
     return output
 
 
-def refuse_other(output: str, what: str, *, overwrite: bool) -> None:
+def refuse_other(output: Location, what: str, *, overwrite: bool) -> None:
     """Refuse to replace an output that is there, unless `overwrite`.
 
     Raises
@@ -52,27 +53,30 @@ def refuse_other(output: str, what: str, *, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def scratch_beside(output: str) -> Iterator[Path]:
+def scratch_beside(output: Location) -> Iterator[Path]:
     """Give a private local folder from which `output` can be published by renaming.
 
     Those that killed exports left there are removed.
+
+    Raises
+    ------
+    CocosegError
+        If something cannot be written.
     """
-    parent = os.path.dirname(os.path.abspath(storage.join(output)))
-    if storage.is_remote(output):
-        parent = output
-    else:
-        _remove_abandoned(parent)
-    with (
-        storage.scratch_folder(parent) as scratch,
-        storage.exclusive(str(scratch / _LOCK_NAME)),
-    ):
-        yield scratch
+    with explained(output, lambda: "nothing is changed there"):
+        if isinstance(output, LocalPath):
+            _remove_abandoned(output.parent)
+        with (
+            output.parent.scratch_folder() as scratch,
+            exclusive(str(scratch / LOCK)),
+        ):
+            yield scratch
 
 
-def _remove_abandoned(parent: str) -> None:
-    for name in filter(storage.is_scratch, storage.list_folders(parent)):
-        lock = storage.join(parent, name, _LOCK_NAME)
-        if storage.is_file(lock):  # else it is no export's
-            with contextlib.suppress(BlockingIOError), storage.exclusive(lock) as alone:
+def _remove_abandoned(parent: LocalPath) -> None:
+    for name in filter(is_half_written, parent.list_folders()):
+        lock = parent / name / LOCK
+        if lock.is_file():  # else it is no export's
+            with contextlib.suppress(BlockingIOError), exclusive(lock.url) as alone:
                 if alone:
-                    storage.remove(storage.join(parent, name))
+                    (parent / name).remove()

@@ -7,8 +7,8 @@ import shutil
 import fsspec
 import numpy as np
 import pytest
-from cocoseg import storage
 from cocoseg.shards.png import encode_mask
+from cocoseg.storage import LocalPath
 from PIL import Image
 
 
@@ -243,15 +243,15 @@ def test_an_evaluation_that_is_ended_while_it_writes_leaves_no_sign_of_completen
     measure, out, monkeypatch
 ):
     assert measure().code == 0
-    publish = storage.publish_bytes
+    publish = LocalPath.publish_bytes
 
-    def full(url, content):
-        if url.endswith("images.csv"):
+    def full(self, content):
+        if self.name == "images.csv":
             raise OSError(28, "No space left on device")
-        publish(url, content)
+        publish(self, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "publish_bytes", full)
+        patch.setattr(LocalPath, "publish_bytes", full)
         ran = measure()
     refused(ran, out, 1, "cannot be written: No space left on device")
     assert measure().code == 0

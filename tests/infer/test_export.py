@@ -22,7 +22,6 @@ import pytest
 import torch
 import transformers
 import yaml
-from cocoseg import storage
 from cocoseg.errors import CocosegError, ConfigError, DataError
 from cocoseg.infer.config import InferConfig
 from cocoseg.infer.export import graph
@@ -37,6 +36,7 @@ from cocoseg.infer.predictor import load_predictor
 from cocoseg.model.config import ModelConfig
 from cocoseg.model.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, resize_logits
 from cocoseg.model.weights import load_network, save_network, weights_digest
+from cocoseg.storage import LocalPath, locate
 from cocoseg.taxonomy import SemanticClass, Taxonomy, coco_taxonomy
 from PIL import Image
 from torch.export.graph_signature import InputKind
@@ -518,7 +518,8 @@ def test_what_is_ended_while_it_writes_leaves_nothing(run_cocoseg, faked, checkp
 _DIES = """
 import os, signal, sys
 from cocoseg.infer.export.publish import scratch_beside
-with scratch_beside(sys.argv[1]) as scratch:
+from cocoseg.storage import locate
+with scratch_beside(locate(sys.argv[1])) as scratch:
     (scratch / "export.onnx").write_bytes(b"half")
     print(scratch, flush=True)
     if len(sys.argv) > 2:
@@ -541,11 +542,11 @@ def test_what_a_killed_export_left_goes_with_the_next_and_no_other(tmp_path):
         assert killed.returncode == -signal.SIGKILL
         left = Path(killed.stdout.strip())
         assert (left / "export.onnx").exists()
-        with scratch_beside(str(output)) as ours:
+        with scratch_beside(locate(output)) as ours:
             assert not left.exists()
             assert set(tmp_path.iterdir()) == {other, busy, ours}
         at_work.kill()
-    with scratch_beside(str(output)) as ours:
+    with scratch_beside(locate(output)) as ours:
         assert set(tmp_path.iterdir()) == {other, ours}
 
 
@@ -597,7 +598,7 @@ def test_an_export_of_an_earlier_format_is_not_kept(exported, checkpoint):
         output = str(exported[0] / f"coco{kind.suffix}")
         config = ExportConfig(checkpoint=str(checkpoint), output=output)
         assert graph.plan_graph(kind, config, ModelConfig()).kept
-        assert int(kind.describe(output)["format_version"]) == kind.version
+        assert int(kind.describe(locate(output))["format_version"]) == kind.version
         later = dataclasses.replace(kind, version=kind.version + 1)
         with pytest.raises(ConfigError, match="is there already, and is of other weights"):
             graph.plan_graph(later, config, ModelConfig())
@@ -672,10 +673,15 @@ def test_a_folder_that_cannot_be_written_is_told(run_cocoseg, three_classes, tmp
     def denied(*_, **__):
         raise PermissionError(13, os.strerror(13), str(tmp_path / "ro"))
 
-    monkeypatch.setattr(storage, "scratch_folder", denied)
+    monkeypatch.setattr(LocalPath, "scratch_folder", denied)
     line = ("export", "hf", "--checkpoint", three_classes, "--output", tmp_path / "ro" / "x")
     ran = run_cocoseg(*line)
-    assert (ran.code, ran.err) == (1, f"error: {tmp_path / 'ro'}: Permission denied\n")
+    assert ran.code == 1
+    assert ran.err == (
+        f"error: --output {tmp_path / 'ro' / 'x'}: cannot be written: Permission denied "
+        f"({tmp_path / 'ro'}); nothing is changed there; make it writable, then run the same "
+        "command again\n"
+    )
 
 
 def test_an_object_store_is_given_whole_exports(
@@ -967,9 +973,9 @@ def test_the_facts_that_the_page_lists_are_in_the_files(root, exported):
     listed = set(
         re.findall(r"`(\w+)`", page.split("**Facts in the file.**")[1].split("**Opset")[0])
     )
-    told = dict(FORMATS["onnx"].describe(str(folder / "coco.onnx")))
+    told = dict(FORMATS["onnx"].describe(locate(folder / "coco.onnx")))
     assert set(told) == listed - {"metadata_props"}
-    described = FORMATS["program"].describe(str(folder / "coco.pt2"))
+    described = FORMATS["program"].describe(locate(folder / "coco.pt2"))
     assert set(described) == set(told) - {"opset"}
     loaded = load_network(str(folder / "coco"), ModelConfig())
     assert told["weights"] == described["weights"] == weights_digest(loaded.network)

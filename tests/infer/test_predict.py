@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from cocoseg import storage
 from cocoseg.model.predictor import Predictor
+from cocoseg.storage import LocalPath
 from cocoseg.taxonomy import coco_taxonomy
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -726,10 +726,10 @@ def test_a_folder_without_images_is_refused(infer, photos, out):
 def test_a_folder_that_cannot_be_listed_is_told(infer, put, out, monkeypatch):
     put("a.png")
 
-    def denied(url, **_):
-        raise PermissionError(13, os.strerror(13), url)
+    def denied(self, **_):
+        raise PermissionError(13, os.strerror(13), self.url)
 
-    monkeypatch.setattr(storage, "walk_files", denied)
+    monkeypatch.setattr(LocalPath, "walk_files", denied)
     ran = infer("--no-tta")
     assert ran.code == 3
     assert re.search(r"put .*photos: cannot be listed: .*Permission denied", ran.err)

@@ -11,13 +11,14 @@ import sys
 from typing import NamedTuple
 
 import pytest
-from cocoseg import storage
 from cocoseg.errors import CocosegError, ConfigError, DataError
 from cocoseg.infer import outputs
 from cocoseg.infer.config import InferConfig
 from cocoseg.infer.predict import predict
 from cocoseg.infer.progress import Progress
 from cocoseg.model.config import ModelConfig
+from cocoseg.storage import LocalPath, locate
+from cocoseg.storage.output import held
 from PIL import Image
 
 FLAGS = {
@@ -73,11 +74,11 @@ def test_a_finished_run_is_left_alone(photos, checkpoint, tmp_path, whole, monke
 
 def dying_after(last):
     """Publish files, and no more once `last` is there."""
-    publish = storage.publish_bytes
+    publish = LocalPath.publish_bytes
 
-    def publish_and_die(url, content):
-        publish(url, content)
-        if url.endswith(last):
+    def publish_and_die(self, content):
+        publish(self, content)
+        if self.name == last:
             raise KeyboardInterrupt
 
     return publish_and_die
@@ -88,7 +89,7 @@ def test_a_kill_between_the_list_and_the_end_of_the_notes(
 ):
     config = config_of(photos, checkpoint, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "publish_bytes", dying_after("predictions.jsonl"))
+        patch.setattr(LocalPath, "publish_bytes", dying_after("predictions.jsonl"))
         with pytest.raises(KeyboardInterrupt):
             predict(config, ModelConfig())
     assert (tmp_path / ".progress").exists()
@@ -117,7 +118,9 @@ def test_what_is_done_is_kept_and_the_rest_is_completed(
     config = config_of(photos, checkpoint, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(outputs.Outputs, "write", full_after(9))
-        with pytest.raises(CocosegError, match="No space left on device; mend that"):
+        with pytest.raises(
+            CocosegError, match="No space left on device; what is done is kept; make"
+        ):
             predict(config, ModelConfig())
     assert not (tmp_path / "predictions.jsonl").exists()
     done = len(list((tmp_path / ".progress").glob("*.json")))
@@ -129,10 +132,10 @@ def test_what_is_done_is_kept_and_the_rest_is_completed(
 
 def test_a_second_inference_into_the_folder_is_refused(photos, checkpoint, tmp_path, whole):
     config = config_of(photos, checkpoint, tmp_path)
-    with storage.exclusive(str(tmp_path / ".progress" / "lock")):
-        with pytest.raises(ConfigError, match="an inference is at work in it"):
+    with held(locate(tmp_path), "cocoseg infer"):
+        with pytest.raises(ConfigError, match=r"'cocoseg infer' \(process \d+\) is at work in it"):
             predict(config, ModelConfig())
-        assert [path.name for path in tmp_path.iterdir()] == [".progress"]
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     predict(config, ModelConfig())
     assert content(tmp_path) == whole
 
@@ -524,8 +527,9 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 def kill_at(owner, function, where, after, call, delay):
-    module, calls = import_module(owner), itertools.count(1)  # next() is atomic
-    original = getattr(module, function)
+    module, _, name = owner.partition(":")
+    owner = getattr(import_module(module), name) if name else import_module(module)
+    original, calls = getattr(owner, function), itertools.count(1)  # next() is atomic
 
     def act():
         if delay:
@@ -545,7 +549,7 @@ def kill_at(owner, function, where, after, call, delay):
             act()
         return result
 
-    setattr(module, function, wrapped)
+    setattr(owner, function, wrapped)
 
 for line in sys.stdin:
     request = json.loads(line)
@@ -565,7 +569,7 @@ class Point(NamedTuple):
     """A moment: before or after a call of a function with such arguments."""
 
     owner: str
-    """The module."""
+    """``module:class``"""
     function: str
     where: str
     """What the paths among its arguments, joined by spaces, must match."""
@@ -574,6 +578,7 @@ class Point(NamedTuple):
     """How often a run passes it, at most."""
 
 
+LOCAL = "cocoseg.storage.local:LocalPath"
 NOTE = r"[0-9a-f]{16}\.json$"
 PUBLISHED = {
     "ledger": (r"/\.files\.json$", 1),
@@ -587,13 +592,15 @@ POINTS = {
     f"{name} {moment}": Point(*function, where, moment == "written", calls)
     for name, (where, calls) in PUBLISHED.items()
     for moment, function in {
-        "unwritten": ("cocoseg.storage", "publish_bytes"),
+        "unwritten": (LOCAL, "publish_bytes"),
         "half-way": ("os", "replace"),  # the temporary file is written, but not yet renamed
-        "written": ("cocoseg.storage", "publish_bytes"),
+        "written": (LOCAL, "publish_bytes"),
     }.items()
 } | {
-    "list removed": Point("cocoseg.storage", "remove", r"/predictions\.jsonl$", after=True),
-    "notes there": Point("cocoseg.storage", "remove", r"/\.progress$"),
+    "list removed": Point(
+        "cocoseg.storage.local:LocalPath", "remove", r"/predictions\.jsonl$", after=True
+    ),
+    "notes there": Point("cocoseg.storage.local:LocalPath", "remove", r"/\.progress$"),
     "remove note": Point("os", "unlink", rf"(^|/){NOTE}", calls=7),
     "remove left-over": Point("os", "unlink", r"/(color|overlay)/[^/]+\.png$", calls=13),
 }

@@ -31,11 +31,11 @@ import cocoseg.prepare.shard
 import cocoseg.prepare.workers
 import cocoseg.shards.writer
 import msgspec
-from cocoseg import storage
 from cocoseg.errors import CocosegError
 from cocoseg.prepare.build import prepare
 from cocoseg.prepare.config import PrepareConfig
 from cocoseg.prepare.shard import BuiltShard
+from cocoseg.storage import LocalPath, local, locate, output
 
 DEADLINE = 10.0  # for what takes a fraction of a second: only a hang gets there [s]
 _FORK = multiprocessing.get_context("fork")
@@ -128,7 +128,7 @@ _BUILD, _JOURNAL = cocoseg.prepare.build, cocoseg.prepare.journal
 _SAMPLE, _SHARD, _TAR = cocoseg.prepare.sample, cocoseg.prepare.shard, cocoseg.shards.writer._Tar
 
 IN_WORKERS = (
-    Failpoint("scratch-folder", storage, "scratch_folder", calls=5),
+    Failpoint("scratch-folder", LocalPath, "scratch_folder", calls=5),
     Failpoint("read-photo", _SAMPLE, "read_photo", calls=14, fails=False),
     Failpoint("rasterize", _SAMPLE, "rasterize", calls=13, fails=False),
     Failpoint("encode-mask", _SAMPLE, "encode_mask", calls=13, fails=False),
@@ -136,39 +136,39 @@ IN_WORKERS = (
     Failpoint("tar-write", _TAR, "_write", after=True, calls=18),
     Failpoint("tar-finish", _TAR, "finish", calls=5),
     Failpoint("tar-finished", _TAR, "finish", after=True, calls=5),
-    Failpoint("sync-shard", storage, "sync_file", calls=5),
-    Failpoint("publish-shard", storage, "publish_file", calls=5),
+    Failpoint("sync-shard", local, "sync_file", calls=5),
+    Failpoint("publish-shard", LocalPath, "publish_file", calls=5),
     Failpoint("rename-shard", os, "replace", ".tar", calls=5),
     Failpoint("renamed-shard", os, "replace", ".tar", after=True, calls=5),
-    Failpoint("published-shard", storage, "publish_file", after=True, calls=5),
+    Failpoint("published-shard", LocalPath, "publish_file", after=True, calls=5),
     Failpoint("remove-scratch", shutil, "rmtree", calls=5, fails=False),
-    Failpoint("write-record", storage, "publish_bytes", ".record", calls=5),
+    Failpoint("write-record", LocalPath, "publish_bytes", ".record", calls=5),
     Failpoint("rename-record", os, "replace", ".record", calls=5),
-    Failpoint("record-written", storage, "publish_bytes", ".record", after=True, calls=5),
+    Failpoint("record-written", LocalPath, "publish_bytes", ".record", after=True, calls=5),
     Failpoint("build-sample", _SHARD, "build_sample", after=True, calls=14, fails=False),
     Failpoint("job-taken", Connection, "recv_bytes", after=True, calls=5, fails=False, local=True),
     Failpoint("answer", Connection, "send", calls=5, fails=False, local=True),
     Failpoint("answered", Connection, "send", after=True, calls=5, fails=False, local=True),
 )
 IN_PARENT = (
-    Failpoint("lock", storage, "make_folder", ".building"),
+    Failpoint("lock", output, "exclusive", ".lock"),
     Failpoint("locked", fcntl, "flock", after=True, fails=False),
     Failpoint("begin", _JOURNAL, "begin"),
-    Failpoint("write-plan", storage, "publish_bytes", "plan.json"),
+    Failpoint("write-plan", LocalPath, "publish_bytes", "plan.json"),
     Failpoint("rename-plan", os, "replace", "plan.json"),
     Failpoint("begun", _JOURNAL, "begin", after=True),
     Failpoint("kept-shards", _JOURNAL, "kept_shards"),
-    Failpoint("free-space", storage, "free_space", fails=False),
+    Failpoint("free-space", LocalPath, "free_space", fails=False),
     Failpoint("between-passes", _BUILD, "majority", fails=False),
     Failpoint("publish", _BUILD, "publish"),
-    Failpoint("write-index", storage, "publish_bytes", "index.npy"),
+    Failpoint("write-index", LocalPath, "publish_bytes", "index.npy"),
     Failpoint("rename-index", os, "replace", "index.npy"),
-    Failpoint("write-index-classes", storage, "publish_bytes", "index-classes.npy"),
-    Failpoint("write-quarantine", storage, "publish_bytes", "quarantine.jsonl"),
-    Failpoint("write-config", storage, "publish_bytes", "config.yaml"),
-    Failpoint("write-report", storage, "publish_bytes", ".html"),
+    Failpoint("write-index-classes", LocalPath, "publish_bytes", "index-classes.npy"),
+    Failpoint("write-quarantine", LocalPath, "publish_bytes", "quarantine.jsonl"),
+    Failpoint("write-config", LocalPath, "publish_bytes", "config.yaml"),
+    Failpoint("write-report", LocalPath, "publish_bytes", ".html"),
     Failpoint("rename-report", os, "replace", ".html"),
-    Failpoint("write-manifest", storage, "publish_bytes", "manifest.json"),
+    Failpoint("write-manifest", LocalPath, "publish_bytes", "manifest.json"),
     Failpoint("rename-manifest", os, "replace", "manifest.json"),
     Failpoint("renamed-manifest", os, "replace", "manifest.json", after=True, complete=True),
     Failpoint("end", _JOURNAL, "end", complete=True),
@@ -375,7 +375,7 @@ def write_half(moment: Moment) -> None:
         file = open(path, mode, **more)  # noqa: SIM115 - the caller closes it
         return Cut(file) if mode == "wb" else file
 
-    storage.open = cut  # type: ignore[attr-defined]
+    local.open = cut  # type: ignore[attr-defined]
 
 
 def fail(number: int) -> Callable[[], None]:
@@ -388,11 +388,12 @@ def fail(number: int) -> Callable[[], None]:
 
 
 def files(output: Path) -> dict[str, bytes]:
-    """Return every file of an output, but ``config.yaml``, which tells the number of workers."""
+    """Return every file of an output, but a killed process's lock, and ``config.yaml``, which
+    tells the number of workers."""
     return {
         path.relative_to(output).as_posix(): path.read_bytes()
         for path in sorted(output.rglob("*"))
-        if path.is_file() and path.name != "config.yaml"
+        if path.is_file() and path.name not in ("config.yaml", ".lock")
     }
 
 
@@ -406,7 +407,7 @@ def standing(output: Path) -> dict[str, tuple[int, int]]:
         built = msgspec.msgpack.decode(path.read_bytes(), type=BuiltShard)
         split, _, name = path.name.removesuffix(".record").rpartition("shard-")
         shard = output / split.rstrip("-") / f"shard-{name}"
-        if not shard.exists() or storage.sha256(str(shard)) != built.sha256:
+        if not shard.exists() or locate(shard).sha256() != built.sha256:
             continue
         if not (built.ambiguous and built.assumed == "apply"):
             kept[shard.relative_to(output).as_posix()] = identity(shard)
@@ -420,7 +421,7 @@ def identity(path: Path) -> tuple[int, int]:
 
 def leftovers(output: Path) -> list[str]:
     """Return what no finished build leaves."""
-    return [str(p) for p in output.rglob("*") if p.name.startswith((".tmp-", ".building"))]
+    return [str(p) for p in output.rglob("*") if p.name.startswith((".tmp-", ".building", ".lock"))]
 
 
 def quarantine(output: Path) -> dict[int, str]:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from cocoseg.errors import CocosegError
+from cocoseg.storage import LocalPath
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_a_dry_run_reads_like_a_story(drawn, tmp_path, run_cocoseg):
 
 
 def test_a_disk_that_cannot_hold_the_shards_is_told_before_the_first(drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr("cocoseg.storage.free_space", lambda url: 1000)
+    monkeypatch.setattr(LocalPath, "free_space", lambda self: 1000)
     with pytest.raises(CocosegError, match="are free; make room") as refused:
         drawn.prepare(tmp_path / "shards")
     assert refused.value.exit_code == 1

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import faults
 import pytest
-from cocoseg import storage
 from cocoseg.errors import CocosegError, ConfigError, DataError
 from cocoseg.prepare.build import prepare
+from cocoseg.storage import LocalPath, output
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +59,7 @@ def test_an_unfinished_build_of_other_versions_is_restarted_not_mixed(whole, tmp
     whole.check(output)
 
 
+@pytest.mark.parametrize("scenario", faults.SCENARIOS)
 @pytest.mark.parametrize(
     "content",
     [
@@ -67,8 +68,10 @@ def test_an_unfinished_build_of_other_versions_is_restarted_not_mixed(whole, tmp
         '{"settings": {"split": "x"}, "versions": {}, "taxonomy": {}, "sources": []}',
     ],
 )
-def test_a_damaged_plan_is_told_and_overwrite_starts_again(whole, tmp_path, content):
-    output = tmp_path / "shards"
+def test_a_damaged_plan_is_told_and_overwrite_starts_again(
+    undisturbed, tmp_path, content, scenario
+):
+    whole, output = undisturbed[scenario], tmp_path / "shards"
     config = whole.config(output, "inline")
     stop_at("renamed-shard", 3, config, tmp_path / "log")
     (output / ".building" / "plan.json").write_text(content)
@@ -99,7 +102,7 @@ def test_a_second_prepare_is_refused_and_a_dead_one_is_no_obstacle(whole, tmp_pa
     ):
         second = run_cocoseg("prepare", *flags, *more)
         assert second.code == 2
-        assert "another 'cocoseg prepare' is at work there" in second.err
+        assert f"'cocoseg prepare' (process {first.pid}) is at work in it" in second.err
     assert faults.files(output) == before
     first.kill(signal.SIGKILL)
     first.wait()
@@ -112,20 +115,20 @@ def test_a_prepare_that_waited_for_the_lock_of_one_that_ended_finds_the_output_c
     whole, tmp_path, monkeypatch
 ):
     """The other one ended between the first look and the lock."""
-    output = tmp_path / "shards"
-    config = whole.config(output, "inline")
-    exclusive, waited = storage.exclusive, []
+    shards = tmp_path / "shards"
+    config = whole.config(shards, "inline")
+    exclusive, waited = output.exclusive, []
 
-    def after_another(path):
+    def after_another(*arguments):
         if not waited:
             waited.append(True)
             assert faults.start(config, tmp_path / "log").wait().code == 0
-        return exclusive(path)
+        return exclusive(*arguments)
 
-    monkeypatch.setattr(storage, "exclusive", after_another)
+    monkeypatch.setattr(output, "exclusive", after_another)
     prepare(config)
     assert waited
-    whole.check(output)
+    whole.check(shards)
 
 
 def test_a_refused_output_is_left_as_it_was(whole, tmp_path):
@@ -145,7 +148,7 @@ def test_a_refused_output_is_left_as_it_was(whole, tmp_path):
 def test_a_disk_that_will_be_full_is_refused_before_any_shard(whole, tmp_path, monkeypatch):
     output = tmp_path / "shards"
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "free_space", lambda url: 1000)
+        patch.setattr(LocalPath, "free_space", lambda self: 1000)
         with pytest.raises(CocosegError, match=r"kB are free; make room, or take fewer images"):
             prepare(whole.config(output, "inline"))
         assert not list(output.rglob("*.tar"))
@@ -186,7 +189,7 @@ def test_an_output_that_cannot_be_written_is_told(whole, tmp_path, name, number)
     ).wait()
     moment.close()
     assert ended.code == 1, ended
-    assert "make it writable, and run the same command again" in ended.text
+    assert "make it writable, then run the same command again" in ended.text
     assert str(tmp_path / "shards") in ended.text
 
 
@@ -260,7 +263,7 @@ def kill_while_overwriting(whole, tmp_path, call):
     config = whole.config(output, "inline", overwrite=True)
     prepare(whole.config(output, "inline", overlap="order"))
     mine = strangers(output)
-    moment = faults.Moment(faults.Failpoint("remove", storage, "remove"), call)
+    moment = faults.Moment(faults.Failpoint("remove", LocalPath, "remove"), call)
     faults.start(config, tmp_path / "log", lambda: moment.watch(faults.die)).wait()
     reached = moment.reached
     moment.close()

@@ -27,7 +27,7 @@ from cocoseg.shards.manifest import (
     read_index,
     read_manifest,
 )
-from cocoseg.storage import sha256
+from cocoseg.storage import locate
 from msgspec import structs, to_builtins
 from PIL import Image
 
@@ -455,9 +455,11 @@ def sign(folder: Path) -> None:
     ends = np.cumsum([0, *sizes])
     parts = [rows[a:b] for a, b in itertools.pairwise(ends)]
     index = build_index(parts)
-    index_entry, classes_entry = publish_index(str(folder), index)
+    index_entry, classes_entry = publish_index(locate(folder), index)
     shards = [structs.replace(s, samples=n) for s, n in zip(manifest.shards, sizes, strict=True)]
-    shards[0] = structs.replace(shards[0], bytes=len(content), sha256=sha256(str(folder / SHARD)))
+    shards[0] = structs.replace(
+        shards[0], bytes=len(content), sha256=locate(folder / SHARD).sha256()
+    )
     pixels = np.zeros(256, np.int64)
     np.add.at(pixels, index.classes["train_id"], index.classes["pixels"])
     signed = structs.replace(

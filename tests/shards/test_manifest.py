@@ -17,6 +17,7 @@ from cocoseg.shards.manifest import (
     read_manifest,
 )
 from cocoseg.shards.reader import ShardSet
+from cocoseg.storage import locate
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,7 +75,7 @@ def test_published_and_read_again_manifest_and_index_are_the_same(golden):
 def test_index_files_are_plain_numpy_that_needs_no_pickle(tmp_path, golden):
     manifest = read_manifest(str(golden.shards("val")))
     index = read_index(str(golden.shards("val")), manifest)
-    entries = publish_index(str(tmp_path), Index(index.samples, index.classes))
+    entries = publish_index(locate(tmp_path), Index(index.samples, index.classes))
     assert entries == (manifest.index, manifest.index_classes)
     for entry in entries:
         content = (tmp_path / entry.name).read_bytes()

@@ -5,10 +5,10 @@ import random
 
 import numpy as np
 import pytest
-from cocoseg import objectstore, storage
 from cocoseg.errors import CocosegError, StoreError
 from cocoseg.shards.config import ReadConfig
 from cocoseg.shards.reader import BadSample, ShardSet
+from cocoseg.storage import locate, retry
 from object_store import CORRUPT, FAULTS, Rule
 
 PHASES = ("manifest", "first", "later")
@@ -192,9 +192,9 @@ def test_whole_objects_and_ranges_of_them_are_never_short(store, fault, lasting)
     store.put("some/object", content)
     url = "s3://shards/some/object"
     for read, expected in (
-        (lambda: storage.read_bytes(url), content),
-        (lambda: storage.read_range(url, 1000, 5000), content[1000:6000]),
-        (lambda: storage.read_range(url, 10_000, 5000), content[10_000:]),
+        (lambda: locate(url).read_bytes(), content),
+        (lambda: locate(url).read_range(1000, 5000), content[1000:6000]),
+        (lambda: locate(url).read_range(10_000, 5000), content[10_000:]),
     ):
         rule = Rule(fault, "some/object", times=None if lasting else 1)
         store.proxy.rules[:] = [rule]
@@ -208,19 +208,17 @@ def test_whole_objects_and_ranges_of_them_are_never_short(store, fault, lasting)
 
 
 WRITES = {
-    "bytes": lambda url, folder: storage.publish_bytes(f"{url}/file", b"new"),
-    "file": lambda url, folder: storage.publish_file(folder / "file", f"{url}/file"),
-    "folder": lambda url, folder: storage.publish_folder(folder, url, "last"),
-    "another folder": lambda url, folder: storage.replace_folder(folder, url, "last", ""),
-    "removed": lambda url, folder: storage.remove(url),
-    "removed files": lambda url, folder: storage.remove_files(url, ["old", "file", "absent"]),
-    "removed pattern": lambda url, folder: storage.remove(f"{url}/[x]"),
+    "bytes": lambda url, folder: locate(f"{url}/file").publish_bytes(b"new"),
+    "file": lambda url, folder: locate(f"{url}/file").publish_file(folder / "file"),
+    "folder": lambda url, folder: locate(url).publish_folder(folder, "last"),
+    "removed": lambda url, folder: locate(url).remove(),
+    "removed files": lambda url, folder: locate(url).remove_files(["old", "file", "absent"]),
+    "removed pattern": lambda url, folder: locate(f"{url}/[x]").remove(),
 }
 AFTER = {
     "bytes": {"old": b"1", "file": b"new"},
     "file": {"old": b"1", "file": b"new"},
-    "folder": {"old": b"1", "file": b"new", "last": b"3"},
-    "another folder": {"file": b"new", "last": b"3"},
+    "folder": {"file": b"new", "last": b"3"},
     "removed": {},
     "removed files": {},
     "removed pattern": {"old": b"1", "file": b"0"},
@@ -228,7 +226,7 @@ AFTER = {
 
 
 def here(url):
-    return {name: storage.read_bytes(f"{url}/{name}") for name in storage.list_files(url)}
+    return {name: locate(f"{url}/{name}").read_bytes() for name in locate(url).list_files()}
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "503", "reset", "slow", "denied"])
@@ -260,28 +258,29 @@ def test_a_write_that_fails_is_retried_and_then_reported(store, tmp_path, name, 
 
 def test_a_bucket_that_is_missing_is_reported_immediately(store):
     with pytest.raises(StoreError, match=r"s3://absent/x: cannot be written: .*NotFound|NoSuch"):
-        storage.publish_bytes("s3://absent/x", b"")
+        locate("s3://absent/x").publish_bytes(b"")
 
 
 def test_a_store_that_hangs_is_asked_no_more_often_than_we_mean(store):
     store.put("some/object", b"x" * 100)
-    for read in (storage.read_bytes, storage.list_files):
+    stored = locate("s3://shards/some/object")
+    for read in (stored.read_bytes, stored.list_files):
         store.proxy.clear()
         store.proxy.rules.append(Rule("slow", "", times=None))
         with pytest.raises(StoreError, match=r"ReadTimeoutError.*tried 6 times"):
-            read("s3://shards/some/object")
-        assert len(store.proxy.requests) == objectstore.ATTEMPTS
+            read()
+        assert len(store.proxy.requests) == retry.ATTEMPTS
 
 
 def test_what_another_process_writes_is_seen_at_once(store):
     store.put("listed/a", b"old")
-    assert storage.list_files("s3://shards/listed") == {"a": 3}
+    assert locate("s3://shards/listed").list_files() == {"a": 3}
     store.put("listed/a", b"newer")
     store.put("listed/b", b"b")
-    assert storage.read_bytes("s3://shards/listed/a") == b"newer"
-    assert storage.file_size("s3://shards/listed/a") == 5
-    assert storage.exists("s3://shards/listed/b")
-    assert storage.list_files("s3://shards/listed") == {"a": 5, "b": 1}
+    assert locate("s3://shards/listed/a").read_bytes() == b"newer"
+    assert locate("s3://shards/listed/a").size() == 5
+    assert locate("s3://shards/listed/b").exists()
+    assert locate("s3://shards/listed").list_files() == {"a": 5, "b": 1}
 
 
 def test_missing_credentials_are_told_at_once(store, monkeypatch):
@@ -294,9 +293,9 @@ def test_missing_credentials_are_told_at_once(store, monkeypatch):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/absent")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/absent")
-    monkeypatch.setattr(objectstore, "FIRST_PAUSE", 1000)
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 1000)
     with pytest.raises(StoreError, match="Unable to locate credentials"):
-        storage.read_bytes("s3://shards/some/object")
+        locate("s3://shards/some/object").read_bytes()
     assert store.proxy.requests == []
 
 
@@ -323,7 +322,7 @@ def test_a_store_that_dies_ends_training_soon(store, url, tmp_path, run_cocoseg,
     assert ran.code == 1
     assert ": cannot be read: " in ran.err
     assert "Traceback" not in ran.err
-    assert len(store.proxy.requests) < 20 * objectstore.ATTEMPTS
+    assert len(store.proxy.requests) < 20 * retry.ATTEMPTS
 
 
 def test_a_cache_too_small_is_told_before_training(store, url, tmp_path, run_cocoseg):

@@ -4,9 +4,9 @@ import contextlib
 import http.client
 
 import pytest
-from cocoseg import storage
 from cocoseg.shards.config import ReadConfig
 from cocoseg.shards.reader import BadSample, ShardSet
+from cocoseg.storage import locate, stamps
 from object_store import BUCKET, CORRUPT, FAULTS, READ_TIMEOUT, SIGNED, Request, Rule
 
 CONTENT = bytes(range(256)) * 16
@@ -140,12 +140,13 @@ def test_the_stamp_of_an_object_changes_with_its_content(asked, store):
         store.put(f"many/{i}", CONTENT)
     urls = [f"s3://{BUCKET}/many/{i}" for i in range(asked)]
     requests = store.proxy.count()
-    before = storage.stamps([*urls, f"s3://{BUCKET}/gone", f"s3://{BUCKET}/absent/x"])
+    absent = [f"s3://{BUCKET}/gone", f"s3://{BUCKET}/absent/x"]
+    before = stamps([*map(locate, urls), *map(locate, absent)])
     assert store.proxy.count() - requests <= asked + 8
     assert before[-2:] == ["", ""]
     assert all(before[:-2])
     store.put("many/1", CONTENT[::-1])
-    after = storage.stamps(urls)
+    after = stamps([*map(locate, urls)])
     assert [i for i in range(asked) if before[i] != after[i]] == [1]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cocoseg.shards.manifest import Index, publish_index, read_index, read_manifest
-from cocoseg.storage import publish_bytes
+from cocoseg.storage import locate
 from msgspec import structs
 
 SHARD = 1000
@@ -70,7 +70,7 @@ def million(tmp_path_factory: pytest.TempPathFactory, coco_set_class) -> Path:
     names = [f"shard-{number:06d}.tar" for number in range(SHARD)]
     for name in names:
         os.link(folder / "one" / entry.name, many / name)
-    files = publish_index(str(many), Index(samples, np.array(index.classes)))
+    files = publish_index(locate(many), Index(samples, np.array(index.classes)))
     told = structs.replace(
         manifest,
         samples=len(samples),
@@ -78,7 +78,7 @@ def million(tmp_path_factory: pytest.TempPathFactory, coco_set_class) -> Path:
         index=files[0],
         index_classes=files[1],
     )
-    publish_bytes(str(many / "manifest.json"), told.to_json().encode())
+    locate(many / "manifest.json").publish_bytes(told.to_json().encode())
     return many
 
 

@@ -14,7 +14,7 @@ from cocoseg.shards.manifest import (
     read_manifest,
 )
 from cocoseg.shards.verify import verify
-from cocoseg.storage import sha256
+from cocoseg.storage import locate
 from msgspec import structs, to_builtins
 from PIL import Image
 
@@ -183,9 +183,9 @@ def forged(folder, change):
             digests=digests,
         )
     parts = [rows[:3], rows[3:6], rows[6:]]
-    index_entry, classes_entry = publish_index(str(folder), build_index(parts))
+    index_entry, classes_entry = publish_index(locate(folder), build_index(parts))
     shards = list(manifest.shards)
-    shards[0] = structs.replace(shards[0], bytes=path.stat().st_size, sha256=sha256(str(path)))
+    shards[0] = structs.replace(shards[0], bytes=path.stat().st_size, sha256=locate(path).sha256())
     edited(
         index=to_builtins(index_entry),
         index_classes=to_builtins(classes_entry),

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 TRAINER, CHECKPOINT = "cocoseg.train.trainer", "cocoseg.train.checkpoint"
+LOCAL = "cocoseg.storage.local:LocalPath"
 
 
 class Point(NamedTuple):
@@ -74,18 +75,18 @@ POINTS = {
     "validated": Point(TRAINER, "validate", after=True),
     "save": Point(f"{TRAINER}:Trainer", "save"),
     # while saving
-    "scratch": Point("cocoseg.storage", "scratch_folder", where="checkpoints$", ranks=WRITER),
+    "scratch": Point(LOCAL, "scratch_folder", where="checkpoints$", ranks=WRITER),
     "weights": Point("transformers.modeling_utils", "safe_save_file", ranks=WRITER),
     "weights-written": Point(CHECKPOINT, "save_network", after=True, ranks=WRITER),
     "half-a-state": Point("torch", "save", ranks=WRITER, half="state"),
     "state-written": Point("torch", "save", after=True, ranks=WRITER),
     "digests": Point("pathlib:Path", "write_text", where=DIGESTS, ranks=WRITER),
     "digests-written": Point("pathlib:Path", "write_text", after=True, where=DIGESTS, ranks=WRITER),
-    "sync": Point("cocoseg.storage", "sync_file", where="step-", ranks=WRITER),
+    "sync": Point("cocoseg.storage.local", "sync_file", where="step-", ranks=WRITER),
     "rename": Point("os", "replace", where=FINAL, ranks=WRITER),
     "renamed": Point("os", "replace", after=True, where=FINAL, ranks=WRITER),
     "last": Point(CHECKPOINT, "point", ranks=WRITER),
-    "last-half-moved": Point("pathlib:Path", "symlink_to", after=True, ranks=WRITER),
+    "last-half-moved": Point("os", "symlink", after=True, ranks=WRITER),
     "last-moved": Point(CHECKPOINT, "point", after=True, ranks=WRITER),
     "saved": Point(TRAINER, "save_checkpoint", after=True, ranks=WRITER),
     "best": Point(TRAINER, "point", ranks=WRITER),
@@ -94,7 +95,7 @@ POINTS = {
     "remove": Point(CHECKPOINT, "_remove", ranks=WRITER),
     "half-removed": Point("os", "replace", after=True, where="/removed$", ranks=WRITER),
     "pruned": Point("cocoseg.train.pruning", "prune", after=True, ranks=WRITER),
-    "publish-journal": Point("cocoseg.train.journal:Journal", "publish", ranks=WRITER),
+    "publish-journal": Point("cocoseg.train.journal:Journal", "flush", ranks=WRITER),
     "save-done": Point(f"{TRAINER}:Trainer", "save", after=True),
 }
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from cocoseg import storage
 from cocoseg.distributed.group import Group
 from cocoseg.errors import CocosegError, ConfigError, DataError, StoreError
 from cocoseg.model.weights import load_network
+from cocoseg.storage import LocalPath, Location, locate
 from cocoseg.taxonomy import coco_taxonomy
 from cocoseg.train import checkpoint
 from cocoseg.train.run import RunResult
@@ -81,13 +81,13 @@ def written(tmp_path: Path) -> Path:
     """A run with checkpoints of the steps 1 to 6; `best` is 1, `last` is 6."""
     for step in range(1, 7):
         write(tmp_path, step)
-    checkpoint.point(str(tmp_path), "best", 1)
-    checkpoint.point(str(tmp_path), "last", 6)
+    checkpoint.point(locate(tmp_path), "best", 1)
+    checkpoint.point(locate(tmp_path), "last", 6)
     return tmp_path
 
 
 def newest(run: Path) -> int | None:
-    with checkpoint.agree_on_newest(str(run), ALONE) as found:
+    with checkpoint.agree_on_newest(locate(run), ALONE) as found:
         return None if found is None else found.step
 
 
@@ -97,7 +97,7 @@ def newest(run: Path) -> int | None:
 def test_where_there_is_no_checkpoint_there_is_none(tmp_path: Path) -> None:
     for run in (tmp_path / "absent", tmp_path):
         assert newest(run) is None
-        assert checkpoint.list_steps(str(run)) == []
+        assert checkpoint.list_steps(locate(run)) == []
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "step-of-mine").mkdir()
     (tmp_path / "checkpoints" / "step-00000005").write_text("a file")
@@ -119,14 +119,14 @@ def test_a_local_folder_without_its_digests_is_a_damaged_checkpoint(written: Pat
     """Renaming brings and takes a local checkpoint whole: only damage leaves such a one."""
     for path in written.glob("checkpoints/*/digests.json"):
         path.unlink()
-    assert checkpoint.list_steps(str(written)) == []
+    assert checkpoint.list_steps(locate(written)) == []
     with pytest.raises(DataError, match=r"digests\.json is missing"):
         newest(written)
 
 
 def test_the_newest_counts_whatever_last_says(written: Path) -> None:
     """Killed between the checkpoint's name and the link."""
-    checkpoint.point(str(written), "last", 5)
+    checkpoint.point(locate(written), "last", 5)
     assert newest(written) == 6
     (written / "last").unlink()
     assert newest(written) == 6
@@ -140,14 +140,14 @@ def agree_where(
     here = threading.local()
 
     @contextlib.contextmanager
-    def own(folder: str) -> Iterator[checkpoint.Checkpoint]:
-        breaks(here.rank, int(folder[-8:]))
+    def own(folder: Location) -> Iterator[checkpoint.Checkpoint]:
+        breaks(here.rank, int(folder.name[-8:]))
         with read(folder) as found:
             yield found
 
     def work(group: Group) -> object:
         here.rank = group.rank
-        with checkpoint.agree_on_newest(str(run), group) as found:
+        with checkpoint.agree_on_newest(locate(run), group) as found:
             return found and (found.step, found.state)
 
     with monkeypatch.context() as patch:
@@ -206,30 +206,30 @@ def test_a_store_that_does_not_answer_one_rank_costs_no_progress(
 
 
 def test_pruning_spares_best_and_last(written: Path) -> None:
-    checkpoint.prune(str(written), keep_last=2, best_step=None)
-    assert checkpoint.list_steps(str(written)) == [1, 5, 6]
-    checkpoint.point(str(written), "last", 5)
-    checkpoint.prune(str(written), keep_last=1, best_step=None)
-    assert checkpoint.list_steps(str(written)) == [1, 5, 6]
+    checkpoint.prune(locate(written), keep_last=2, best_step=None)
+    assert checkpoint.list_steps(locate(written)) == [1, 5, 6]
+    checkpoint.point(locate(written), "last", 5)
+    checkpoint.prune(locate(written), keep_last=1, best_step=None)
+    assert checkpoint.list_steps(locate(written)) == [1, 5, 6]
 
 
 @pytest.mark.parametrize("store", ["local", "remote"])
 def test_a_broken_checkpoint_is_none_of_those_that_pruning_keeps(written: Path, store: str) -> None:
-    run = str(written)
+    run = locate(written)
     for step in (6, 4):
         (written / "checkpoints" / f"step-0000000{step}" / "model.safetensors").unlink()
     if store == "remote":
-        run = "memory://pruning/run"
-        storage.remove(run)
+        run = locate("memory://pruning/run")
+        run.remove()
         for path in written.glob("checkpoints/*/*"):
             name = path.relative_to(written).as_posix()
-            storage.publish_bytes(f"{run}/{name}", path.read_bytes())
-        storage.publish_bytes(f"{run}/best", b"checkpoints/step-00000001")
+            (run / name).publish_bytes(path.read_bytes())
+        (run / "best").publish_bytes(b"checkpoints/step-00000001")
     checkpoint.prune(run, keep_last=3, best_step=None)  # 5, 3 and 2
     assert checkpoint.list_steps(run) == [1, 2, 3, 4, 5, 6]
     checkpoint.prune(run, keep_last=2, best_step=None)  # 5 and 3
     assert checkpoint.list_steps(run) == [1, 3, 4, 5, 6]
-    storage.remove(run)
+    run.remove()
 
 
 def test_a_kill_amidst_pruning_leaves_no_half_checkpoint(
@@ -244,18 +244,18 @@ def test_a_kill_amidst_pruning_leaves_no_half_checkpoint(
 
     monkeypatch.setattr(shutil, "rmtree", half)
     with pytest.raises(Killed):
-        checkpoint.prune(str(written), keep_last=2, best_step=None)
+        checkpoint.prune(locate(written), keep_last=2, best_step=None)
     monkeypatch.undo()
     names = {path.name for path in (written / "checkpoints").glob("step-*")}
     assert names == {f"step-0000000{step}" for step in (1, 2, 3, 5, 6)}
-    with checkpoint.run_lock(str(written), ALONE):
+    with checkpoint.run_lock(locate(written), ALONE):
         assert {path.name for path in (written / "checkpoints").iterdir()} == names
 
 
 def test_pointers_follow_what_a_run_goes_on_from(
     written: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = str(written)
+    run = locate(written)
     checkpoint.restore_pointers(run, 5, 2)
     assert [checkpoint.pointed_step(run, name) for name in ("last", "best")] == [5, 2]
     checkpoint.restore_pointers(run, 4, None)
@@ -274,7 +274,7 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_finds_last_and_best(
 ) -> None:
     best = (finished / "best").readlink()
     for name in ("last", "best"):
-        checkpoint.point(str(finished), name, 3)
+        checkpoint.point(locate(finished), name, 3)
     train_small(finished)
     assert str((finished / "last").readlink()) == "checkpoints/step-00000006"
     assert (finished / "best").readlink() == best
@@ -286,22 +286,23 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_finds_last_and_best(
 def test_a_second_training_is_refused_on_every_rank(tmp_path: Path) -> None:
     run = tmp_path / "run"
     before = None
-    with checkpoint.run_lock(str(run), ALONE):
+    with checkpoint.run_lock(locate(run), ALONE):
         before = sorted(run.iterdir())
 
         def lock(group: Group) -> None:
-            with checkpoint.run_lock(str(run), group):
+            with checkpoint.run_lock(locate(run), group):
                 raise AssertionError
 
         errors = all_of(3, lock)
         assert {type(error) for error in errors} == {ConfigError}
         assert {str(error) for error in errors} == {
-            f"--output {run}: a training is at work in it; wait for it, or choose another folder"
+            f"--output {run}: 'cocoseg train' (process {os.getpid()}) is at work in it; wait for "
+            "it, or choose another folder"
         }
         assert sorted(run.iterdir()) == before
-    with checkpoint.run_lock(str(run), ALONE):
+    with checkpoint.run_lock(locate(run), ALONE):
         pass
-    assert list(run.iterdir()) == []
+    assert not run.exists()
 
 
 def test_a_file_system_without_locks_is_trained_on_all_the_same(
@@ -311,9 +312,9 @@ def test_a_file_system_without_locks_is_trained_on_all_the_same(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("fcntl.flock", flock)
-    scratch = written / "checkpoints" / ".tmp-1-x"
+    scratch = written / "checkpoints" / ".tmp-1-abcdefgh"
     scratch.mkdir()
-    with checkpoint.run_lock(str(written), ALONE), checkpoint.run_lock(str(written), ALONE):
+    with checkpoint.run_lock(locate(written), ALONE), checkpoint.run_lock(locate(written), ALONE):
         assert newest(written) == 6
         assert scratch.exists()  # of another training, perhaps
     assert not (written / ".lock").exists()
@@ -326,7 +327,7 @@ def test_a_run_where_nothing_can_be_written_is_refused_in_plain_words(
 
     def lock(run: Path) -> Callable[[Group], None]:
         def work(group: Group) -> None:
-            with checkpoint.run_lock(str(run), group):
+            with checkpoint.run_lock(locate(run), group):
                 raise AssertionError
 
         return work
@@ -340,27 +341,27 @@ def test_a_run_where_nothing_can_be_written_is_refused_in_plain_words(
 
     monkeypatch.setattr(os, "makedirs", makedirs)
     assert {str(error) for error in all_of(2, lock(tmp_path / "run"))} == {
-        f"--output {tmp_path / 'run'}: Read-only file system"
+        f"--output {tmp_path / 'run'}: cannot be written: Read-only file system; there is no "
+        "checkpoint yet; make it writable, then run the same command again"
     }
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(
     finished: Path, train_small: Callable[..., RunResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(local: Path, url: str, last: str) -> None:
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(storage, "publish_folder", full)
+    monkeypatch.setattr(LocalPath, "publish_folder", full)
     with pytest.raises(CocosegError) as raised:
         train_small(finished, max_steps=9)
     assert raised.value.exit_code == 1
     assert str(raised.value) == (
-        f"{finished}/checkpoints/step-00000009: cannot be written: No space left on device; the "
-        "newest checkpoint, step-00000006, is kept: make room, then run the same command again to "
-        "go on"
+        f"--output {finished}: cannot be written: No space left on device; the newest checkpoint, "
+        "step-00000006, is kept; make room, then run the same command again"
     )
-    assert checkpoint.pointed_step(str(finished), "last") == 6
-    assert checkpoint.list_steps(str(finished)) == [3, 6]
+    assert checkpoint.pointed_step(locate(finished), "last") == 6
+    assert checkpoint.list_steps(locate(finished)) == [3, 6]
     assert not list((finished / "checkpoints").glob(".tmp-*"))
     monkeypatch.undo()
     assert train_small(finished, max_steps=9).step == 9
@@ -376,14 +377,14 @@ def test_a_run_on_an_object_store_has_pointers_and_resumes(
     train_small: Callable[..., RunResult], tmp_path: Path
 ) -> None:
     run = "memory://checkpoint-test/run"
-    storage.remove(run)
+    locate(run).remove()
     config = {"save_dir": run}
     train_small(tmp_path, max_steps=6, val_every=3, **config)
-    assert storage.read_bytes(f"{run}/last") == b"checkpoints/step-00000006\n"
-    assert {"config.yaml", "metrics.jsonl", "best", "last"} <= set(storage.list_files(run))
+    assert locate(f"{run}/last").read_bytes() == b"checkpoints/step-00000006\n"
+    assert {"config.yaml", "metrics.jsonl", "best", "last"} <= set(locate(run).list_files())
     local = tmp_path / "local"
     train_small(local)
     for name in ("model.safetensors", "config.json"):
-        there = storage.read_bytes(f"{run}/checkpoints/step-00000006/{name}")
+        there = locate(f"{run}/checkpoints/step-00000006/{name}").read_bytes()
         assert there == (local / "last" / name).read_bytes()
     assert train_small(tmp_path, max_steps=6, val_every=3, **config).step == 6

@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 import torch
-from cocoseg import objectstore, storage
 from cocoseg.distributed.group import Group
 from cocoseg.errors import CocosegError
 from cocoseg.model.config import ModelConfig
 from cocoseg.model.weights import start_network
+from cocoseg.storage import Location, locate, retry
+from cocoseg.storage.remote import filesystem
 from cocoseg.taxonomy import coco_taxonomy
 from cocoseg.train import checkpoint
 
@@ -30,7 +31,7 @@ NAMES = (
     *("config.json", "digests.json", "model.safetensors", "preprocessor_config.json"),
     *("taxonomy.json", "training_state.pt"),
 )
-Save = Callable[[Path, int], None]
+Save = Callable[[Path | Location, int], None]
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +42,11 @@ def save() -> Save:
         ModelConfig(name="segformer-tiny", input_size=32), taxonomy, 0
     )
 
-    def write(run: Path, step: int) -> None:
+    def write(run: Path | Location, step: int) -> None:
         with torch.no_grad():
             network.decode_head.classifier.bias.fill_(step)
         state = {"optimizer": torch.full((100,), float(step)), "words": {"a": ["b", None]}}
-        checkpoint.save_checkpoint(str(run), step, network, preprocess, taxonomy, state)
+        checkpoint.save_checkpoint(locate(run), step, network, preprocess, taxonomy, state)
 
     return write
 
@@ -55,7 +56,7 @@ def saved(save: Save, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("saved") / "run"
     for step in (3, 6, 9):
         save(run, step)
-    checkpoint.point(str(run), "best", 3)
+    checkpoint.point(locate(run), "best", 3)
     return run
 
 
@@ -69,8 +70,8 @@ def folder_of(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
 
-def newest(run: Path) -> int | None:
-    with checkpoint.agree_on_newest(str(run), ALONE) as found:
+def newest(run: Path | Location) -> int | None:
+    with checkpoint.agree_on_newest(locate(run), ALONE) as found:
         return None if found is None else found.step
 
 
@@ -249,7 +250,7 @@ def damage_and_go_on(
     assert name in warning
     assert contents(run) == before
     save(run, 12)
-    checkpoint.prune(str(run), keep_last=2, best_step=None)
+    checkpoint.prune(locate(run), keep_last=2, best_step=None)
     assert [is_whole(run, step) for step in (3, 6, 12)] == [True, True, True]  # 3 is the best
     assert newest(run) == 12
     save(run, 9)
@@ -367,15 +368,15 @@ class Disk:
 def save_and_prune(run: Path, save: Save) -> None:
     """What the loop does where a checkpoint is the best so far."""
     save(run, 9)
-    checkpoint.point(str(run), "best", 9)
-    checkpoint.prune(str(run), keep_last=2, best_step=None)
+    checkpoint.point(locate(run), "best", 9)
+    checkpoint.prune(locate(run), keep_last=2, best_step=None)
 
 
 @pytest.fixture
 def earlier(run: Path) -> Path:
     """The same run before step 9."""
     shutil.rmtree(folder_of(run, 9))
-    checkpoint.point(str(run), "last", 6)
+    checkpoint.point(locate(run), "last", 6)
     return run
 
 
@@ -391,15 +392,17 @@ def fail_at(run: Path, save: Save, disk: Disk) -> None:
     assert "run the same command again" in str(error)
     assert str(run) in str(error)
     assert is_whole(run, 6)
-    assert is_whole(run, 3) or (is_whole(run, 9) and checkpoint.pointed_step(str(run), "best") == 9)
+    assert is_whole(run, 3) or (
+        is_whole(run, 9) and checkpoint.pointed_step(locate(run), "best") == 9
+    )
     for name in ("best", "last"):
-        step = checkpoint.pointed_step(str(run), name)
+        step = checkpoint.pointed_step(locate(run), name)
         assert step is not None
         assert is_whole(run, step)
     assert newest(run) == (9 if folder_of(run, 9).exists() else 6)
     if not disk.goes_on:
         assert leftovers(run) == []
-    with checkpoint.run_lock(str(run), ALONE):
+    with checkpoint.run_lock(locate(run), ALONE):
         save_and_prune(run, save)
     assert leftovers(run) == []
     assert [step for step in (3, 6, 9) if is_whole(run, step)] == [6, 9]
@@ -481,7 +484,7 @@ def test_a_file_that_cannot_grow_is_told_in_plain_words(
     assert "step-00000006, is kept" in str(raised.value)
     assert contents(earlier) == before
     assert leftovers(earlier) == []
-    assert checkpoint.pointed_step(str(earlier), "last") == 6
+    assert checkpoint.pointed_step(locate(earlier), "last") == 6
 
 
 def test_a_fault_of_the_program_is_no_fault_of_the_disk(
@@ -510,7 +513,7 @@ def test_a_good_checkpoint_of_the_same_step_outlives_a_failed_replacement(
                     save(run, 9)
             if not goes_on:
                 assert newest(run) == 9
-            with checkpoint.run_lock(str(run), ALONE):
+            with checkpoint.run_lock(locate(run), ALONE):
                 assert newest(run) == 9
             assert leftovers(run) == []
     assert contents(run).keys() == before.keys()
@@ -520,7 +523,7 @@ def test_a_kill_between_the_two_names_of_a_replacement_is_made_good(run: Path) -
     """As `_publish` leaves it, when killed at its worst moment."""
     before = contents(run)
     folder_of(run, 9).rename(run / "checkpoints" / "step-00000009.replaced")
-    with checkpoint.run_lock(str(run), ALONE):
+    with checkpoint.run_lock(locate(run), ALONE):
         assert contents(run) == before
         assert newest(run) == 9
 
@@ -530,12 +533,12 @@ def test_a_kill_between_the_two_names_of_a_replacement_is_made_good(run: Path) -
 
 def test_the_lock_of_a_run_removes_what_killed_savers_left(run: Path) -> None:
     before = contents(run)
-    half = run / "checkpoints" / ".tmp-4711-abc" / "step-00000012"
+    half = run / "checkpoints" / ".tmp-4711-abcdefgh" / "step-00000012"
     shutil.copytree(folder_of(run, 9), half)
-    (run / ".tmp-4711-last").symlink_to("checkpoints/step-00000012")
+    (run / ".tmp-4711-0123456789abcdef").symlink_to("checkpoints/step-00000012")
     (run / ".tmp-4711-1").write_text("half")
     assert newest(run) == 9
-    with checkpoint.run_lock(str(run), ALONE):
+    with checkpoint.run_lock(locate(run), ALONE):
         assert leftovers(run) == []
         assert contents(run) == before
         assert {path.name for path in run.iterdir()} == {".lock", "checkpoints", "best", "last"}
@@ -552,7 +555,7 @@ def test_links_that_lead_nowhere_mislead_nobody(
     (run / name).unlink()
     (run / name).symlink_to(target)
     assert newest(run) == 9
-    checkpoint.prune(str(run), keep_last=3, best_step=None)
+    checkpoint.prune(locate(run), keep_last=3, best_step=None)
     assert [is_whole(run, step) for step in (3, 6, 9)] == [True] * 3
     save(run, 12)
     assert newest(run) == 12
@@ -563,26 +566,26 @@ def test_times_of_files_mean_nothing(run: Path) -> None:
         for path in (folder_of(run, step), *folder_of(run, step).iterdir()):
             os.utime(path, (i * 1e9, i * 1e9))
     assert newest(run) == 9
-    checkpoint.point(str(run), "best", 9)
-    checkpoint.prune(str(run), keep_last=1, best_step=None)
+    checkpoint.point(locate(run), "best", 9)
+    checkpoint.prune(locate(run), keep_last=1, best_step=None)
     assert list(map(newest, [run])) == [9]
 
 
 @pytest.fixture
-def remote(save: Save) -> Iterator[str]:
-    url = "memory://checkpoint-damage/run"
-    storage.remove(url)
+def remote(save: Save) -> Iterator[Location]:
+    run = locate("memory://checkpoint-damage/run")
+    run.remove()
     for step in (3, 6):
-        save(url, step)  # type: ignore[arg-type]
-    yield url
-    storage.remove(url)
+        save(run, step)
+    yield run
+    run.remove()
 
 
 @pytest.mark.parametrize("after", range(7))
 def test_a_checkpoint_half_published_on_an_object_store_is_none(
-    remote: str, save: Save, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, after: int
+    remote: Location, save: Save, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, after: int
 ) -> None:
-    fs, _ = storage.filesystem(remote)
+    fs, _ = filesystem(remote.url)
     put, puts = type(fs).put_file, []
 
     def fails(self: Any, local: str, path: str, **more: Any) -> None:
@@ -593,40 +596,40 @@ def test_a_checkpoint_half_published_on_an_object_store_is_none(
 
     with monkeypatch.context() as patch:
         patch.setattr(type(fs), "put_file", fails)
-        patch.setattr(objectstore, "FIRST_PAUSE", 0)
+        patch.setattr(retry, "FIRST_PAUSE", 0)
         patch.setattr("tempfile.tempdir", str(tmp_path))
         if after < len(NAMES):
             message = r"/step-00000009/[\w.]+: cannot be written: Connection.*; tried 6 times; a co"
             with pytest.raises(checkpoint.NotStored, match=message) as raised:
-                save(remote, 9)  # type: ignore[arg-type]
-            kept = raised.value.kept / "step-00000009"
+                save(remote, 9)
+            kept = Path(raised.value.kept) / "step-00000009"
             assert sorted(path.name for path in kept.iterdir()) == list(NAMES)
-            assert len(puts) == after + objectstore.ATTEMPTS
+            assert len(puts) == after + retry.ATTEMPTS
         else:
-            save(remote, 9)  # type: ignore[arg-type]
-    assert newest(remote) == (6 if after < len(NAMES) else 9)  # type: ignore[arg-type]
-    save(remote, 12)  # type: ignore[arg-type]
+            save(remote, 9)
+    assert newest(remote) == (6 if after < len(NAMES) else 9)
+    save(remote, 12)
     checkpoint.prune(remote, keep_last=2, best_step=None)
     assert checkpoint.list_steps(remote) == ([6, 12] if after < len(NAMES) else [9, 12])
 
 
 def test_copies_of_a_remote_checkpoint_live_as_long_as_the_context(
-    remote: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    remote: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with checkpoint.agree_on_newest(remote, ALONE) as found:
         assert found is not None
         assert sorted(os.listdir(found.local)) == list(NAMES)
         assert found.folder == f"{remote}/checkpoints/step-00000006"
-    storage.publish_bytes(f"{remote}/checkpoints/step-00000006/training_state.pt", b"")
+    (remote / "checkpoints/step-00000006/training_state.pt").publish_bytes(b"")
     with checkpoint.agree_on_newest(remote, ALONE) as found:
         assert found is not None
         assert found.step == 3
-        assert len(list(tmp_path.iterdir())) == 1
+        assert len(list(tmp_path.iterdir())) == 2  # a folder, and its lock
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_pointer_on_an_object_store_points_nowhere(remote: str) -> None:
-    storage.publish_bytes(f"{remote}/last", b"\xff\x00\n")
+def test_a_damaged_pointer_on_an_object_store_points_nowhere(remote: Location) -> None:
+    (remote / "last").publish_bytes(b"\xff\x00\n")
     assert checkpoint.pointed_step(remote, "last") is None
-    assert newest(remote) == 6  # type: ignore[arg-type]
+    assert newest(remote) == 6

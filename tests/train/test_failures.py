@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cocoseg import storage
 from cocoseg.distributed import group as group_module
 from cocoseg.distributed.group import Group, process_group
 from cocoseg.errors import CocosegError, ConfigError, DataError, StoreError
 from cocoseg.shards.reader import ShardSet
+from cocoseg.storage import LocalPath, locate
 from cocoseg.train.checkpoint import list_steps
 from cocoseg.train.config import TrainConfig
 from cocoseg.train.journal import Journal
@@ -37,7 +37,7 @@ def test_a_validation_that_fails_costs_no_step(
         patch.setattr(validation, "confusion_of", fails)
         with pytest.raises(kind, match="no memory"):
             train_small(tmp_path)
-    assert list_steps(str(tmp_path)) == [3]
+    assert list_steps(locate(tmp_path)) == [3]
     train_small(tmp_path)
     train_small(tmp_path.with_name("whole"))
     assert_same_weights(tmp_path, tmp_path.with_name("whole"))
@@ -72,7 +72,7 @@ def test_a_loader_that_fails_costs_no_step(
     monkeypatch.setattr(ShardSet, "read_many", fails)
     with pytest.raises(CocosegError, match=told):
         train_small(tmp_path)
-    assert list_steps(str(tmp_path)) == [1]
+    assert list_steps(locate(tmp_path)) == [1]
 
 
 def test_a_journal_that_cannot_be_written_ends_the_run_after_saving(
@@ -88,7 +88,7 @@ def test_a_journal_that_cannot_be_written_ends_the_run_after_saving(
     monkeypatch.setattr(Journal, "write", fails)
     with pytest.raises(CocosegError, match="cannot be written"):
         train_small(tmp_path)
-    assert list_steps(str(tmp_path)) == [2]
+    assert list_steps(locate(tmp_path)) == [2]
 
 
 def test_scores_that_could_not_be_written_are_measured_again(
@@ -105,7 +105,7 @@ def test_scores_that_could_not_be_written_are_measured_again(
         patch.setattr(Journal, "write", fails)
         with pytest.raises(CocosegError, match="cannot be written"):
             train_small(tmp_path)
-    assert list_steps(str(tmp_path)) == [3]
+    assert list_steps(locate(tmp_path)) == [3]
     assert train_small(tmp_path).best_step in (3, 6)
     assert [line["step"] for line in journal(tmp_path) if "val_mIoU" in line] == [3, 6]
 
@@ -129,13 +129,16 @@ def test_what_ends_a_run_is_told_and_not_what_fails_at_its_end(
 def test_files_that_cannot_be_written_are_told_in_plain_words(
     train_small: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    def fails(url: str, *more: object) -> None:
-        if url.endswith(name):
-            raise PermissionError(13, "Permission denied")
+    def fails(self: LocalPath, *more: object) -> None:
+        if self.name == name:
+            raise PermissionError(13, "Permission denied", self.url)
 
-    monkeypatch.setattr(storage, "publish_bytes", fails)
-    monkeypatch.setattr(storage, "remove", fails)
-    with pytest.raises(CocosegError, match=f"{name}: cannot be written: Permission denied"):
+    monkeypatch.setattr(LocalPath, "publish_bytes", fails)
+    monkeypatch.setattr(LocalPath, "remove", fails)
+    message = (
+        rf"cannot be written: Permission denied \(.*{name}\); there is no checkpoint yet; make"
+    )
+    with pytest.raises(CocosegError, match=message):
         train_small(tmp_path)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cocoseg.storage import locate
 from cocoseg.train import interrupt
 from cocoseg.train.checkpoint import list_steps
 
@@ -41,13 +42,13 @@ def test_the_end_is_clean(
         *("--set=train.max_steps=100000", "--set=train.device=cpu"),
     )
     process = spawn_cocoseg(*command)
-    while not list_steps(str(run)) and process.poll() is None:
+    while not list_steps(locate(run)) and process.poll() is None:
         time.sleep(0.02)
     assert len(members(process.pid)) >= 4, process.poll()  # command, fork server, two loaders
     (os.killpg if whom == "group" else os.kill)(process.pid, number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    reached = list_steps(str(run))[-1]
+    reached = list_steps(locate(run))[-1]
     assert f"interrupted after step {reached}, which is saved: run the same command again" in err
     assert "Traceback" not in err
     assert out == ""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cocoseg.errors import CocosegError
+from cocoseg.storage import locate
 from cocoseg.train.journal import Journal
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -53,7 +54,7 @@ def note(journal: Journal, first: int, last: int) -> None:
 
 
 def test_scalars_and_pictures_are_what_was_written(tmp_path: Path) -> None:
-    journal = Journal(str(tmp_path), 0, 0)
+    journal = Journal(locate(tmp_path), 0, 0)
     note(journal, 1, 3)
     journal.close()
     rates = {"head": 1.0, "backbone": 0.1}
@@ -73,10 +74,10 @@ def test_scalars_and_pictures_are_what_was_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("done", [0, 3, 9, 10, 25])
 def test_a_resumed_run_forgets_what_lies_beyond_its_checkpoint(tmp_path: Path, done: int) -> None:
-    killed = Journal(str(tmp_path), 0, 0)
+    killed = Journal(locate(tmp_path), 0, 0)
     note(killed, 1, 10)
     killed.close()
-    resumed = Journal(str(tmp_path), done, done)
+    resumed = Journal(locate(tmp_path), done, done)
     kept = list(range(1, min(done, 10) + 1))
     for tag in ("loss", "validation/7", "learning_rate/head"):
         assert stored_steps(tmp_path, tag) == kept  # before anything new is written
@@ -93,12 +94,12 @@ def test_a_resumed_run_forgets_what_lies_beyond_its_checkpoint(tmp_path: Path, d
 
 def test_scores_that_are_measured_again_are_forgotten(tmp_path: Path) -> None:
     """Killed after a validation was written, and before it was saved."""
-    killed = Journal(str(tmp_path), 0, 0)
+    killed = Journal(locate(tmp_path), 0, 0)
     note(killed, 1, 4)
     for step in (2, 4):
         killed.write(step, val_mIoU=0.5)
     killed.close()
-    Journal(str(tmp_path), 4, 2).close()
+    Journal(locate(tmp_path), 4, 2).close()
     told = lines(tmp_path)
     assert [line["step"] for line in told if "loss" in line] == [1, 2, 3, 4]
     assert [line["step"] for line in told if "val_mIoU" in line] == [2]
@@ -109,7 +110,7 @@ def test_scores_that_are_measured_again_are_forgotten(tmp_path: Path) -> None:
 
 def test_many_restarts_leave_one_lineage(tmp_path: Path) -> None:
     for done in (0, 5, 2, 2, 4, 0, 3):
-        journal = Journal(str(tmp_path), done, done)
+        journal = Journal(locate(tmp_path), done, done)
         note(journal, done + 1, done + 4)
         journal.close()
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
@@ -117,13 +118,13 @@ def test_many_restarts_leave_one_lineage(tmp_path: Path) -> None:
 
 
 def test_a_tensorboard_that_watches_a_restart_forgets_too(tmp_path: Path) -> None:
-    first = Journal(str(tmp_path), 0, 0)
+    first = Journal(locate(tmp_path), 0, 0)
     note(first, 1, 10)
-    first.publish()
+    first.flush()
     board = PluginAccumulator(str(tmp_path / "tensorboard"), tensor_size_guidance={}).Reload()
     assert len(board.Tensors("validation/7")) == 10
-    second = Journal(str(tmp_path), 4, 4)
-    second.publish()
+    second = Journal(locate(tmp_path), 4, 4)
+    second.flush()
     board.Reload()
     for tag in ("loss", "validation/7"):
         assert [event.step for event in board.Tensors(tag)] == [1, 2, 3, 4]
@@ -132,7 +133,7 @@ def test_a_tensorboard_that_watches_a_restart_forgets_too(tmp_path: Path) -> Non
 
 
 def test_a_killed_run_may_leave_half_a_line_and_half_an_event_anywhere(tmp_path: Path) -> None:
-    journal = Journal(str(tmp_path / "whole"), 0, 0)
+    journal = Journal(locate(tmp_path / "whole"), 0, 0)
     note(journal, 1, 4)
     journal.close()
     (events,) = (tmp_path / "whole" / "tensorboard").iterdir()
@@ -143,7 +144,7 @@ def test_a_killed_run_may_leave_half_a_line_and_half_an_event_anywhere(tmp_path:
         (run / "tensorboard" / events.name).write_bytes(content[: -int(cut)])
         (run / "metrics.jsonl").write_bytes(text[: -(int(cut) % len(text))])
         whole_lines = text[: -(int(cut) % len(text))].count(b"}}")
-        resumed = Journal(str(run), 9, 9)
+        resumed = Journal(locate(run), 9, 9)
         note(resumed, 10, 10)
         resumed.close()
         assert [line["step"] for line in lines(run)] == [*range(1, whole_lines + 1), 10]
@@ -155,12 +156,12 @@ def test_a_killed_run_may_leave_half_a_line_and_half_an_event_anywhere(tmp_path:
 def test_what_is_no_line_of_ours_is_dropped(tmp_path: Path, garbage: bytes) -> None:
     good = b'{"step": 1, "loss": 0.5}\n'
     (tmp_path / "metrics.jsonl").write_bytes(good + garbage)
-    Journal(str(tmp_path), 5, 5).close()
+    Journal(locate(tmp_path), 5, 5).close()
     assert (tmp_path / "metrics.jsonl").read_bytes() == good
 
 
 def test_json_lines_never_hold_nan(tmp_path: Path) -> None:
-    journal = Journal(str(tmp_path), 0, 0)
+    journal = Journal(locate(tmp_path), 0, 0)
     journal.write(
         1,
         loss=float("nan"),
@@ -189,16 +190,16 @@ def test_json_lines_never_hold_nan(tmp_path: Path) -> None:
 
 
 def test_what_was_written_before_a_checkpoint_survives_a_kill(tmp_path: Path) -> None:
-    journal = Journal(str(tmp_path), 0, 0)
+    journal = Journal(locate(tmp_path), 0, 0)
     note(journal, 1, 5)
-    journal.publish()  # as each checkpoint does; the journal is never closed
+    journal.flush()  # as each checkpoint does; the journal is never closed
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5]
     assert stored_steps(tmp_path, "validation/7") == [1, 2, 3, 4, 5]
     journal._board.close()
 
 
 def test_on_an_object_store_the_files_arrive_and_are_cut_too(tmp_path: Path) -> None:
-    run = "memory://journal-test/run"
+    run = locate("memory://journal-test/run")
     import fsspec
 
     fs = fsspec.filesystem("memory")
@@ -210,7 +211,7 @@ def test_on_an_object_store_the_files_arrive_and_are_cut_too(tmp_path: Path) -> 
 
     for done in (0, 2):
         journal = Journal(run, done, done)
-        staging = Path(journal._staging or "")
+        staging = journal._local
         note(journal, done + 1, done + 4)
         journal.close()
         assert not staging.exists()
@@ -221,9 +222,9 @@ def test_on_an_object_store_the_files_arrive_and_are_cut_too(tmp_path: Path) -> 
 
 
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal = Journal(str(tmp_path), 0, 0)
+    journal = Journal(locate(tmp_path), 0, 0)
     full = open("/dev/full", "w")  # noqa: SIM115
     monkeypatch.setattr(journal, "_file", full)
-    with pytest.raises(CocosegError, match=r"metrics\.jsonl .* cannot be written: No space left"):
+    with pytest.raises(CocosegError, match=r"cannot be written: No space left .*; make room"):
         journal.write(1, loss=0.5)
     journal._board.close()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from cocoseg.errors import CocosegError
+from cocoseg.storage import locate
 from cocoseg.train import trainer as trainer_module
 from cocoseg.train.checkpoint import list_steps
 from cocoseg.train.config import TrainConfig
@@ -73,7 +74,7 @@ def test_a_step_that_fails_costs_none_that_was_done(
     assert text.index("batch_size") < text.index("activation_check") < text.index("input_size")
     assert "The newest checkpoint is step-00000004" in text
     assert not raised.value.shared  # there is one process, which tells
-    assert list_steps(str(run)) == [3, 4]
+    assert list_steps(locate(run)) == [3, 4]
     train_small(run)
     assert_same_weights(run, whole)
     assert journal(run) == journal(whole) or len(journal(run)) == len(journal(whole))
@@ -87,7 +88,7 @@ def test_weights_that_may_be_half_changed_are_not_saved(
         fail_at(patch, torch.amp.GradScaler, "step", 6, KINDS[0])
         with pytest.raises(CocosegError, match=r"step-00000003 \(2 steps are lost: the optimizer"):
             train_small(run)
-    assert list_steps(str(run)) == [3]
+    assert list_steps(locate(run)) == [3]
     train_small(run)
     assert_same_weights(run, whole)
 
@@ -98,7 +99,7 @@ def test_an_average_that_may_be_half_updated_is_not_saved(
     fail_at(monkeypatch, trainer_module.MovingAverage, "update", 2, KINDS[0])
     with pytest.raises(CocosegError, match="There is no checkpoint yet"):
         train_small(tmp_path, ema_decay=0.9)
-    assert list_steps(str(tmp_path)) == []
+    assert list_steps(locate(tmp_path)) == []
 
 
 def test_a_batch_that_does_not_fit_is_told_likewise(
@@ -112,7 +113,7 @@ def test_a_batch_that_does_not_fit_is_told_likewise(
     with pytest.raises(CocosegError, match=r"out of memory in step 2: .*\n?.*batch_size=1") as told:
         train_small(tmp_path)
     assert "Traceback" not in str(told.value)
-    assert list_steps(str(tmp_path)) == [1]
+    assert list_steps(locate(tmp_path)) == [1]
 
 
 @pytest.mark.parametrize("name", ["prepare_network", "restore_optimizer"])
@@ -179,7 +180,7 @@ def test_one_rank_without_memory_saves_for_all(golden: Any, tmp_path: Path, with
     assert len(re.findall(r"^error: rank \d, cpu: ", err, re.MULTILINE)) == 1, err
     assert "out of memory in step 4: CUDA out of memory" in err
     assert "The newest checkpoint is step-00000003" in err
-    assert list_steps(str(folder)) == [3]
+    assert list_steps(locate(folder)) == [3]
     for one in (folder, whole):  # resumed, and never interrupted
         ran = start(golden, one, "", 0)
         _, err = ran.communicate(timeout=240)
@@ -197,7 +198,7 @@ def test_a_validation_without_memory_on_one_rank_saves_for_all(golden: Any, tmp_
     assert err.count("Traceback") == 1, err  # torchrun's own, of its ranks
     assert "rank 1, cpu: out of memory in validation after step 2: CUDA" in err
     assert "Try train.val_batch_size=1" in err
-    assert list_steps(str(tmp_path)) == [2]
+    assert list_steps(locate(tmp_path)) == [2]
     resumed = start(golden, tmp_path, "", 0, **val)
     _, err = resumed.communicate(timeout=240)
     assert resumed.returncode == 0, err

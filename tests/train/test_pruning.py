@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cocoseg.errors import CocosegError
+from cocoseg.storage import locate
 from cocoseg.train import pruning
 from cocoseg.train.checkpoint import list_steps
 from cocoseg.train.pruning import Pruning
@@ -51,7 +52,7 @@ def test_a_removal_that_fails_is_a_warning(
     monkeypatch.setattr(pruning, "prune", failing)
     with caplog.at_level(logging.WARNING):
         assert train_small(tmp_path, val_every=2, keep_last=1).step == 6
-    assert list_steps(str(tmp_path)) == [2, 4, 6]
+    assert list_steps(locate(tmp_path)) == [2, 4, 6]
     told = [record for record in caplog.records if "could not be removed" in record.message]
     assert len(told) == 3
     assert str(error) in told[0].message
@@ -59,5 +60,5 @@ def test_a_removal_that_fails_is_a_warning(
 
 def test_a_run_ends_with_what_is_to_be_kept(train_small: Train, tmp_path: Path) -> None:
     result = train_small(tmp_path, checkpoint_every=1, val_every=6, keep_last=2)
-    assert list_steps(str(tmp_path)) == [5, 6]
+    assert list_steps(locate(tmp_path)) == [5, 6]
     assert result.best_step == 6

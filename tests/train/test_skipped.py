@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from cocoseg.errors import CocosegError
+from cocoseg.storage import locate
 from cocoseg.train import step as step_module
 from cocoseg.train.checkpoint import list_steps
 from cocoseg.train.run import RunResult
@@ -54,7 +55,7 @@ def test_a_step_without_a_finite_loss_changes_nothing(
     poison({1}, float("nan"))
     result = train_small(tmp_path, max_steps=3, val_shards=(), power=1e-9)
     after = load_file(tmp_path / "last" / "model.safetensors")
-    assert list_steps(str(tmp_path))[-1] == 3
+    assert list_steps(locate(tmp_path))[-1] == 3
     for name, value in before.items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(after[name], value), name
@@ -90,7 +91,7 @@ def test_too_many_in_a_row_end_the_run_and_the_checkpoint_stays(
     poison(set(range(6, 40)), float("nan"))  # from step 4 on
     with pytest.raises(CocosegError, match=r"step 6: the loss is nan.*of step 3 is kept"):
         train_small(tmp_path, max_steps=20, max_skipped=2)
-    assert list_steps(str(tmp_path)) == [3]
+    assert list_steps(locate(tmp_path)) == [3]
     stored = load_file(tmp_path / "last" / "model.safetensors")
     assert all(value.isfinite().all() for value in stored.values() if value.is_floating_point())
 

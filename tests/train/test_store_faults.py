@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cocoseg import objectstore, storage
 from cocoseg.errors import CocosegError
+from cocoseg.storage import locate, retry
 from object_store import Rule, Store
 
 FAULTS = ("429", "500", "503", "reset", "slow")
@@ -43,10 +43,10 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[s
 
 def check(run: str, weights: bytes) -> None:
     """The run is complete, and its last checkpoint is that of the undisturbed run."""
-    last = storage.read_bytes(f"{run}/last").decode().strip()
+    last = locate(f"{run}/last").read_bytes().decode().strip()
     assert last == "checkpoints/step-00000006"
-    assert storage.read_bytes(f"{run}/{last}/model.safetensors") == weights
-    lines = storage.read_bytes(f"{run}/metrics.jsonl").splitlines()
+    assert locate(f"{run}/{last}/model.safetensors").read_bytes() == weights
+    lines = locate(f"{run}/metrics.jsonl").read_bytes().splitlines()
     assert sum(b'"loss"' in line for line in lines) == 6
 
 
@@ -79,7 +79,7 @@ def test_a_checkpoint_that_the_store_does_not_take_is_kept_and_the_next_one_is_w
     rule = Rule("503", r"step-00000002/model\.safetensors", times=None, method="PUT")
     store.proxy.rules[:] = [rule]
     train_small(run, **SETTINGS)
-    assert rule.struck == objectstore.ATTEMPTS
+    assert rule.struck == retry.ATTEMPTS
     told = r"model\.safetensors: cannot be written: HTTP 503: .*tried 6 times; a copy of the "
     told += r"checkpoint is kept in .*; training goes on, and the next checkpoint tries again"
     assert re.search(told, caplog.text)
@@ -102,8 +102,8 @@ def test_what_only_accompanies_a_run_never_ends_it(
     store.proxy.rules.clear()
     assert rule.struck
     assert "HTTP 503" in caplog.text
-    last = storage.read_bytes(f"{run}/last").decode().strip()
-    assert storage.read_bytes(f"{run}/{last}/model.safetensors") == weights
+    last = locate(f"{run}/last").read_bytes().decode().strip()
+    assert locate(f"{run}/{last}/model.safetensors").read_bytes() == weights
 
 
 @pytest.mark.parametrize("name", ["config", "weights", "digests", "last"])
