@@ -248,20 +248,25 @@ def parse_yaml(content: str | bytes, loader: type[yaml.SafeLoader] = yaml.SafeLo
         return yaml.load(content, loader)  # noqa: S506 - a SafeLoader
     except RecursionError:
         raise ConfigError("nested too deeply") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: of numbers and dates
-        raise ConfigError(str(error)) from None
+    except ConfigError:
+        raise
+    except Exception as error:  # PyYAML raises many kinds on numbers, dates and tags
+        raise ConfigError(str(error) or type(error).__name__) from None
 
 
 def _size(root: yaml.Node) -> int:
     """Count the values of a document, those behind an alias each time; stops at `_MOST_VALUES`."""
-    count, waiting = 0, [root]
+    count, waiting = 1, [root]
     while waiting and count <= _MOST_VALUES:
         node = waiting.pop()
-        count += 1
+        parts: list[yaml.Node] = []
         if isinstance(node, yaml.SequenceNode):
-            waiting += node.value
+            parts = node.value
         elif isinstance(node, yaml.MappingNode):
-            waiting += [part for pair in node.value for part in pair]
+            parts = [part for pair in node.value for part in pair]
+        count += len(parts)
+        if count <= _MOST_VALUES:
+            waiting += parts
     return count
 
 

@@ -27,6 +27,9 @@ EXTENSIONS = {
 MAX_BYTES = 2**30
 """Larger files are not read; images of more pixels than Pillow allows, 179 million, neither."""
 
+MAX_SIDE = 2**26
+"""Pixels; rows that are longer are more than Pillow's integers can count, in bits."""
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 """What names a photograph where nothing lists them."""
 
@@ -168,8 +171,9 @@ def decode(
     Raises
     ------
     BadPhoto
-        If the bytes are no complete image of a supported format; ``size-mismatch``;
-        ``image-too-large`` also where the memory does not suffice.
+        If the bytes are no complete image of a supported format; ``size-mismatch``.
+    MemoryError
+        If it does not fit.
     """
     with _open(content) as image:
         _extension(image)
@@ -183,12 +187,7 @@ def decode(
             raise BadPhoto("size-mismatch", f"the photo is {width} x {height}")
         if by_pillow:
             turns.insert(0, _OPPOSITE.get(own, own))
-        try:
-            return _upright(image, content, turns)
-        except MemoryError:  # Pillow's also for rows that its integers cannot count
-            width, height = image.size
-            problem = f"{width:,} x {height:,} pixels: not enough memory to decode them"
-            raise BadPhoto("image-too-large", problem) from None
+        return _upright(image, content, turns)
 
 
 def _upright(image: Image.Image, content: bytes, turns: Sequence[int]) -> NDArray[np.uint8]:
@@ -240,7 +239,7 @@ def _open(content: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(io.BytesIO(content))
+            image = Image.open(io.BytesIO(content))
     except UnidentifiedImageError:
         start = bytes(content[:16])
         raise BadPhoto("undecodable-image", f"is no image: it starts with {start!r}") from None
@@ -248,6 +247,10 @@ def _open(content: bytes) -> Image.Image:
         raise BadPhoto("image-too-large", str(error)) from None
     except Exception as error:  # Pillow's plugins raise many kinds on hostile headers
         raise BadPhoto("undecodable-image", f"{type(error).__name__}: {error}") from None
+    if max(image.size) > MAX_SIDE:
+        size = f"{image.size[0]:,} x {image.size[1]:,}"
+        raise BadPhoto("image-too-large", f"{size} pixels; at most {MAX_SIDE:,} on a side")
+    return image
 
 
 def _info(image: Image.Image, content: bytes) -> PhotoInfo:
@@ -314,6 +317,8 @@ def _verify_png(content: bytes) -> None:
 def _load(image: Image.Image, content: bytes) -> None:
     try:
         image.load()
+    except MemoryError:  # no fault of the image
+        raise
     except Exception as error:  # OSError, SyntaxError, struct.error …: whatever the plugin meets
         whole = _ends_as_it_should(content, str(image.format))
         reason = "damaged-image" if whole else "truncated-image"

@@ -25,6 +25,7 @@ from ..model.score import NetworkPredicts, Predicts, Scored, check_totals, score
 from ..model.weights import find_checkpoint
 from ..shards.plan import evaluation_batches
 from ..shards.reader import Sample, ShardSet
+from ..shards.tarball import key_path
 from ..storage import Location, locate
 from ..storage.output import OutputFolder, explained
 from ..taxonomy import Taxonomy
@@ -250,7 +251,7 @@ def _write_picture(
 
 
 def _picture(key: str) -> str:
-    return f"pictures/{key}.png"
+    return f"pictures/{key_path(key)}.png"
 
 
 def _write(result: Evaluation, plan: EvaluationPlan, model: ModelConfig) -> None:

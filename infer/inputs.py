@@ -16,6 +16,7 @@ from ..photo import SUFFIXES
 from ..shards.config import ReadConfig
 from ..shards.manifest import MANIFEST_NAME
 from ..shards.reader import ShardSet
+from ..shards.tarball import key_path
 from ..storage import LocalPath, Location, locate, stamps
 from ..storage.output import FILES, folders_of
 from ..storage.remote import LOCK
@@ -187,7 +188,9 @@ def _samples(folder: Location, config: ReadConfig | None) -> list[InputImage]:
     for position in range(len(shards)):
         row = shards.row(position)
         read = partial(_read_sample, shards, position)
-        inputs.append(InputImage(f"{folder}: {row.key}", row.key, read, row.digests[0].hex()))
+        inputs.append(
+            InputImage(f"{folder}: {row.key}", key_path(row.key), read, row.digests[0].hex())
+        )
     return inputs
 
 

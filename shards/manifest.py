@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import os
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -19,7 +18,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, DataError
+from ..errors import CocosegError, ConfigError, DataError, first_line
 from ..storage import LocalPath, Location, locate
 from ..storage.retry import ATTEMPTS, pause
 from ..taxonomy import Taxonomy
@@ -349,8 +348,10 @@ def _open(url: Location, entry: FileEntry, kept: str | None) -> NDArray[np.void]
         if kept is not None:
             return _map(_keep(url, entry, kept).url)
         return _one_array(np.load(io.BytesIO(_vouched(url, entry)), allow_pickle=False))
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{url}: is no index: {error}") from None
+    except CocosegError:
+        raise
+    except Exception as error:  # NumPy raises many kinds on hostile headers
+        raise DataError(f"{url}: is no index: {first_line(error)}") from None
 
 
 def _map(file: str) -> NDArray[np.void]:

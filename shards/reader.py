@@ -275,6 +275,8 @@ class _Place:
             train_ids = decode_mask(mask, self.where, expected=pixels.shape[:2])
         except DataError as error:
             return self.bad(error)
+        except MemoryError:  # no fault of the sample
+            raise CocosegError(f"{self.where}: not enough memory to decode it") from None
         if bits == 8:
             return Sample(self.row.key, pixels, train_ids.astype(np.uint8, copy=False))
         return Sample(self.row.key, pixels, train_ids.astype(np.uint16, copy=False))

@@ -161,19 +161,24 @@ def name_problem(name: str) -> str | None:
         return "changes the direction of writing"
     if "\\" in name or name.startswith("/") or name[1:2] == ":":
         return "is absolute or holds a backslash"
-    if not all(name.removeprefix("./").split("/")) or {".", ".."} & set(_parts(name)):
+    if not all(key_path(name).split("/")) or {".", ".."} & set(_parts(name)):
         return "is empty, or has a part that is empty, '.' or '..'"
     return None
 
 
+def key_path(key: str) -> str:
+    """Return the plain relative path for files of a sample: tar writes ``./`` before all names."""
+    return key.removeprefix("./")
+
+
 def folded(name: str) -> str:
     """Return what names have in common that some file systems take for one."""
-    plain = unicodedata.normalize("NFC", name.removeprefix("./")).casefold()
+    plain = unicodedata.normalize("NFC", key_path(name)).casefold()
     return unicodedata.normalize("NFC", plain)
 
 
 def _parts(name: str) -> list[str]:
-    return name.removeprefix("./").split("/")
+    return key_path(name).split("/")
 
 
 class _Place(msgspec.Struct, frozen=True):

@@ -289,8 +289,12 @@ def bomb(first: str) -> str:
         ("paint: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
         ("paint:\n  rate: 2001-99-99", "month must be in"),
         ("paint: {", "expected the node content"),
+        ("paint: &a [" + ", ".join(["*a"] * 2000) + "]", "more than 1,000,000 values"),
+        ("paint:\n  rate: !!int ''", "string index out of range"),
+        ("paint:\n  rate: !!bool x", "x"),
+        ("paint:\n  rate: " + "1:" * 300 + "1.0", "too large"),
     ],
-    ids=["aliases", "nesting", "code", "a date", "cut"],
+    ids=["aliases", "nesting", "code", "a date", "cut", "circle", "int", "bool", "sexagesimal"],
 )
 def test_hostile_yaml_is_refused_in_a_moment(tmp_path: Path, text: str, told: str) -> None:
     path = tmp_path / "hostile.yaml"

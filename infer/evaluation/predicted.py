@@ -12,6 +12,7 @@ from ...errors import ConfigError, DataError
 from ...model.predictor import DevicePrediction
 from ...shards.decode import decode_mask
 from ...shards.reader import Sample, ShardSet
+from ...shards.tarball import key_path
 from ...storage import Location, locate
 from ..folder import FOLDERS, PROGRESS, files_of_outputs, recorded_settings
 
@@ -52,7 +53,7 @@ class PredictedMasks:
         self._folder = place
         self._taxonomy = shards.taxonomy
         _refuse_category_ids(place)
-        keys = [shards.row(position).key for position in range(len(shards))]
+        keys = [key_path(shards.row(position).key) for position in range(len(shards))]
         wanted = {f"{key}.png" for key in keys}
         if len(wanted) < len(keys):
             twice = Counter(keys).most_common(1)[0][0]
@@ -88,7 +89,7 @@ class PredictedMasks:
             If a mask is no single-channel grayscale PNG, has another size than its image, or holds
             what is no train id.
         """
-        file = self._folder / f"{sample.key}.png"
+        file = self._folder / f"{key_path(sample.key)}.png"
         mask = decode_mask(file.read_bytes(), str(file), expected=sample.mask.shape)
         classes, ignored = self._taxonomy.num_classes, self._taxonomy.ignore_index
         wrong = mask[(mask >= classes) & (mask != ignored)]

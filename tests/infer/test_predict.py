@@ -278,28 +278,30 @@ def test_a_pixel_bomb_is_listed_and_never_decoded(infer, put, photos, out):
 
 def test_images_that_are_too_large_for_the_memory_end_nothing(infer, put, photos, out):
     put("a.png")
-    (photos / "wide.png").write_bytes(one_row_png(178_000_000))  # in Pillow, a MemoryError
+    (photos / "wide.png").write_bytes(one_row_png(178_000_000))  # in Pillow alone, a MemoryError
     with (photos / "sparse.jpg").open("wb") as file:
         file.truncate(40 << 30)
     ran = infer("--no-tta", "--json")
     assert ran.code == 4
     sparse, wide = json.loads(ran.out)["unreadable"]
     assert "sparse.jpg: 42949672960 bytes; at most 1073741824" in sparse
-    assert "wide.png: 178,000,000 x 1 pixels: not enough memory" in wide
+    assert "wide.png: 178,000,000 x 1 pixels; at most 67,108,864 on a side" in wide
     assert files(out) == ["a.png"]
 
 
-def test_want_of_memory_for_one_image_is_its_error(infer, put, out, monkeypatch):
+@pytest.mark.parametrize("where", ["decode", "resize"])
+def test_want_of_memory_for_one_image_is_its_error(infer, put, out, monkeypatch, where):
     put("a.png"), put("b.png")
-
-    def resize(self, image):
-        if image.shape[0] == 31:
-            raise MemoryError
-        return plain(self, image)
-
-    plain = Predictor.resize
     put("c.png", (31, 44))
-    monkeypatch.setattr(Predictor, "resize", resize)
+    owner, name = (Predictor, "resize") if where == "resize" else (Image.Image, "load")
+    plain = getattr(owner, name)
+
+    def lacking(self, *image):
+        if (image[0].shape[0] if image else self.size[1]) == 31:
+            raise MemoryError
+        return plain(self, *image)
+
+    monkeypatch.setattr(owner, name, lacking)
     ran = infer("--no-tta", "--json")
     assert ran.code == 4
     (line,) = json.loads(ran.out)["unreadable"]

@@ -145,8 +145,25 @@ def resigned(folder, name, content):
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
+HOSTILE_SHAPES = (f"({2**70},)", "(True,)", "((", "(" * 900)
+
+
 @pytest.mark.parametrize("name", ["index.npy", "index-classes.npy"])
-@pytest.mark.parametrize("damage", ["missing", "flipped", "cut", "pickled", "no array", "npz"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "missing",
+        "flipped",
+        "cut",
+        "pickled",
+        "no array",
+        "npz",
+        "(2**70,)",
+        "(True,)",
+        "((",
+        "(" * 900,
+    ],
+)
 def test_an_index_that_is_damaged_or_would_have_to_be_unpickled_is_refused(copied, name, damage):
     path = copied / name
     content = path.read_bytes()
@@ -160,6 +177,15 @@ def test_an_index_that_is_damaged_or_would_have_to_be_unpickled_is_refused(copie
         buffer = io.BytesIO()
         np.savez(buffer, samples=np.load(path))
         resigned(copied, name, buffer.getvalue())
+    elif "(" in damage:
+        start = content.index(b"(", content.index(b"'shape'"))
+        shape = content[start : content.index(b")", start) + 1]
+        text = damage.replace("2**70", str(2**70)).encode()
+        header = (
+            content[10:start] + text + content[start + len(shape) : content.index(b"\n")] + b"\n"
+        )
+        size = len(header).to_bytes(2, "little")
+        resigned(copied, name, content[:8] + size + header + content[content.index(b"\n") + 1 :])
     elif damage == "no array":
         resigned(copied, name, b"\x80\x04N.")
     else:
