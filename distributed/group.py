@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -193,8 +193,20 @@ def process_group(device_name: str, gradients: bool = True) -> Iterator[Group]:
         # NCCL waits for the others here: they come only if they have failed by the same.
         if isinstance(error, CocosegError) and error.shared:
             dist.destroy_process_group()
+        if _is_of_another(error):
+            raise CocosegError(
+                f"rank {group.rank}: another rank has ended or cannot be reached, and this one "
+                f"ends, too ({first_line(error)}): see what that one says; then run the same "
+                "command again"
+            ) from None
         raise
     dist.destroy_process_group()
+
+
+def _is_of_another(error: BaseException) -> TypeGuard[Exception]:
+    """Tell whether it is a collective that failed for want of another process."""
+    lost = isinstance(error, (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError))
+    return lost or (isinstance(error, RuntimeError) and "gloo/" in first_line(error))
 
 
 def _connected(device_name: str, launch: Launch, gradients: bool) -> Group:

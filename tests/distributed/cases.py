@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 
 import torch
@@ -90,6 +91,21 @@ def no_gpu() -> object:
             return "came in"
     except CocosegError as error:
         return [type(error).__name__, str(error), error.shared]
+
+
+def killed() -> object:
+    """Rank 1 dies while rank 0 waits for it, in a sum of one of the two groups."""
+    told = []
+    try:
+        with process_group("cpu") as group:
+            group.gather(group.rank)
+            if group.rank == 1:
+                sys.stdin.readline()
+                os.kill(os.getpid(), signal.SIGKILL)
+            torch.distributed.all_reduce(torch.ones(3))
+    except CocosegError as error:
+        told = [str(error), error.shared, error.__cause__ is None]
+    return told
 
 
 if __name__ == "__main__":

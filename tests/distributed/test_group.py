@@ -1,5 +1,6 @@
 """Processes meet, agree on devices, and leave notes for each other whatever a collective does."""
 
+import signal
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -51,6 +52,15 @@ def test_without_the_store_nothing_is_claimed_and_nothing_raised(started: Any) -
     ranks = started("gone")
     assert ranks.found(0) == {}  # and has ended
     assert ranks.found(1, say="go\n") == [False, False, None, False]
+
+
+def test_a_rank_whose_peer_was_killed_ends_in_one_line(started: Any) -> None:
+    ranks = started("killed")
+    ranks.ranks[1].communicate("die\n")
+    assert ranks.ranks[1].returncode == -signal.SIGKILL
+    text, shared, without_traceback = ranks.found(0)
+    assert text.startswith("rank 0: another rank has ended or cannot be reached, and this one ends")
+    assert (text.count("\n"), shared, without_traceback) == (0, False, True)
 
 
 def test_a_single_process_hears_itself() -> None:
