@@ -17,7 +17,7 @@ import click
 
 from . import __version__
 from .errors import CocosegError, ExitCode
-from .printable import printable
+from .printable import printable, redacted
 from .processes import Launch
 
 if TYPE_CHECKING:
@@ -648,7 +648,7 @@ def _settings(
 def _print(content: Mapping[str, Any], as_json: bool, text: str) -> None:
     if not as_json:
         return click.echo(printable(text))
-    told = json.dumps(content, ensure_ascii=False)
+    told = redacted(json.dumps(content, ensure_ascii=False))
     if not told.isprintable():
         told = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in told)
     click.echo(told)

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 from pydantic.fields import FieldInfo
 
 from .errors import ConfigError
+from .printable import redacted
 
 _MOST_VALUES = 1_000_000
 """In a YAML file; aliases make a document of ten lines larger than any memory."""
@@ -170,12 +171,23 @@ def find_config(name: str) -> Path:
 def to_yaml(
     sections: Mapping[str, Section], only: Mapping[str, AbstractSet[str]] = MappingProxyType({})
 ) -> str:
-    """Write sections as the YAML that `load` reads; of those in `only` no other keys."""
+    """Write sections as the YAML that `load` reads; of those in `only` no other keys.
+
+    Users, passwords and queries of URLs are left out.
+    """
     plain = {
         name: section.model_dump(mode="json", include=set(only[name]) if name in only else None)
         for name, section in sections.items()
     }
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_without_secrets(plain), sort_keys=False, allow_unicode=True)
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_secrets(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(one) for one in value]
+    return redacted(value) if isinstance(value, str) else value
 
 
 def show(resolved: Resolved[Any]) -> str:

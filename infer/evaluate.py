@@ -23,6 +23,7 @@ from ..model.config import ModelConfig
 from ..model.precision import tf32
 from ..model.score import NetworkPredicts, Predicts, Scored, check_totals, scored
 from ..model.weights import find_checkpoint
+from ..printable import redacted
 from ..shards.plan import evaluation_batches
 from ..shards.reader import Sample, ShardSet
 from ..shards.tarball import key_path
@@ -268,4 +269,4 @@ def _write(result: Evaluation, plan: EvaluationPlan, model: ModelConfig) -> None
     plan.output.claim()
     plan.output.settle(plan.output.wanted)
     for name, text in zip(_FILES, contents, strict=True):
-        (output / name).publish_bytes(text.encode())
+        (output / name).publish_bytes(redacted(text).encode())

@@ -23,6 +23,7 @@ from ..model.pipeline import read_ahead, thread_count, threads_for
 from ..model.precision import dtype_name, tf32
 from ..model.predictor import ComingPrediction, Inputs, Predictor
 from ..model.weights import find_checkpoint
+from ..printable import redacted
 from ..storage import locate
 from ..storage.output import OutputFolder, explained
 from .config import InferConfig
@@ -105,7 +106,9 @@ def plan_prediction(config: InferConfig) -> PredictionPlan:
     find_checkpoint(config.checkpoint)
     inputs = tuple(list_inputs(config.input, config.output, config))
     wanted = wanted_files(config, inputs)
-    output = OutputFolder(locate(config.output), "inference", wanted, resolved(config.input))
+    output = OutputFolder(
+        locate(config.output), "inference", wanted, redacted(resolved(config.input))
+    )
     output.refuse_strangers()
     refuse_loss(output)
     refuse_strange_notes(output.location)

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -152,7 +151,7 @@ def _read(path: str, content: memoryview, digest: "Future[str]") -> AnnotationFi
     used = {entry.category_id for entry in annotations}
     known_ids = [entry.id for entry in annotations if entry.id is not None]
     return AnnotationFile(
-        name=PurePosixPath(path).name,
+        name=locate(path).name,
         sha256=digest.result(),
         categories=tuple(
             Category(entry.id, entry.name, _text(entry.supercategory), entry.id in used)
@@ -188,7 +187,7 @@ def list_images(store: ImageStore) -> AnnotationFile:
     if not names:
         raise DataError(f"--images {store.url}: holds no image ({' '.join(SUFFIXES)})")
     return AnnotationFile(
-        name=PurePosixPath(store.url).name,
+        name=locate(store.url).name,
         sha256=hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest(),
         categories=(),
         images=tuple(ImageEntry(i, readable(name), 0, 0) for i, name in enumerate(names, start=1)),

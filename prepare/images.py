@@ -142,7 +142,7 @@ def open_store(url: str) -> ImageStore:
         return ImageFolder(url)
     if not place.exists():
         raise ConfigError(f"--images {url}: no such folder, tar or zip")
-    suffix = PurePosixPath(url).suffix.lower()
+    suffix = PurePosixPath(place.name).suffix.lower()
     if not place.is_file():  # opening a pipe would wait for ever
         raise ConfigError(f"--images {url}: is neither a folder nor a file")
     if suffix in (".tar", ".zip"):

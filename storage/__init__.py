@@ -12,7 +12,6 @@ from . import remote
 from .local import LocalPath as LocalPath
 from .location import Location as Location
 from .location import is_inner as is_inner
-from .location import redacted as redacted
 from .remote import RemotePath as RemotePath
 
 

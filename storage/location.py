@@ -3,7 +3,6 @@
 import io
 import json
 import mmap
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -11,14 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ..errors import DataError
-
-_CREDENTIALS = re.compile(r"(\w://)[^/\s@]*@")
-_QUERY = re.compile(r"(\w://[^\s?]*)\?[^\s?]*=[^\s'\"]*")
-
-
-def redacted(text: str) -> str:
-    """Return a text without the users, passwords and queries of the URLs in it."""
-    return _QUERY.sub(r"\1", _CREDENTIALS.sub(r"\1", text)) if "://" in text else text
+from ..printable import redacted
 
 
 def refuse_larger(size: int, at_most: int | None) -> None:
@@ -236,7 +228,7 @@ class Location(ABC):
             For a local location, on the same file system.
         last
             File that is written last in an object store. There, files of the same names are
-            replaced one by one, and others are removed.
+            replaced one by one, the largest first, and others are removed.
         aside
             Where a local folder that bears the name is put; it goes back if this fails.
         """

@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Self, TypeVar
 
 from ..errors import ConfigError, StoreRefusal
-from .location import Location, redacted, refuse_larger
+from ..printable import redacted
+from .location import Location, refuse_larger
 from .lock import temporary_folder
 from .retry import described, http_status, patiently
 
@@ -250,7 +251,8 @@ class RemotePath(Location):
             path.relative_to(local).as_posix(): path for path in local.rglob("*") if path.is_file()
         }
         strangers = [name for name in self.walk_files() if name not in (*files, LOCK)]
-        for name in sorted(files, key=lambda name: (name == last, name)):
+        sizes = {name: path.stat().st_size for name, path in files.items()}
+        for name in sorted(files, key=lambda name: (name == last, -sizes[name], name)):
             if name == last:
                 self.remove_files(strangers)
             (self / name)._write(partial(_put_file, files[name]))

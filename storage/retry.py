@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from ..errors import CocosegError, StoreError, StoreRefusal
-from .location import redacted
+from ..printable import redacted
 
 ATTEMPTS = 6
 FIRST_PAUSE = 0.5
