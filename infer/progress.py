@@ -239,12 +239,15 @@ class Progress:
         good: list[InputImage] = []
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
+        removed = CocosegError(
+            f"--output {self._folder.location}: was removed or changed while it was written; run "
+            "the same command again"
+        )
+        if not (self._folder.location / SETTINGS).exists():
+            raise removed
         for batch, records in self._read(list(self._batches)):
             if len(records) != len(self._batches[batch]):
-                raise CocosegError(
-                    f"--output {self._folder.location}: was removed or changed while it was "
-                    "written; run the same command again"
-                )
+                raise removed
             for image, record in zip(self._batches[batch], records, strict=True):
                 segments = record.pop("segments", [])
                 lines.append(json.dumps({**record, "batch": batch}))

@@ -130,6 +130,30 @@ def test_what_is_done_is_kept_and_the_rest_is_completed(
     assert content(tmp_path) == whole
 
 
+@pytest.mark.parametrize("after", [1, 3, 5, 9, 12])
+def test_an_output_that_is_deleted_meanwhile_is_completed_by_the_same_command(
+    photos, checkpoint, tmp_path, whole, monkeypatch, after
+):
+    """Whatever was written before, or after."""
+    out, written = tmp_path / "out", []
+    config = config_of(photos, checkpoint, out)
+    write = outputs.Outputs.write
+
+    def deletes(self, name, *more):
+        written.append(name)
+        if len(written) == after:
+            shutil.rmtree(out, ignore_errors=True)
+        return write(self, name, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs.Outputs, "write", deletes)
+        with pytest.raises(CocosegError, match="run the same command again") as raised:
+            predict(config, ModelConfig())
+    assert raised.value.exit_code == 1
+    predict(config, ModelConfig())
+    assert content(out) == whole
+
+
 def test_a_second_inference_into_the_folder_is_refused(photos, checkpoint, tmp_path, whole):
     config = config_of(photos, checkpoint, tmp_path)
     with held(locate(tmp_path), "cocoseg infer"):

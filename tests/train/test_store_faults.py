@@ -1,5 +1,6 @@
 """A run in an object store whose requests fail: nothing ends while the store recovers in time."""
 
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 from cocoseg.errors import CocosegError
 from cocoseg.storage import locate, retry
+from cocoseg.train.checkpoint import NotStored
 from object_store import Rule, Store
 
 FAULTS = ("429", "500", "503", "reset", "slow")
@@ -118,3 +120,45 @@ def test_a_store_that_fails_for_good_ends_a_run_and_the_same_command_completes_i
     store.proxy.rules.clear()
     train_small(run, **SETTINGS)
     check(run, weights)
+
+
+def test_errors_of_one_rank_reach_the_others_whole() -> None:
+    """`Group.gather` pickles them."""
+    for refused in (False, True):
+        error = pickle.loads(pickle.dumps(NotStored("full", "/tmp/kept", refused)))
+        assert (str(error), error.kept, error.refused) == (
+            "full; a copy of the checkpoint is kept in /tmp/kept",
+            "/tmp/kept",
+            refused,
+        )
+    waiting = [CocosegError]
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        if kind.__init__ is CocosegError.__init__:
+            error = pickle.loads(pickle.dumps(kind("text")))
+            assert (type(error), str(error)) == (kind, "text")
+
+
+def test_a_store_that_denies_access_ends_a_run_at_once(
+    store: Store, train_small: Any, kept: Any
+) -> None:
+    run = "s3://shards/runs/denied"
+    store.proxy.rules[:] = [Rule("denied", r"step-00000002/", times=None, method="PUT")]
+    with pytest.raises(NotStored, match="access is denied: HTTP 403") as raised:
+        train_small(run, **SETTINGS)
+    assert raised.value.refused
+    assert kept() == ["step-00000002"]
+
+
+def test_a_pointer_that_cannot_be_written_costs_no_checkpoint(
+    store: Store, train_small: Any, weights: bytes, caplog: pytest.LogCaptureFixture, kept: Any
+) -> None:
+    run = "s3://shards/runs/pointer"
+    rule = Rule("503", r"/last$", times=retry.ATTEMPTS, method="PUT")
+    store.proxy.rules[:] = [rule]
+    train_small(run, **SETTINGS)
+    assert rule.struck == retry.ATTEMPTS
+    assert re.search(r"/last: cannot be written: HTTP 503.*training goes on", caplog.text)
+    check(run, weights)
+    assert kept() == []
