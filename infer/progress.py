@@ -164,7 +164,13 @@ class Progress:
             self._folder.claim()
             self._notes.remove_files(self._noted() - {*map(_note, self._batches)})
             self._take_over()
-            yield hold.check
+            try:
+                yield hold.check
+            except BaseException:
+                if self._folder.location.exists():  # perhaps written to after it was removed
+                    with contextlib.suppress(OSError):
+                        self._folder.renew()
+                raise
 
     def _take_over(self) -> None:
         before = self._of_before()

@@ -262,7 +262,7 @@ class OutputFolder:
 
     def renew(self) -> None:
         """Claim the files again, where a local folder was removed while it was written."""
-        if not self.location.remote and not (self.location / FILES).exists():
+        if not (self.location.remote or (self.location / FILES).exists()):
             self.there.discard(FILES)
             self._record(self.ours)
 
