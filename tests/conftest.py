@@ -27,6 +27,7 @@ from cocoseg.prepare.config import PrepareConfig
 from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image
+from warm import Warm
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -293,6 +294,14 @@ def spawn_cocoseg() -> Callable[..., subprocess.Popen[str]]:
         )
 
     return spawn
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """A process that has imported everything, out of which ranks are forked."""
+    warm = Warm(tmp_path_factory.mktemp("warm"))
+    yield warm
+    warm.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,7 @@
 """`cocoseg eval`: its scores are those of the masks that `infer` writes."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,6 +14,7 @@ from cocoseg.shards.png import encode_mask
 from cocoseg.shards.reader import ShardSet
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from warm import COMMAND
 
 
 @pytest.fixture
@@ -388,24 +386,26 @@ def test_one_view_is_scored_by_its_logits_even_where_probabilities_are_equal(mak
         assert alone.confidence.min() > 1 / 82
 
 
-def torchrun(processes, *arguments):
-    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
-    return subprocess.Popen(
-        [*launch, str(processes), "-m", "cocoseg", "eval", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )
+def torchrun(warm, processes, *arguments):
+    return warm.start(processes, COMMAND, "eval", *arguments)
 
 
-def test_processes_together_write_the_bytes_of_one(checkpoint, golden, tmp_path):
+def test_processes_together_write_the_bytes_of_one(warm, checkpoint, golden, tmp_path):
     folders = [part for split in ("train", "val") for part in ("--shards", golden.shards(split))]
     written, printed = [], []
     for processes in (1, 3):
         output = tmp_path / "scores"
         ran = torchrun(
-            *(processes, "--checkpoint", checkpoint, *folders, "--output", output, "--no-tta"),
+            *(
+                warm,
+                processes,
+                "--checkpoint",
+                checkpoint,
+                *folders,
+                "--output",
+                output,
+                "--no-tta",
+            ),
             *("--batch-size", 2, "--pictures", 5, "--json", "--set", "infer.device=cpu"),
         )
         out, err = ran.communicate(timeout=240)
@@ -420,7 +420,7 @@ def test_processes_together_write_the_bytes_of_one(checkpoint, golden, tmp_path)
     assert printed[0] == printed[1]
 
 
-def test_what_one_process_meets_ends_all_and_is_told_once(golden, stored, tmp_path):
+def test_what_one_process_meets_ends_all_and_is_told_once(warm, golden, stored, tmp_path):
     masks = tmp_path / "masks"
     masks.mkdir()
     samples = stored(golden.shards("val"))
@@ -429,7 +429,7 @@ def test_what_one_process_meets_ends_all_and_is_told_once(golden, stored, tmp_pa
     second = list(samples)[1]
     (masks / f"{second}.png").write_bytes(b"no picture")
     ran = torchrun(
-        *(2, "--predictions", masks, "--shards", golden.shards("val"), "--batch-size", 1),
+        *(warm, 2, "--predictions", masks, "--shards", golden.shards("val"), "--batch-size", 1),
         *("--output", tmp_path / "scores"),
     )
     out, err = ran.communicate(timeout=240)

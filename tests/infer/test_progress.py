@@ -20,6 +20,7 @@ from cocoseg.model.config import ModelConfig
 from cocoseg.storage import LocalPath, locate
 from cocoseg.storage.output import held
 from PIL import Image
+from warm import COMMAND
 
 FLAGS = {
     "use_tta": False, "batch_size": 2, "color": True, "confidence": True, "coco_json": True,
@@ -523,16 +524,12 @@ def command(photos, checkpoint, out, *before, **more):
     ]  # fmt: skip
 
 
-def test_two_processes_predict_each_photograph_once(photos, checkpoint, tmp_path, whole):
-    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    ran = subprocess.run(
-        command(photos, checkpoint, tmp_path, *launch),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.count("images") == 1  # rank 0 reports
+def test_two_processes_predict_each_photograph_once(warm, photos, checkpoint, tmp_path, whole):
+    arguments = command(photos, checkpoint, tmp_path)[2:]  # without -m cocoseg
+    ran = warm.start(2, COMMAND, *arguments)
+    out, err = ran.communicate()
+    assert ran.returncode == 0, err
+    assert out.count("images") == 1  # rank 0 reports
     assert content(tmp_path) == whole
 
 

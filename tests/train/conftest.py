@@ -1,8 +1,5 @@
 """A run of a few steps on the golden set, in this process or under torchrun."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +8,7 @@ from cocoseg.model.config import ModelConfig
 from cocoseg.train.config import AugmentConfig, TrainConfig
 from cocoseg.train.run import RunResult, run
 from small_runs import AUGMENT, MODEL, SMALL
+from warm import COMMAND, Started, Warm
 
 
 @pytest.fixture(scope="session")
@@ -40,8 +38,8 @@ def train_small(golden) -> Callable[..., RunResult]:
 
 
 @pytest.fixture
-def torchrun(golden) -> Callable[..., subprocess.Popen[str]]:
-    """Start the command line under torchrun, in a process group of its own."""
+def torchrun(golden, warm: Warm) -> Callable[..., Started]:
+    """Start the command line as torchrun does."""
 
     def start(
         folder: Path,
@@ -49,25 +47,15 @@ def torchrun(golden) -> Callable[..., subprocess.Popen[str]]:
         shards: Path | None = None,
         model: str = "segformer-tiny",
         **settings: object,
-    ) -> subprocess.Popen[str]:
+    ) -> Started:
         merged = {**SMALL, **settings}
         overrides = [f"--set=train.{key}={value}" for key, value in merged.items()]
-        return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-                *("--nproc-per-node", str(processes), "-m", "cocoseg", "train"),
-                *("--shards", str(shards or golden.shards("train"))),
-                *("--val-shards", str(golden.shards("val"))),
-                *("--output", str(folder), "--json"),
-                *(f"--set=model.name={model}", "--set=model.input_size=32"),
-                *overrides,
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
+        return warm.start(
+            *(processes, COMMAND, "train", "--shards", shards or golden.shards("train")),
+            *("--val-shards", golden.shards("val"), "--output", folder, "--json"),
+            *(f"--set=model.name={model}", "--set=model.input_size=32", *overrides),
             cwd=folder.parent,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
-    return start
+    yield start
+    warm.kill_all()

@@ -7,21 +7,14 @@ MARKS/plan.json lists what is to happen, one after the other: [[point, rank, cal
 process of that rank that comes to the point for the call-th time since its start writes
 MARKS/INDEX.json, and acts: kills itself, or sends a signal to itself or to its launcher. A killed
 process is started again by somebody else, and minds the next one.
-
-    fatal.py --serve
-
-forks such runs out of one warm process: torchrun's own agent, whose workers start in milliseconds
-instead of seconds. It reads and answers lines of JSON.
 """
 
-import ctypes
 import io
 import json
 import os
 import re
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -185,10 +178,6 @@ def watch(plan: Plan, name: str, point: Point) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command line; return its exit code."""
-    if "torch" in sys.modules:
-        # Forked: the first call makes PyTorch's thread pool anew. When two threads do it at the
-        # same time, one of them finds none ("Invalid thread pool!", in builds with CUDA).
-        sys.modules["torch"].set_num_threads(1)
     sys.argv = ["cocoseg", *arguments[1:]]
     marks = Path(arguments[0])
     plan = Plan(marks)
@@ -205,92 +194,5 @@ def run(arguments: list[str]) -> int:
     return code
 
 
-def work(arguments: list[str]) -> None:
-    """What a worker of the agent does."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the agent's, as in a process of its own
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    code = run(arguments)
-    if code:
-        sys.exit(code)
-
-
-def launch(arguments: list[str], processes: int, restarts: int) -> None:
-    """Do what torchrun does, but fork the workers."""
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=str(os.getpid()),
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=restarts,
-        monitor_interval=0.02,
-        start_method="fork",
-    )
-    try:
-        elastic_launch(config, work)(arguments)
-    except ChildFailedError:
-        sys.exit(1)
-
-
-def serve() -> None:
-    """Fork a run for each request, and tell how it ended."""
-    import torch
-    from cocoseg.model.config import ModelConfig
-    from cocoseg.model.weights import start_network
-    from cocoseg.taxonomy import coco_taxonomy
-
-    torch.set_num_threads(1)
-    for name in ("cocoseg.settings", "cocoseg.train.run", "torch.distributed.launcher.api"):
-        import_module(name)
-    model = ModelConfig(name="segformer-tiny", input_size=32)
-    network, _ = start_network(model, coco_taxonomy(), 0)  # imports much, late
-    torch.optim.AdamW(network.parameters())
-    become_subreaper = 36
-    ctypes.CDLL(None).prctl(become_subreaper, 1)  # orphans stay below this process, to be found
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "poll" in request:
-            pid, status = os.waitpid(request["poll"], os.WNOHANG)
-            answer = {"code": os.waitstatus_to_exitcode(status) if pid else None}
-        else:
-            answer = {"pid": fork_run(**request)}
-        print(json.dumps(answer), flush=True)
-
-
-def fork_run(arguments: list[str], processes: int, restarts: int, err: str) -> int:
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 99
-    try:
-        os.setsid()
-        output = os.open(err, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        code = 0
-        if processes == 1:
-            code = run(arguments)
-        else:
-            launch(arguments, processes, restarts)
-    except SystemExit as ended:
-        code = int(ended.code or 0)
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
 if __name__ == "__main__":
-    if sys.argv[1] == "--serve":
-        serve()
-    else:
-        sys.exit(run(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:]))

@@ -2,16 +2,14 @@
 
 import itertools
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cocoseg.shards.plan import Plan
 from cocoseg.shards.reader import ShardSet
+from warm import Warm
 
 B = 8
 EPOCHS = 2.5
@@ -34,20 +32,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory, coco_set_class: Any) -> Pat
     return folder
 
 
-def run(shards: Path, world_size: int, cells: list[tuple[int, int]]) -> list[Any]:
-    ran = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", str(world_size), str(SCRIPT)),
-            *(str(shards), str(B), str(EPOCHS), json.dumps(cells)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,  # a hang is a failure
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("[")]
+def run(warm: Warm, shards: Path, world_size: int, cells: list[tuple[int, int]]) -> list[Any]:
+    ran = warm.start(world_size, SCRIPT, shards, B, EPOCHS, json.dumps(cells))
+    out, err = ran.communicate()
+    assert ran.returncode == 0, err[-3000:]
+    return [json.loads(line) for line in out.splitlines() if line.startswith("[")]
 
 
 def check(shards: Path, world_size: int, count: int, used: list[Any]) -> None:
@@ -68,20 +57,20 @@ def check(shards: Path, world_size: int, count: int, used: list[Any]) -> None:
 
 
 def check_cells(
-    shards: Path, world_size: int, cells: list[tuple[int, int]], record_property: Any
+    warm: Warm, shards: Path, world_size: int, cells: list[tuple[int, int]], record_property: Any
 ) -> None:
-    found = run(shards, world_size, cells)
+    found = run(warm, shards, world_size, cells)
     assert [(count, workers) for count, workers, _ in found] == cells
     for count, _, used in found:
         check(shards, world_size, count, used)
     record_property("figure", f"DDP, {world_size} ranks: {len(found)} cells as the plan says")
 
 
-def test_some_cells_of_two_ranks(shards: Path, record_property: Any) -> None:
-    check_cells(shards, 2, SOME, record_property)
+def test_some_cells_of_two_ranks(warm: Warm, shards: Path, record_property: Any) -> None:
+    check_cells(warm, shards, 2, SOME, record_property)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_every_cell(shards: Path, world_size: int, record_property: Any) -> None:
-    check_cells(shards, world_size, CELLS, record_property)
+def test_every_cell(warm: Warm, shards: Path, world_size: int, record_property: Any) -> None:
+    check_cells(warm, shards, world_size, CELLS, record_property)

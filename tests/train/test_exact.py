@@ -6,15 +6,13 @@ big batch through transformers' own network and a textbook's loss.
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from exact_oracle import CLASSES, IGNORE, big_batch, plain_network
+from warm import Warm
 
 IMAGES, SIZE = 24, 32
 SETTINGS: list[dict[str, Any]] = [
@@ -55,25 +53,18 @@ def expected(batch: Path) -> list[tuple[float, dict[str, torch.Tensor]]]:
     return found
 
 
-def run(batch: Path, out: Path, world_size: int, cells: list[Any]) -> list[Any]:
-    ran = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", str(world_size), str(SCRIPT), str(batch), str(out)),
-            json.dumps(cells),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("[")]
+def run(warm: Warm, batch: Path, out: Path, world_size: int, cells: list[Any]) -> list[Any]:
+    ran = warm.start(world_size, SCRIPT, batch, out, json.dumps(cells))
+    told, err = ran.communicate()
+    assert ran.returncode == 0, err[-3000:]
+    return [json.loads(line) for line in told.splitlines() if line.startswith("[")]
 
 
-def check(batch: Path, expected: Any, out: Path, world_size: int, splits: list[int]) -> None:
+def check(
+    warm: Warm, batch: Path, expected: Any, out: Path, world_size: int, splits: list[int]
+) -> None:
     cells = list(itertools.product(splits, range(len(SETTINGS))))
-    found = run(batch, out, world_size, [[a, SETTINGS[i]] for a, i in cells])
+    found = run(warm, batch, out, world_size, [[a, SETTINGS[i]] for a, i in cells])
     assert len(found) == len(cells)
     for (_, setting), (number, loss, norm, skipped) in zip(cells, found, strict=True):
         value, gradient = expected[setting]
@@ -89,6 +80,6 @@ def check(batch: Path, expected: Any, out: Path, world_size: int, splits: list[i
 
 @pytest.mark.parametrize(("world_size", "splits"), [(1, [1, 2, 3]), (2, [1, 2, 3]), (4, [1, 2, 3])])
 def test_every_cut_gives_the_loss_and_gradient_of_one_big_batch(
-    batch: Path, expected: Any, tmp_path: Path, world_size: int, splits: list[int]
+    warm: Warm, batch: Path, expected: Any, tmp_path: Path, world_size: int, splits: list[int]
 ) -> None:
-    check(batch, expected, tmp_path / "gradient", world_size, splits)
+    check(warm, batch, expected, tmp_path / "gradient", world_size, splits)

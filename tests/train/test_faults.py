@@ -16,9 +16,9 @@ from typing import Any
 
 import fatal
 import pytest
+from warm import DEADLINE, Started, Warm
 
 FATAL = Path(fatal.__file__)
-DEADLINE = 300.0  # for what takes seconds: only a hang gets there [s]
 SETTINGS = {
     "max_steps": 24,
     "val_every": 4,
@@ -47,32 +47,11 @@ class Ended:
     err: str
 
 
-class Warm:
-    """Starts runs out of a process that has imported everything."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(FATAL), "--serve"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-
-    def ask(self, **request: object) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        print(json.dumps(request), file=self.process.stdin, flush=True)
-        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
-        return answer
-
-
 class Runs:
     """One run, started again and again: by the launcher, or by hand."""
 
     def __init__(self, golden: Any, warm: Warm, folder: Path, **settings: object) -> None:
         self.warm, self.run, self.marks = warm, folder / "run", folder / "marks"
-        self.err = folder / "err"
         self.settings = {**SETTINGS, **settings}
         self.arguments = [
             *(str(self.marks), "train"),
@@ -83,8 +62,7 @@ class Runs:
         ]
         self.marks.mkdir(parents=True)
         self.planned: list[tuple[str, int, int, str]] = []
-        self.pid = 0
-        self.code: int | None = 0
+        self.started: Started | None = None
         self._config_before: int | None = None
         self.plan()
 
@@ -99,26 +77,28 @@ class Runs:
         return [json.loads(path.read_text()) for path in paths if path.exists()]
 
     def start(self, processes: int = 2, restarts: int = 0) -> "Runs":
-        """Start it out of the warm process."""
-        request = {"processes": processes, "restarts": restarts, "err": str(self.err)}
+        """Start it out of the warm process; a single one without a launcher."""
         self._config_before = self._config()
-        self.pid = self.warm.ask(arguments=self.arguments, **request)["pid"]
-        self.code = None
+        self.started = self.warm.start(
+            processes if processes > 1 else 0, FATAL, *self.arguments, restarts=restarts
+        )
         return self
+
+    @property
+    def pid(self) -> int:
+        """Of the launcher."""
+        assert self.started is not None
+        return self.started.pid
 
     def poll(self) -> int | None:
         """Return the exit code of the command, once it and all ranks are gone."""
-        if self.code is None:
-            self.code = self.warm.ask(poll=self.pid)["code"]
-        # These may outlive their launcher by a moment.
-        return None if self.code is None or self.ranks() else self.code
+        return 0 if self.started is None else self.started.poll()
 
     def wait(self) -> Ended:
-        deadline = time.monotonic() + DEADLINE
-        while (code := self.poll()) is None:
-            assert time.monotonic() < deadline, f"hangs: {self.err.read_text()}"
-            time.sleep(0.02)
-        return Ended(code, self.err.read_text())
+        assert self.started is not None
+        out, err = self.started.communicate()
+        assert self.started.returncode is not None
+        return Ended(self.started.returncode, out + err)
 
     def trains(self) -> bool:
         """Tell whether, since its start, it has begun to train, and not yet ended."""
@@ -147,7 +127,7 @@ class Runs:
 
     def ranks(self) -> list[int]:
         """The processes of the run, but the command itself."""
-        return [pid for pid in descendants(self.warm.process.pid) if pid != self.pid]
+        return [] if self.started is None else self.started.ranks()
 
     def steps(self) -> int:
         """The newest line of the journal."""
@@ -174,37 +154,10 @@ class Runs:
         assert not list(self.run.rglob(".*")), "leftovers"
 
 
-def descendants(pid: int) -> list[int]:
-    """The processes below one that are alive."""
-    parents = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, parent = entry.read_text().rpartition(")")[2].split()[:2]
-            if state != "Z":
-                parents[int(entry.parent.name)] = int(parent)
-    found, below = [], [pid]
-    while below:
-        below = [child for child, parent in parents.items() if parent in below]
-        found += below
-    return found
-
-
-@pytest.fixture(scope="session")
-def warm() -> Iterator[Warm]:
-    warm = Warm()
-    yield warm
-    for pid in (*descendants(warm.process.pid), warm.process.pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    warm.process.communicate()
-
-
 @pytest.fixture
 def make_runs(golden: Any, warm: Warm, tmp_path: Path) -> Iterator[Callable[..., Runs]]:
     yield lambda name="faults", **settings: Runs(golden, warm, tmp_path / name, **settings)
-    for pid in descendants(warm.process.pid):  # of a test that failed
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    warm.kill_all()  # of a test that failed
 
 
 @pytest.fixture(scope="session")

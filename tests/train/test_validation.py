@@ -1,10 +1,7 @@
 """Validation counts each sample once at any number of processes, and all of the pixels."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ import numpy as np
 import pytest
 from cocoseg.errors import CocosegError, DataError
 from cocoseg.train.run import RunResult
+from warm import Warm
 
 Train = Callable[..., RunResult]
 SCRIPT = Path(__file__).with_name("validation_cells.py")
@@ -41,32 +39,25 @@ def sets(tmp_path_factory: pytest.TempPathFactory, coco_set_class: Any) -> Path:
     return folder
 
 
-def scores(network: Path, sets: Path, world_size: int) -> list[dict[str, Any]]:
-    ran = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", str(world_size), str(SCRIPT), str(network)),
-            json.dumps([str(sets / str(count)) for count in SAMPLES]),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+def scores(warm: Warm, network: Path, sets: Path, world_size: int) -> list[dict[str, Any]]:
+    ran = warm.start(
+        world_size, SCRIPT, network, json.dumps([str(sets / str(count)) for count in SAMPLES])
     )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
+    out, err = ran.communicate()
+    assert ran.returncode == 0, err[-3000:]
+    return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
 
 
-def test_one_two_and_four_processes_count_the_same(network: Path, sets: Path) -> None:
+def test_one_two_and_four_processes_count_the_same(warm: Warm, network: Path, sets: Path) -> None:
     """With fewer samples than processes, and with uneven counts."""
-    one = scores(network, sets, 1)
+    one = scores(warm, network, sets, 1)
     assert len(one) == len(SAMPLES)
     for count, told in zip(SAMPLES, one, strict=True):
         manifest = json.loads((sets / str(count) / "manifest.json").read_text())
         assert [entry["pixels"] for entry in told["classes"]] == manifest["class_pixels"]
     assert len({told["pixel_accuracy"] for told in one}) > 1
     for world_size in (2, 4):
-        assert scores(network, sets, world_size) == one
+        assert scores(warm, network, sets, world_size) == one
 
 
 def test_pixels_that_the_manifest_does_not_count_end_validation(
