@@ -4,6 +4,7 @@ A *category id* is what an annotation names; a *train id* is what a mask holds: 
 1…N are the classes. Categories can be merged into one class, dropped to background or ignored.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -329,11 +330,9 @@ def _by_coco_name(sources: Sequence[Sequence[Category]]) -> ClassMap:
 
 def _distinct_names(source: Sequence[Category]) -> dict[int, str]:
     """Name the categories of one source apart: a doubled name gets its id behind it."""
-    names = [c.name for c in source]
+    names = Counter(c.name for c in source)
     return {
-        c.id: c.name
-        if names.count(c.name) == 1 and c.name != BACKGROUND
-        else f"{c.name} (id {c.id})"
+        c.id: c.name if names[c.name] == 1 and c.name != BACKGROUND else f"{c.name} (id {c.id})"
         for c in sorted(source, key=lambda c: c.id)
     }
 
@@ -418,13 +417,13 @@ class _UniqueKeys(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return the mapping."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} is given twice", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
+        content = super().construct_mapping(node, deep)
+        if len(content) < len(node.value):
+            keys = Counter(self.construct_object(key, deep=True) for key, _ in node.value)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{keys.most_common(1)[0][0]!r} is given twice", node.start_mark
+            )
+        return content
 
 
 def _read_yaml(path: str) -> Any:

@@ -229,8 +229,17 @@ def here(url):
     return {name: locate(f"{url}/{name}").read_bytes() for name in locate(url).list_files()}
 
 
-@pytest.mark.parametrize("fault", ["429", "500", "503", "reset", "slow", "denied"])
-@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        pytest.param(
+            *(name, fault),  # a store that is slow takes its time: one is enough for each day
+            marks=pytest.mark.long if fault == "slow" and name != "bytes" else (),
+        )
+        for name in WRITES
+        for fault in ("429", "500", "503", "reset", "slow", "denied")
+    ],
+)
 def test_a_write_that_fails_is_retried_and_then_reported(store, tmp_path, name, fault):
     for lasting in (False, True):
         key = f"written/{name.replace(' ', '-')}-{fault}-{lasting}"

@@ -1,13 +1,11 @@
 """train.compile among several processes: one graph, compiled once, and the same steps."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from warm import Warm
 
 SCRIPT = Path(__file__).with_name("compiled_steps.py")
 RECOMPUTED = {"activation_checkpointing": True}
@@ -26,22 +24,13 @@ long = pytest.mark.long
     ],
 )
 def test_two_processes_compile_one_graph_and_take_the_same_steps(
-    backend: str, settings: dict[str, Any]
+    warm: Warm, backend: str, settings: dict[str, Any]
 ) -> None:
-    ran = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node", "2", str(SCRIPT), backend, json.dumps(settings)),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"},
+    ran = warm.start(
+        *(2, SCRIPT, backend, json.dumps(settings)),
+        TORCHINDUCTOR_COMPILE_THREADS="1",
     )
-    try:
-        out, err = ran.communicate(timeout=1800)
-    finally:
-        ran.terminate()  # torchrun ends its processes
+    out, err = ran.communicate(timeout=1800)
     assert ran.returncode == 0, err[-3000:]
     (line,) = (line for line in out.splitlines() if line.startswith("{"))
     found = json.loads(line)

@@ -10,6 +10,7 @@ import pytest
 from cocoseg.storage import locate
 from cocoseg.train import interrupt
 from cocoseg.train.checkpoint import list_steps
+from warm import COMMAND, Warm
 
 
 def members(group: int) -> list[int]:
@@ -31,9 +32,7 @@ def members(group: int) -> list[int]:
     ("number", "whom"),
     [(signal.SIGINT, "group"), (signal.SIGINT, "command"), (signal.SIGTERM, "group")],
 )
-def test_the_end_is_clean(
-    spawn_cocoseg: Any, golden: Any, tmp_path: Path, number: int, whom: str
-) -> None:
+def test_the_end_is_clean(warm: Warm, golden: Any, tmp_path: Path, number: int, whom: str) -> None:
     run = tmp_path / "run"
     command = (
         *("train", "--shards", golden.shards("train"), "--val-shards", golden.shards("val")),
@@ -41,7 +40,7 @@ def test_the_end_is_clean(
         *("--set=train.workers=2", "--set=train.batch_size=2", "--set=train.val_every=2"),
         *("--set=train.max_steps=100000", "--set=train.device=cpu"),
     )
-    process = spawn_cocoseg(*command)
+    process = warm.start(0, COMMAND, *command)
     while not list_steps(locate(run)) and process.poll() is None:
         time.sleep(0.02)
     assert len(members(process.pid)) >= 4, process.poll()  # command, fork server, two loaders
@@ -52,9 +51,6 @@ def test_the_end_is_clean(
     assert f"interrupted after step {reached}, which is saved: run the same command again" in err
     assert "Traceback" not in err
     assert out == ""
-    deadline = time.monotonic() + 10
-    while members(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.02)
     assert members(process.pid) == []
 
 

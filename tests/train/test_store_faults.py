@@ -23,6 +23,8 @@ WRITTEN = {
     "metrics": r"metrics\.jsonl",
     "TensorBoard": r"tensorboard/",
 }
+SOME = ("weights", "last", "metrics", "removal")
+"""What the short tests try, with one fault."""
 REMOVED = "(POST|DELETE)"  # of many objects, and of one
 SETTINGS = {"max_steps": 6, "val_every": 3, "checkpoint_every": 2, "keep_last": 1, "pictures": 1}
 
@@ -55,7 +57,9 @@ def check(run: str, weights: bytes) -> None:
 @pytest.mark.parametrize(
     ("name", "fault"),
     [
-        pytest.param(name, fault, marks=() if fault == "503" else pytest.mark.long)
+        pytest.param(
+            *(name, fault), marks=() if fault == "503" and name in SOME else pytest.mark.long
+        )
         for name in (*WRITTEN, "removal")
         for fault in FAULTS
     ],
@@ -108,7 +112,10 @@ def test_what_only_accompanies_a_run_never_ends_it(
     assert locate(f"{run}/{last}/model.safetensors").read_bytes() == weights
 
 
-@pytest.mark.parametrize("name", ["config", "weights", "digests", "last"])
+@pytest.mark.parametrize(
+    "name",
+    ["weights", *(pytest.param(n, marks=pytest.mark.long) for n in ("config", "digests", "last"))],
+)
 def test_a_store_that_fails_for_good_ends_a_run_and_the_same_command_completes_it(
     store: Store, train_small: Any, weights: bytes, name: str, kept: Any
 ) -> None:
