@@ -21,10 +21,10 @@ venv: $(READY)  ## Create .venv and install cocoseg into it, editable
 demo: $(READY)  ## Draw a small COCO data set; prepare, train, infer, eval (5 minutes, 2 cores)
 	$(BIN)/cocoseg demo --output $(DEMO)
 
-test: $(READY)  ## Run the tests, in as many processes as there are cores, 8 at most (JOBS=N)
+test: $(READY)  ## Run the short tests, 7 minutes on 2 idle cores; JOBS=N processes, 8 at most
 	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 -m "not long"
 
-test-long: $(READY)  ## Run every test, the full fault matrices too
+test-long: $(READY)  ## Run every test, the full fault matrices too, an hour on 2 cores
 	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8
 
 check: $(READY)  ## Format, lint, types, layers; no tests

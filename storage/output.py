@@ -1,7 +1,7 @@
 """Output folders: one command at a time writes to one, and removes what killed ones left there.
 
-OUTPUT/.lock         while a command is at work; in an object store, who it is
-OUTPUT/.files.json   of `infer` and `eval`, see `Ledger`
+OUTPUT/.lock         while a command is at work: which one it is
+OUTPUT/.files.json   the files of `infer` and `eval`, see `OutputFolder`
 """
 
 import contextlib
@@ -86,10 +86,10 @@ def explained(
 
 
 def _disk_error(error: BaseException | None) -> OSError | None:
-    """Return what the disk said; PyTorch raises its own error on top of it."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
+    """Return what the disk said; PyTorch raises a RuntimeError of its own on top of it."""
+    while isinstance(error, RuntimeError):
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return error if isinstance(error, OSError) else None
 
 
 @dataclass(frozen=True, slots=True)

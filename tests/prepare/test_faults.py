@@ -182,6 +182,7 @@ def test_two_hundred_kills_at_any_time_change_no_byte(undisturbed, tmp_path, rec
     record_property("figure", text)
 
 
+@pytest.mark.long
 def test_some_kills_at_any_time_change_no_byte(undisturbed, tmp_path):
     amid = 0
     for seed in itertools.count(1000):

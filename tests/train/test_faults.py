@@ -332,6 +332,7 @@ def test_any_kill_at_any_time_changes_no_bit(
     record_property("figure", f"training, 2 ranks: {made} random SIGKILLs, {amid} amidst training")
 
 
+@pytest.mark.long
 def test_some_kills_at_any_time_change_no_bit(make_runs: Any, undisturbed: Any) -> None:
     for seed in itertools.count(1):
         runs = make_runs(f"random-{seed}")
