@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= demo-out
-JOBS ?= auto
+JOBS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))  # some tests wait
 READY := .venv/.ready
 
 help:  ## List the targets

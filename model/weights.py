@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,10 +110,21 @@ def start_network(
 def save_network(
     folder: Path, network: nn.Module, preprocess: Preprocess, taxonomy: Taxonomy
 ) -> None:
-    """Write a Hugging Face folder: config, weights, image processor, and our taxonomy."""
+    """Write a Hugging Face folder: config, weights, image processor, and our taxonomy.
+
+    Raises
+    ------
+    OSError
+        If the disk is full or fails.
+    """
     model: Any = network
-    with quiet():
-        model.save_pretrained(folder)
+    try:
+        with quiet():
+            model.save_pretrained(folder)
+    except SafetensorError as error:  # of the disk: it keeps the text alone
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number), str(folder)) from error
     for name, content in (
         (PREPROCESS_NAME, preprocess.to_dict()),
         (TAXONOMY_NAME, taxonomy.to_dict()),

@@ -37,6 +37,7 @@ from ..shards.manifest import (
 from ..shards.members import by_sample, sort_members
 from ..shards.tarball import Member, folded, name_problem, walk
 from ..storage import Location, locate
+from ..storage.output import explained
 from ..taxonomy import Taxonomy, mask_taxonomy
 from . import journal
 from .config import IndexConfig
@@ -159,6 +160,8 @@ def index_shards(folder: str, config: IndexConfig, progress: bool = False) -> In
     DataError
         As `plan_index`; if samples or shards cannot be trusted: names the first of them, with shard
         and key, and nothing was written.
+    CocosegError
+        If something cannot be written.
     """
     plan = plan_index(folder, config)
     orientation = Orientation(config.exif)
@@ -178,7 +181,8 @@ def index_shards(folder: str, config: IndexConfig, progress: bool = False) -> In
         raise DataError(_story(folder, problems))
     if not keys:
         raise DataError(f"{folder}: the shards hold no samples")
-    return IndexResult(folder, _publish(plan, config, examined))
+    with explained(locate(folder), lambda: "the shards are unchanged", flag=""):
+        return IndexResult(folder, _publish(plan, config, examined))
 
 
 def _refuse_ours(folder: Location) -> None:

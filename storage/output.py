@@ -49,16 +49,20 @@ _MENDS = {
 
 @contextlib.contextmanager
 def explained(
-    output: Location, kept: Callable[[], str] = lambda: "what is done is kept"
+    output: Location,
+    kept: Callable[[], str] = lambda: "what is done is kept",
+    flag: str = "--output ",
 ) -> Iterator[None]:
     """Say in plain words why something could not be written, and how to go on.
 
     Parameters
     ----------
     output
-        What ``--output`` named.
+        What is written to.
     kept
         Returns what an end here leaves.
+    flag
+        Option that named it, for the message.
 
     Raises
     ------
@@ -80,8 +84,8 @@ def explained(
         with contextlib.suppress(OSError, CocosegError):
             left = f"{kept()}; "
         raise CocosegError(
-            f"--output {output}: cannot be written: {reason}{where}; {left}{mend}, then run the "
-            "same command again"
+            f"{flag}{output}: cannot be written: {reason}{where}; {left}{mend}, then run the same "
+            "command again"
         ) from error
 
 

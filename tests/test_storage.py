@@ -1,11 +1,16 @@
 """Files arrive whole or not at all, on local disks and other stores alike."""
 
 import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import fsspec
 import pytest
 from cocoseg.errors import ConfigError, DataError
 from cocoseg.storage import locate, stamps
+from cocoseg.storage.lock import temporary_folder
 
 
 @pytest.fixture(params=["local", "file", "memory"])
@@ -198,6 +203,61 @@ def test_a_scratch_folder_goes_even_when_its_work_fails(tmp_path):
     with pytest.raises(ZeroDivisionError):
         work()
     assert list(tmp_path.iterdir()) == []
+
+
+_STAYS = """
+import os, signal, sys
+from cocoseg.storage.lock import temporary_folder
+with temporary_folder() as folder:
+    (folder / "copy").write_bytes(b"x")
+    print(folder, flush=True)
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_fetched_goes_with_the_next(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    (tmp_path / "cocoseg-kept-1").mkdir()
+    command = [sys.executable, "-c", _STAYS]
+    processes = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    killed, alive = (Path(one.stdout.readline().strip()) for one in processes)
+    processes[0].communicate("")
+    assert processes[0].returncode == -signal.SIGKILL
+    assert (killed / "copy").exists()
+    with temporary_folder() as ours:
+        assert ours.stat().st_mode & 0o777 == 0o700
+        assert {path for path in tmp_path.iterdir() if path.is_dir()} == {
+            *(ours, alive, tmp_path / "cocoseg-kept-1")
+        }
+    assert (alive / "copy").exists()
+    processes[1].communicate("")
+    with temporary_folder():
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["cocoseg-kept-1"]
+
+
+def test_temporary_names_are_not_to_be_guessed(tmp_path, monkeypatch):
+    """Links that another user plants under them are never followed."""
+    names, opened = [], os.open
+
+    def noted(path, how, *mode):
+        if ".tmp-" in str(path):
+            names.append(os.path.basename(path))
+            assert how & os.O_EXCL
+            assert how & os.O_NOFOLLOW
+        return opened(path, how, *mode)
+
+    monkeypatch.setattr(os, "open", noted)
+    for _ in range(2):
+        locate(tmp_path / "a").publish_bytes(b"x")
+    first, second = (name.removeprefix(f".tmp-{os.getpid()}-") for name in names)
+    assert first != second
+    assert len(first) == len(second) == 16
 
 
 def test_a_folder_where_a_file_is_wanted_and_the_other_way_round(tmp_path):

@@ -146,6 +146,29 @@ def test_a_fault_that_passes_changes_nothing(
     assert content(output) == expected
 
 
+def test_weights_are_fetched_without_the_training_state_and_no_copy_stays(
+    store: Store,
+    run_cocoseg: Callable[..., Any],
+    golden: Any,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    url = store.upload(checkpoint, "fetched")
+    store.put("fetched/training_state.pt", b"large")
+    store.proxy.clear()
+    ran = run_cocoseg(
+        *("infer", "--checkpoint", url, "--set=infer.device=cpu", "--no-tta"),
+        *("--input", golden.images("val"), "--output", tmp_path / "out"),
+    )
+    assert ran.code == 0, ran.err
+    assert store.proxy.count("model.safetensors")
+    assert not store.proxy.count("training_state.pt")
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("command", "name"),
     [pytest.param(*cell, marks=() if cell in SOME else pytest.mark.long) for cell in CELLS],

@@ -11,7 +11,6 @@ mend by hand: a run goes on from the newest checkpoint that verifies, whatever `
 """
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -24,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from ..distributed.group import Group
@@ -453,8 +451,4 @@ def explained(run: Location) -> Iterator[None]:
         return f"the newest checkpoint, {checkpoint_name(steps[-1])}, is kept"
 
     with output.explained(run, kept):
-        try:
-            yield
-        except SafetensorError as error:  # it keeps the text alone
-            number = errno.ENOSPC if os.strerror(errno.ENOSPC) in str(error) else errno.EIO
-            raise OSError(number, str(error)) from error
+        yield

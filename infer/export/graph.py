@@ -172,7 +172,7 @@ def export_graph(kind: GraphFormat, config: ExportConfig, model: ModelConfig) ->
         any_size = plan.loaded.preprocess.input_size >= SMALLEST
         try:
             dynamic, parity = _written(plan, reference, path, any_size=any_size)
-        except CocosegError:
+        except (CocosegError, OSError):
             raise
         except Exception as error:  # exporters fail of anything
             if not any_size:
@@ -188,7 +188,7 @@ def _at_one_size(
 ) -> tuple[tuple[str, ...], Parity]:
     try:
         written = _written(plan, reference, path, any_size=False)
-    except CocosegError:
+    except (CocosegError, OSError):
         raise
     except Exception as again:  # exporters fail of anything
         raise _cannot(plan, again) from again

@@ -1,5 +1,6 @@
 """`cocoseg export`: what other programs run is what transformers' own network computes."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -7,6 +8,7 @@ import json
 import logging
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -37,6 +39,7 @@ from cocoseg.model.config import ModelConfig
 from cocoseg.model.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess, resize_logits
 from cocoseg.model.weights import load_network, save_network, weights_digest
 from cocoseg.storage import LocalPath, locate
+from cocoseg.storage.output import explained
 from cocoseg.taxonomy import SemanticClass, Taxonomy, coco_taxonomy
 from PIL import Image
 from torch.export.graph_signature import InputKind
@@ -988,3 +991,60 @@ def test_upsampling_is_that_of_inference(loaded, theirs):
         mask = network(images)
     expected = resize_logits(torch.from_numpy(theirs(images.numpy())), 70, 90).argmax(1)
     assert float((mask != expected).float().mean()) < 1e-3
+
+
+# ---- disks
+
+
+@contextlib.contextmanager
+def small_files(size):
+    """Let no file grow beyond a size [bytes], as on a disk that is full then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def check_told(ran, output, reason):
+    assert ran.code == 1, ran.err
+    (told,) = [one for one in ran.err.splitlines() if one.startswith("error: ")]
+    assert f"--output {output}: cannot be written: {reason}" in told
+    assert "nothing is changed there" in told
+    assert "Traceback" not in ran.err
+    assert list(output.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [0, 100, 200_000])
+def test_a_disk_that_is_full_ends_an_export_of_a_folder_in_one_message(
+    run_cocoseg, checkpoint, tmp_path, size
+):
+    output = tmp_path / "out" / "m"
+    output.parent.mkdir()
+    with small_files(size):
+        ran = run_cocoseg("export", "hf", "--checkpoint", checkpoint, "--output", output)
+    check_told(ran, output, "File too large")
+
+
+def test_a_disk_that_is_full_ends_an_export_of_a_file_in_one_message(
+    run_cocoseg, faked, checkpoint, tmp_path
+):
+    def write(program, description, path):
+        with small_files(100):
+            path.write_bytes(bytes(1000))
+
+    faked(torch.no_grad()(lambda images, network: network(images)), write=write)
+    output = tmp_path / "out" / "m.pt2"
+    output.parent.mkdir()
+    ran = run_cocoseg("export", "program", "--checkpoint", checkpoint, "--output", output)
+    check_told(ran, output, "File too large")
+
+
+def test_torch_says_of_a_full_disk_what_the_disk_said(tmp_path):
+    program = torch.export.export(torch.nn.Linear(100, 100), (torch.zeros(1, 100),))
+    with small_files(1000), pytest.raises((OSError, RuntimeError)) as raised:
+        write_program(program, {}, tmp_path / "m.pt2")
+    told = "cannot be written: File too large"
+    with pytest.raises(CocosegError, match=told), explained(locate(tmp_path)):
+        raise raised.value

@@ -45,12 +45,12 @@ FINAL = r"\.tmp-\S+ \S+/checkpoints/step-\d+$"
 DIGESTS = r"digests\.json "
 POINTS = {
     # at the start
-    "tidy-up": Point(CHECKPOINT, "_tidy_up", ranks=WRITER, once=True),
-    "verifying": Point(CHECKPOINT, "_digests", once=True),
-    "verified": Point(CHECKPOINT, "_verified_state", after=True, once=True),
+    "tidy-up": Point(LOCAL, "remove_half_written", where="/run$", ranks=WRITER, once=True),
+    "verifying": Point(LOCAL, "read_json", where=r"digests\.json$", once=True),
+    "verified": Point("torch", "load", after=True, where=r"training_state\.pt", once=True),
     "prepare-network": Point(TRAINER, "prepare_network", once=True),
     "network-prepared": Point(TRAINER, "prepare_network", after=True, once=True),
-    "open-journal": Point("cocoseg.train.journal", "_forget_lines", ranks=WRITER, once=True),
+    "open-journal": Point(LOCAL, "exists", where=r"metrics\.jsonl$", ranks=WRITER, once=True),
     "journal-open": Point(TRAINER, "Journal", after=True, ranks=WRITER, once=True),
     # in a step
     "step": Point(f"{TRAINER}:Trainer", "step"),
@@ -85,7 +85,7 @@ POINTS = {
     "best": Point(TRAINER, "point", ranks=WRITER),
     "best-moved": Point(TRAINER, "point", after=True, ranks=WRITER),
     "prune": Point("cocoseg.train.pruning", "prune", ranks=WRITER),
-    "remove": Point(CHECKPOINT, "_remove", ranks=WRITER),
+    "remove": Point("os", "replace", where="/removed$", ranks=WRITER),
     "half-removed": Point("os", "replace", after=True, where="/removed$", ranks=WRITER),
     "pruned": Point("cocoseg.train.pruning", "prune", after=True, ranks=WRITER),
     "publish-journal": Point("cocoseg.train.journal:Journal", "flush", ranks=WRITER),
