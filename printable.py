@@ -2,8 +2,8 @@
 
 import re
 
-_CREDENTIALS = re.compile(r"(\w://)[^/\s@]*@")
-_QUERY = re.compile(r"(\w://[^\s?]*)\?[^\s?'\"]*=[^\s'\"]*")
+_CREDENTIALS = re.compile(r"(?<!abfs)(?<!abfss)(?<!wasb)(?<!wasbs)(://)[^/\s'\"]*@")
+_QUERY = re.compile(r"(https?://[^\s?'\"]*|\w://[^\s?'\"]*(?=\?[^\s'\"]*=))\?[^\s'\"]*")
 _KEPT = "\n\u200c\u200d"  # the joiners are spelling in Persian, Hindi and emoji
 
 

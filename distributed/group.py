@@ -1,5 +1,6 @@
 """One process or many: how they start, and the few messages that they exchange."""
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ _NCCL_PATIENCE = timedelta(minutes=10)
 _ARRIVAL = timedelta(minutes=30)  # from the first process to the last; PyTorch's default
 _ANSWER = timedelta(minutes=1)  # between processes that have all arrived
 _LOOK_EVERY = 0.05  # seconds
+_LOST = re.compile("remote process|closed|reset by peer|[Tt]ime(d )?out|refused|Broken pipe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,18 +195,24 @@ def process_group(device_name: str, gradients: bool = True) -> Iterator[Group]:
         # NCCL waits for the others here: they come only if they have failed by the same.
         if isinstance(error, CocosegError) and error.shared:
             dist.destroy_process_group()
-        if _is_of_another(error):
-            raise CocosegError(
-                f"rank {group.rank}: another rank has ended or cannot be reached, and this one "
-                f"ends, too ({first_line(error)}): see what that one says; then run the same "
-                "command again"
-            ) from None
+        if _is_of_a_collective(error):
+            raise CocosegError(_told(error, group.rank)) from None
         raise
     dist.destroy_process_group()
 
 
-def _is_of_another(error: BaseException) -> TypeGuard[Exception]:
-    """Tell whether it is a collective that failed for want of another process."""
+def _told(error: Exception, rank: int) -> str:
+    text = "; ".join(line.strip() for line in str(error).splitlines() if line.strip())
+    if not _LOST.search(text):  # NCCL tells the reason on its last line
+        return f"rank {rank}: the ranks cannot exchange tensors: {text}"
+    return (
+        f"rank {rank}: another rank has ended or cannot be reached, and this one ends, too "
+        f"({text}): see what that one says; then run the same command again"
+    )
+
+
+def _is_of_a_collective(error: BaseException) -> TypeGuard[Exception]:
+    """Tell whether it is a collective operation that failed."""
     lost = isinstance(error, (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError))
     return lost or (isinstance(error, RuntimeError) and "gloo/" in first_line(error))
 

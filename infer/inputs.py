@@ -18,8 +18,8 @@ from ..shards.manifest import MANIFEST_NAME
 from ..shards.reader import ShardSet
 from ..shards.tarball import key_path
 from ..storage import LocalPath, Location, locate, stamps
+from ..storage.location import LOCK
 from ..storage.output import FILES, folders_of
-from ..storage.remote import LOCK
 from .folder import COCO_JSON, FOLDERS, PREDICTIONS, PROGRESS, SETTINGS, files_of_outputs
 
 _RESERVED = {*FOLDERS, PROGRESS, PREDICTIONS, COCO_JSON, SETTINGS, FILES, LOCK}
@@ -138,24 +138,26 @@ def _listed(path: Location) -> list[InputImage]:
     except UnicodeDecodeError:
         raise ConfigError(f"--input {path}: is no list of paths in UTF-8") from None
     here = os.path.dirname(os.path.realpath(path)) if isinstance(path, LocalPath) else ""
-    lines = [locate(line.strip()) for line in text.splitlines() if line.strip()]
-    urls = list(dict.fromkeys(_named(line, here) for line in lines))
-    if not urls:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    files = list(dict.fromkeys(_named(locate(line), here) for line in lines))
+    if not files:
         raise ConfigError(f"--input {path}: lists no file")
-    if any(not (locate(url).remote or os.path.isabs(url)) for url in urls):
+    if any(not (file.remote or os.path.isabs(file.url)) for file in files):
         raise ConfigError(f"--input {path}: a list on an object store names files by their URLs")
-    if len({line.remote for line in lines}) > 1:
+    if len({file.remote for file in files}) > 1:
         raise ConfigError(
             f"--input {path}: lists files here and on an object store; make two lists"
         )
-    parents = [url.split("/")[:-1] for url in urls]
+    parents = [str(file).split("/")[:-1] for file in files]
     alike = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*parents, strict=False))
     common = len(list(alike))
-    return _files({url: os.path.splitext("/".join(url.split("/")[common:]))[0] for url in urls})
+    return _files(
+        {file.url: os.path.splitext("/".join(str(file).split("/")[common:]))[0] for file in files}
+    )
 
 
-def _named(line: Location, here: str) -> str:
-    return line.url if line.remote else os.path.normpath(os.path.join(here, line.url))
+def _named(line: Location, here: str) -> Location:
+    return line if line.remote else locate(os.path.normpath(os.path.join(here, line.url)))
 
 
 def _files(names: Mapping[str, str]) -> list[InputImage]:

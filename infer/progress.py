@@ -167,7 +167,8 @@ class Progress:
             try:
                 yield hold.check
             except BaseException:
-                if self._folder.location.exists():  # perhaps written to after it was removed
+                there = self._folder.location
+                if not there.remote and there.exists():  # perhaps written to after it was removed
                     with contextlib.suppress(OSError):
                         self._folder.renew()
                 raise
@@ -275,6 +276,7 @@ class Progress:
                 ]
         if not good:
             raise DataError("no image could be read:\n  " + "\n  ".join(bad[:5]))
+        check()
         if self._config.coco_json:
             content = {
                 "images": images,

@@ -300,7 +300,7 @@ def _tidy(build: _Build, draft: Mapping[str, Any]) -> None:
     """Make good what an interrupt while tidying up, or an output that vanished, left undone."""
     with contextlib.suppress(OSError):
         for folder in (build.output, *build.folders, journal.building_folder(build.output)):
-            folder.remove_half_written(os.getpid())
+            folder.remove_half_written(pid=os.getpid())
         if build.begun:
             journal.renew_plan(build.output, build.folders, draft)
 

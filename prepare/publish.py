@@ -94,6 +94,7 @@ def publish(
     list
         The manifest of each folder.
     """
+    check()
     manifests = []
     parts = list(_by_split(plan.splits, built))
     for (split, shards), folder in zip(parts, folders, strict=True):

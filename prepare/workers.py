@@ -224,7 +224,7 @@ class _Worker:
         self.process.kill()
         self.process.join()
         if self.job is not None and self.process.pid is not None:
-            locate(self.job.shard.building).remove_half_written(self.process.pid)
+            locate(self.job.shard.building).remove_half_written(pid=self.process.pid)
         exitcode: int | None = self.process.exitcode
         return exitcode
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Self
 
 from ..errors import ConfigError
-from .location import Location, refuse_larger
+from .location import LOCK, Location, refuse_larger
+from .lock import exclusive
 
 _TEMPORARY = ".tmp-"  # how names of half-written files and folders begin; their process follows
 _HALF_WRITTEN = re.compile(rf"{re.escape(_TEMPORARY)}\d+-([0-9a-f]{{16}}|\d+|[a-z0-9_]{{8}})")
@@ -176,11 +177,13 @@ class LocalPath(Location):
         with scratch_folder(self.url) as scratch:
             yield scratch
 
-    def remove_half_written(self, pid: int | None = None) -> None:
+    def remove_half_written(self, below: str = "", pid: int | None = None) -> None:
         whose = _TEMPORARY if pid is None else f"{_TEMPORARY}{pid}-"
-        for name in os.listdir(self.url) if self.is_dir() else ():  # links that lead nowhere, too
+        folder = self / below if below else self
+        linked = os.path.realpath(folder) != os.path.join(os.path.realpath(self), below).rstrip("/")
+        for name in os.listdir(folder) if folder.is_dir() and not linked else ():
             if is_half_written(name) and name.startswith(whose):
-                (self / name).remove()
+                remove_unlocked(folder / name)
 
     def make_folder(self) -> None:
         path = self.url
@@ -227,6 +230,17 @@ class LocalPath(Location):
                 except OSError:  # it holds something
                     break
                 folder = os.path.dirname(folder)
+
+
+def remove_unlocked(half: LocalPath) -> None:
+    """Remove what is half-written, but no folder that a process has locked: an export's."""
+    lock = half / LOCK
+    if not lock.is_file():
+        half.remove()
+        return
+    with contextlib.suppress(BlockingIOError), exclusive(lock.url) as alone:
+        if alone:
+            half.remove()
 
 
 def _walk(folder: str, prefix: str, entered: set[tuple[int, int]], dangling: bool) -> Iterator[str]:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ..errors import DataError
-from ..printable import redacted
+
+LOCK = ".lock"
+"""File below an output while a command writes to it; see `storage.output`."""
 
 
 def refuse_larger(size: int, at_most: int | None) -> None:
@@ -46,8 +48,8 @@ class Location(ABC):
         """A local path, or a URL without a slash behind it."""
 
     def __str__(self) -> str:
-        """Return the URL as it may be shown: without a user, a password and a query."""
-        return redacted(self.url)
+        """Return the path, or the URL as it may be shown."""
+        return self.url
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
@@ -238,13 +240,16 @@ class Location(ABC):
         """Give a private local folder from which files can be published below this one."""
 
     @abstractmethod
-    def remove_half_written(self, pid: int | None = None) -> None:
-        """Remove what killed processes left half-written directly in this folder.
+    def remove_half_written(self, below: str = "", pid: int | None = None) -> None:
+        """Remove what killed processes left half-written directly in this folder, or one below it.
 
-        In an object store nothing is half-written.
+        Spared are folders that a process has locked, and what lies behind links. In an object store
+        nothing is half-written.
 
         Parameters
         ----------
+        below
+            Relative path of the folder.
         pid
             The process that is dead; None for all, where nobody else can be at work.
         """

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -88,8 +89,13 @@ def temporary_folder() -> Iterator[Path]:
     """
     root = tempfile.gettempdir()
     _remove_abandoned(root)
-    name = os.path.join(root, f"{_PREFIX}{secrets.token_hex(8)}")
-    with exclusive(name + _SUFFIX):
+    with contextlib.ExitStack() as held:
+        while True:
+            name = os.path.join(root, f"{_PREFIX}{secrets.token_hex(8)}")
+            # Another process may take the lock for an abandoned one, before we hold it.
+            with contextlib.suppress(BlockingIOError):
+                held.enter_context(exclusive(name + _SUFFIX))
+                break
         os.mkdir(name, 0o700)
         try:
             yield Path(name)
@@ -98,8 +104,12 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def _remove_abandoned(root: str) -> None:
-    for lock in Path(root).glob(f"{_PREFIX}*{_SUFFIX}"):
+    for lock in filter(_is_lock, Path(root).iterdir()):
         # Held by a process that is alive, or another user's.
         with contextlib.suppress(OSError), exclusive(str(lock)) as alone:
             if alone and lock.stat().st_uid == os.getuid():
                 shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+
+
+def _is_lock(path: Path) -> bool:
+    return re.fullmatch(rf"{_PREFIX}[0-9a-f]{{16}}{re.escape(_SUFFIX)}", path.name) is not None

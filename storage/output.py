@@ -16,13 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import CocosegError, ConfigError, DataError, StoreError
 from .local import LocalPath
-from .location import Location, is_inner
+from .location import LOCK, Location, is_inner
 from .lock import exclusive
-from .remote import LOCK, RemotePath
+from .remote import RemotePath
 
 log = logging.getLogger(__name__)
 
@@ -255,9 +256,8 @@ class OutputFolder:
         with held(self.location, command) as hold:
             self._look()
             if hold.alone:
-                for folder in self._folders.union(folders_of(self.ours)):
-                    (self.location / folder).remove_half_written()
-                self.location.remove_half_written()
+                for folder in ("", *self._folders.union(folders_of(self.ours))):
+                    self.location.remove_half_written(folder)
             yield hold
 
     def claim(self) -> None:
@@ -268,7 +268,7 @@ class OutputFolder:
         """Claim the files again, where a local folder was removed while it was written."""
         if not (self.location.remote or (self.location / FILES).exists()):
             self.there.discard(FILES)
-            self._record(self.ours)
+            self._record(self.ours | self.wanted)
 
     def settle(self, written: Iterable[str]) -> None:
         """Remove what an earlier run left, once all is there that this one could write."""
@@ -323,10 +323,17 @@ class _Lease:
     def __init__(self, output: RemotePath, command: str) -> None:
         self._output = output
         self._object = output / LOCK
-        self._who = {"command": command, "host": socket.gethostname(), "pid": os.getpid()}
+        self._who = {
+            "command": command,
+            "host": socket.gethostname(),
+            "machine": _machine(),
+            "pid": os.getpid(),
+        }
         self._token = secrets.token_hex(16)
         self._beats = 0
         self._ended = threading.Event()
+        self._confirmed = _now()
+        """When the object was seen to be ours."""
 
     @contextlib.contextmanager
     def kept(self) -> Iterator["_Lease"]:
@@ -344,11 +351,20 @@ class _Lease:
 
     def check(self) -> None:
         holder, version = self._read()
-        if version and holder.get("token") != self._token:
+        if self._is_lost(holder, version):
             raise CocosegError(
                 f"--output {self._output}: was taken over by {_named(holder)}, as this command "
                 f"gave no sign of life for {LEASE:g} s; it ends, and what is there is theirs"
             )
+
+    def _is_lost(self, holder: Mapping[str, Any], version: str) -> bool:
+        """Tell whether another command has the output, or had it while this one was silent."""
+        now = _now()
+        if version and holder.get("token") == self._token:
+            self._confirmed = now
+            return False
+        # Somebody may have removed the object; or have taken it, and finished.
+        return bool(version) or now - self._confirmed >= LEASE
 
     def _take(self) -> None:
         holder, version = self._read()
@@ -366,14 +382,16 @@ class _Lease:
                 version = now
         if not self._object.replace_version(self._content(), version):
             raise _busy(self._output, _named(self._read()[0]))
+        self._confirmed = _now()
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT):
             with contextlib.suppress(StoreError):  # a store that fails for long: the next check
                 holder, version = self._read()
-                if version and holder.get("token") != self._token:
+                if self._ended.is_set() or self._is_lost(holder, version):
                     return
-                self._object.replace_version(self._content(), version)
+                if self._object.replace_version(self._content(), version):
+                    self._confirmed = _now()
 
     def _read(self) -> tuple[Mapping[str, Any], str]:
         """Return who holds the output, and the version of the object; empty where nobody does."""
@@ -389,7 +407,23 @@ class _Lease:
         return json.dumps({**self._who, "token": self._token, "beats": self._beats}).encode()
 
 
+def _now() -> float:
+    """Return seconds of a clock that goes on while the machine sleeps, where there is one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def _machine() -> str:
+    """Return what tells this machine, and this container, from others; empty where nothing does."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
 def _named(holder: Mapping[str, Any]) -> str:
+    if not holder:
+        return "another command"
     return (
         f"'{holder.get('command', 'another command')}' (process {holder.get('pid')} on "
         f"{holder.get('host')})"
@@ -399,7 +433,7 @@ def _named(holder: Mapping[str, Any]) -> str:
 def _died_here(holder: Mapping[str, Any]) -> bool:
     """Tell whether a holder was a process of this machine that is no more."""
     pid = holder.get("pid")
-    if holder.get("host") != socket.gethostname() or not isinstance(pid, int):
+    if not holder.get("machine") or holder["machine"] != _machine() or not isinstance(pid, int):
         return False
     try:
         os.kill(pid, 0)

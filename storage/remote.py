@@ -5,6 +5,7 @@ import copy
 import glob
 import hashlib
 import io
+import os
 import posixpath
 import shutil
 import threading
@@ -17,12 +18,11 @@ from typing import Any, Self, TypeVar
 
 from ..errors import ConfigError, StoreRefusal
 from ..printable import redacted
-from .location import Location, refuse_larger
+from .location import LOCK, Location, refuse_larger
 from .lock import temporary_folder
 from .retry import described, http_status, patiently
 
-LOCK = ".lock"
-"""Object below an output that says which command writes to it; see `storage.output`."""
+_BLOCK = 2**22  # bytes of a request of a file that is read from one end to the other
 REQUESTS = 16
 """At once, where many are made."""
 
@@ -75,6 +75,14 @@ class RemotePath(Location):
 
     __slots__ = ()
     remote = True
+
+    def __str__(self) -> str:
+        """Return the URL as it may be shown: without a user, a password and a query."""
+        scheme, _, rest = _split_query(self.url)[0].partition("://")
+        authority, slash, path = rest.partition("/")
+        if not scheme.startswith(("abfs", "wasb")):  # CONTAINER@ACCOUNT
+            authority = authority.rpartition("@")[2]
+        return f"{scheme}://{authority}{slash}{path}"
 
     def _joined(self, name: str) -> Self:
         path, query = _split_query(self.url)
@@ -165,9 +173,7 @@ class RemotePath(Location):
             raise ConfigError(f"{self}: no such file") from None
 
     def open_seekable(self) -> io.BufferedIOBase:
-        fs, path = filesystem(self.url)
-        file: io.BufferedIOBase = fs.open(path, "rb")
-        return file
+        return io.BufferedReader(_Retried(self), _BLOCK)
 
     @contextlib.contextmanager
     def mapped(self) -> Iterator[bytes]:
@@ -237,7 +243,8 @@ class RemotePath(Location):
             try:
                 fs.pipe_file(path, content, **condition)
             except Exception as error:  # the driver has several kinds
-                if not condition or http_status(error) not in (404, 409, 412, 501):
+                gone = (404,) if version else ()  # else there is no such bucket
+                if not condition or http_status(error) not in (*gone, 409, 412, 501):
                     raise
                 if http_status(error) == 501:  # it does not know conditions
                     fs.pipe_file(path, content)
@@ -263,8 +270,8 @@ class RemotePath(Location):
         with temporary_folder() as scratch:
             yield scratch
 
-    def remove_half_written(self, pid: int | None = None) -> None:
-        del pid  # objects are whole, or not there
+    def remove_half_written(self, below: str = "", pid: int | None = None) -> None:
+        del below, pid  # objects are whole, or not there
 
     def make_folder(self) -> None:
         pass  # there are none
@@ -276,7 +283,12 @@ class RemotePath(Location):
         if not glob.has_magic(filesystem(self.url)[1]):  # rm would take it for a pattern
             with contextlib.suppress(FileNotFoundError):
                 self._ask(lambda fs, path: fs.rm(path, recursive=True), "removed")
-        self.remove_files(self.walk_files())  # S3's driver tells nothing of objects that stay
+        left = self.walk_files()  # S3's driver tells nothing of objects that stay
+        if left == [""]:  # it is an object
+            with contextlib.suppress(FileNotFoundError):
+                self._ask(lambda fs, path: fs.rm_file(path), "removed")
+        else:
+            self.remove_files(left)
 
     def remove_if_empty(self) -> None:
         pass
@@ -295,8 +307,10 @@ def _put_file(local: Path, fs: Any, path: str) -> None:
 
 
 def _split_query(url: str) -> tuple[str, str]:
+    if not url.startswith(("http://", "https://")):  # S3's names may hold any character
+        return url, ""
     path, mark, query = url.partition("?")
-    return (path.rstrip("/"), mark + query) if "=" in query else (url, "")
+    return path.rstrip("/"), mark + query
 
 
 def _relative(paths: Iterable[str], root: str) -> list[str]:
@@ -333,6 +347,34 @@ def _stamps_in(folder: RemotePath, locations: Sequence[RemotePath]) -> dict[Remo
 def _stamp(described: Mapping[str, Any]) -> str:
     version = next((described[key] for key in _VERSION_KEYS if described.get(key)), "")
     return f"{described.get('size')}-{version}"
+
+
+class _Retried(io.RawIOBase):
+    """An object as a file; each read is a request, made again where it fails."""
+
+    def __init__(self, location: RemotePath) -> None:
+        self._object, self._place, self._size = PinnedObject(location), 0, location.size()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place}.get(whence, self._size)
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = max(0, min(len(buffer), self._size - self._place))
+        content = self._object.read(self._place, wanted) if wanted else b""
+        buffer[: len(content)] = content
+        self._place += len(content)
+        return len(content)
+
+    def close(self) -> None:
+        self._object.close()
+        super().close()
 
 
 class PinnedObject:

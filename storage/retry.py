@@ -86,7 +86,7 @@ def http_status(error: BaseException | None) -> int | None:
 
 def described(error: Exception) -> str:
     """Return what a driver says of an error, on one line and without secrets."""
-    text = redacted(" ".join(str(error).split())[:300])
+    text = redacted(" ".join(str(error).split()))[:300]
     status = http_status(error)
     http = f"HTTP {status}: " if status is not None else ""
     return f"{http}{type(error).__name__}{text and ': '}{text}"

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
 import pytest
-from cocoseg.errors import CocosegError, ConfigError
+from cocoseg.errors import CocosegError, ConfigError, StoreRefusal
 from cocoseg.storage import Location, locate, output
 from cocoseg.storage.output import explained, held
 from object_store import Rule, Store
@@ -192,6 +193,12 @@ def test_one_that_died_on_this_machine_is_succeeded_at_once(
     (folder / ".lock").publish_bytes(json.dumps(said).encode())
     with held(folder, "cocoseg eval"):
         assert caplog.messages == []
+    quick.setattr(output, "LEASE", 0.05)
+    for other in ("another container", ""):  # of the same host name
+        (folder / ".lock").publish_bytes(json.dumps({**said, "machine": other}).encode())
+        caplog.clear()
+        with held(folder, "cocoseg eval"):
+            assert "was at work in it; waiting" in caplog.text
 
 
 def test_who_was_taken_over_ends_before_it_says_complete(
@@ -211,10 +218,43 @@ def test_a_lease_that_somebody_removed_is_written_again(
     with held(folder, "cocoseg infer") as hold:
         (folder / ".lock").remove()
         hold.check()
-        deadline = threading.Event()
-        while not (folder / ".lock").exists():
-            deadline.wait(0.01)
+        for _ in range(3000):
+            if (folder / ".lock").exists():
+                break
+            time.sleep(0.01)
+        else:
+            raise AssertionError("not written again")
         hold.check()
+
+
+def test_who_slept_while_another_command_came_and_went_ends(
+    folder: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(output, "_now", lambda: now[0])
+    with held(folder, "cocoseg infer") as hold:
+        (folder / ".lock").remove()
+        now[0] += output.LEASE - 1
+        hold.check()
+        now[0] += 1
+        with pytest.raises(CocosegError, match="was taken over by another command, as this"):
+            hold.check()
+
+
+def test_a_missing_bucket_is_told_as_such(store: Store) -> None:
+    with pytest.raises(
+        StoreRefusal, match=r"s3://absent/run/\.lock: cannot be written: .*(Not|No)"
+    ):
+        held(locate("s3://absent/run"), "cocoseg eval").__enter__()
+
+
+def test_an_output_of_any_name_is_held(store: Store) -> None:
+    for name in ("run[1]", "a*b?", "with space", "q?x=y"):
+        folder = locate(f"s3://shards/leases/{name}")
+        with held(folder, "cocoseg eval") as hold:
+            hold.check()
+            assert list(folder.list_files()) == [".lock"]
+        assert folder.list_files() == {}
 
 
 def test_of_many_that_come_at_the_same_time_one_gets_it(
@@ -244,7 +284,7 @@ def test_of_many_that_come_at_the_same_time_one_gets_it(
         with ThreadPoolExecutor(8) as pool:
             came = [pool.submit(come, number) for number in range(8)]
             for _ in range(7):
-                refused.acquire()
+                assert refused.acquire(timeout=120)
             done.set()
             assert [one.result() for one in came].count(True) == 1
 

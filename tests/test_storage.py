@@ -10,7 +10,7 @@ import fsspec
 import pytest
 from cocoseg.errors import ConfigError, DataError
 from cocoseg.storage import locate, stamps
-from cocoseg.storage.lock import temporary_folder
+from cocoseg.storage.lock import exclusive, temporary_folder
 
 
 @pytest.fixture(params=["local", "file", "memory"])
@@ -98,6 +98,29 @@ def test_names_with_wildcards_are_no_patterns(folder):
     assert folder.walk_files() == ["m1/a"]
     (folder / "m[1]" / "gone").remove()
     assert folder.present(["m1/a", "m1/b", "a"]) == {"m1/a"}
+
+
+def test_a_file_below_a_name_with_wildcards_is_removed(folder):
+    for name in ("m[1]/[x]", "m[1]/y"):
+        (folder / name).publish_bytes(b"")
+        (folder / name).remove()
+        assert not (folder / name).exists()
+
+
+def test_half_written_files_behind_links_and_in_locked_folders_stay(tmp_path):
+    name = ".tmp-1-0123456789abcdef"
+    for place in ("out", "elsewhere"):
+        (tmp_path / place / name).mkdir(parents=True)
+    (tmp_path / "out" / "color").symlink_to(tmp_path / "elsewhere")
+    out = locate(tmp_path / "out")
+    with exclusive(str(tmp_path / "out" / name / ".lock")):
+        out.remove_half_written()
+        assert (tmp_path / "out" / name).exists()
+    out.remove_half_written("color")
+    assert (tmp_path / "elsewhere" / name).exists()
+    (tmp_path / "out" / name / ".lock").write_text("of a killed process")
+    out.remove_half_written()
+    assert not (tmp_path / "out" / name).exists()
 
 
 def test_what_lies_below_a_linked_folder_stays(tmp_path):
@@ -207,7 +230,7 @@ def test_a_scratch_folder_goes_even_when_its_work_fails(tmp_path):
 
 _STAYS = """
 import os, signal, sys
-from cocoseg.storage.lock import temporary_folder
+from cocoseg.storage.lock import exclusive, temporary_folder
 with temporary_folder() as folder:
     (folder / "copy").write_bytes(b"x")
     print(folder, flush=True)
@@ -220,6 +243,8 @@ def test_what_a_killed_process_fetched_goes_with_the_next(tmp_path, monkeypatch)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     (tmp_path / "cocoseg-kept-1").mkdir()
+    (tmp_path / "cocoseg-mine").mkdir()
+    (tmp_path / "cocoseg-mine.lock").write_text("")
     command = [sys.executable, "-c", _STAYS]
     processes = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -232,13 +257,14 @@ def test_what_a_killed_process_fetched_goes_with_the_next(tmp_path, monkeypatch)
     with temporary_folder() as ours:
         assert ours.stat().st_mode & 0o777 == 0o700
         assert {path for path in tmp_path.iterdir() if path.is_dir()} == {
-            *(ours, alive, tmp_path / "cocoseg-kept-1")
+            *(ours, alive, tmp_path / "cocoseg-kept-1", tmp_path / "cocoseg-mine")
         }
     assert (alive / "copy").exists()
     processes[1].communicate("")
     with temporary_folder():
         pass
-    assert [path.name for path in tmp_path.iterdir()] == ["cocoseg-kept-1"]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"cocoseg-kept-1", "cocoseg-mine", "cocoseg-mine.lock"}
 
 
 def test_temporary_names_are_not_to_be_guessed(tmp_path, monkeypatch):

@@ -146,6 +146,25 @@ def test_a_fault_that_passes_changes_nothing(
     assert content(output) == expected
 
 
+def test_reads_of_a_build_that_goes_on_are_retried(
+    store: Store,
+    run_cocoseg: Callable[..., Any],
+    lines: dict[str, tuple[object, ...]],
+    undisturbed: Callable[..., dict[str, bytes]],
+) -> None:
+    expected = undisturbed("prepare", run_cocoseg)
+    output = "s3://shards/commands/prepare/goes-on/out"
+    store.proxy.rules[:] = [Rule("503", r"000001\.tar\.record", times=None, method="PUT")]
+    assert run_cocoseg(*lines["prepare"], "--output", output).code == 1
+    rule = Rule("reset in the body", r"goes-on/out/shard-000000\.tar", times=3, method="GET")
+    store.proxy.rules[:] = [rule]
+    ran = run_cocoseg(*lines["prepare"], "--output", output)
+    assert ran.code == 0, ran.err
+    assert rule.struck == 3
+    store.proxy.rules.clear()
+    assert content(output) == expected
+
+
 def test_weights_are_fetched_without_the_training_state_and_no_copy_stays(
     store: Store,
     run_cocoseg: Callable[..., Any],

@@ -347,7 +347,15 @@ def open_checkpoint(folder: Location) -> Iterator[Checkpoint]:
     """
     with contextlib.ExitStack() as fetched:
         try:
-            local = fetched.enter_context(folder.fetched())
+            try:
+                local = fetched.enter_context(folder.fetched())
+            except OSError as error:
+                if not folder.remote:
+                    raise
+                raise StoreError(
+                    f"{folder}: cannot be copied to {tempfile.gettempdir()}: "
+                    f"{error.strerror or error}; set TMPDIR to a folder with more room"
+                ) from None
             state = _verified_state(local, folder.name)
         except StoreError:
             raise

@@ -12,6 +12,7 @@ from typing import Any
 from ..distributed.group import Group
 from ..errors import ConfigError
 from ..model.config import ModelConfig
+from ..printable import redacted
 from ..processes import Launch
 from ..shards.manifest import ShardEntry
 from ..shards.plan import ORDER, BatchLayout, Plan, steps_for
@@ -159,6 +160,7 @@ def plan_run(
         "global_batch": layout.global_batch,
         **{f"train.{key}": getattr(train, key) for key in train.fixed_keys},
         **{f"model.{key}": getattr(model, key) for key in model.fixed_keys},
+        "model.name": redacted(model.name),
         "train.class_weights": weights and list(weights),  # what 'auto' came to
         "model.num_classes": len(names),
     }
@@ -180,7 +182,7 @@ def plan_run(
         class_weights=weights,
         identity=identity,
         settings={
-            f"{section}.{key}": value
+            f"{section}.{key}": redacted(value) if isinstance(value, str) else value
             for section, config in (("train", train), ("model", model), ("augment", augment))
             for key, value in config.model_dump(mode="json").items()
             if key not in _OF_A_MACHINE

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..config import to_yaml
 from ..distributed.group import Group
-from ..errors import CocosegError, ExitCode, Interrupted, StoreError, first_line
+from ..errors import CocosegError, ExitCode, Interrupted, StoreError, StoreRefusal, first_line
 from ..metrics import Scores
 from ..model.config import ModelConfig
 from ..model.memory import explained_out_of_memory, is_out_of_memory
@@ -568,7 +568,7 @@ class Trainer:
                     log.warning("%s; training goes on, and the next checkpoint tries again", error)
                     stored = False
                 except StoreError as error:  # of a pointer
-                    if final:
+                    if final or isinstance(error, StoreRefusal):
                         raise
                     log.warning("%s; training goes on, and the next checkpoint tries again", error)
         if self.group.gather(stored)[0]:
@@ -589,26 +589,29 @@ class Trainer:
         if self.average is not None:
             state["raw_weights"] = self.learn.network.state_dict()
         taxonomy = self.plan.shards.taxonomy
-        self.check_output()
+        with contextlib.suppress(StoreError):  # of a store that is down: saving tells it
+            self.check_output()
         if self.journal is not None:
             try:
                 self.journal.flush()  # lines of steps without a checkpoint are dropped
             except CocosegError as error:
                 self.unwritten.append(error)
-        before, self._kept_copy = self._kept_copy, None
         try:
             save_checkpoint(self.run, step, self.scored, self.learn.preprocess, taxonomy, state)
         except NotStored as error:
-            self._kept_copy = error.kept
+            self._replace_kept_copy(error.kept)
             raise
-        finally:
-            if before is not None:
-                shutil.rmtree(before, ignore_errors=True)
+        self._replace_kept_copy(None)
         if self.now.best_step is not None:
             point(self.run, "best", self.now.best_step)
         if self.journal is not None:
             self.journal.upload()
         self.pruning.start(self.run, self.config.keep_last, self.now.best_step)
+
+    def _replace_kept_copy(self, kept: str | None) -> None:
+        if self._kept_copy is not None:
+            shutil.rmtree(self._kept_copy, ignore_errors=True)
+        self._kept_copy = kept
 
     # ---- out of memory, perhaps on one rank alone: no collective is called any more
 

@@ -26,6 +26,7 @@ from ...report.comparison import Comparison, Comparisons, Panel
 from ...report.confusion import ConfusionMap
 from ...report.page import Section, render
 from ...report.reliability import ReliabilityBin, ReliabilityDiagram
+from ...storage import locate
 from .calibration import Calibration
 from .images import ShownImage
 from .result import NO_PREDICTION, Evaluation
@@ -45,7 +46,7 @@ def render_evaluation(result: Evaluation) -> str:
 
 def _last(path: str) -> str:
     """Return the end of a path: enough to tell, and nobody's folders are spread with the page."""
-    return "/".join(path.rpartition("://")[2].rstrip("/").split("/")[-2:])
+    return "/".join(str(locate(path)).rpartition("://")[2].rstrip("/").split("/")[-2:])
 
 
 def _sections(result: Evaluation) -> Iterator[Section]:

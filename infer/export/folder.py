@@ -139,8 +139,9 @@ def export_folder(config: ExportConfig, model: ModelConfig) -> FolderExport:
         if there and _same(folder, plan.output, there):
             return FolderExport(plan, "kept, it is there already", files, parity)
         if there or plan.output.list_folders():
-            _refuse_strangers(plan.output, there)
-            if _LAST in there:  # else an earlier export there was cut short
+            cut_short = _is_cut_short(plan.output, there, files)
+            if not cut_short:
+                _refuse_strangers(plan.output, there)
                 refuse_other(plan.output, "and differs", overwrite=config.overwrite)
         if plan.output.remote:
             (plan.output / _LAST).remove()  # transformers takes a folder without it for none
@@ -190,11 +191,18 @@ def _same(folder: Path, output: Location, there: Mapping[str, int]) -> bool:
     )
 
 
+def _is_cut_short(output: Location, there: Mapping[str, int], ours: Mapping[str, int]) -> bool:
+    """Tell whether a folder holds nothing but the first files of this export.
+
+    In an object store they are written one after the other, the weights first.
+    """
+    weights = any(Path(name).match(_OURS[0]) for name in there)
+    return output.remote and weights and _LAST not in there and there.keys() <= ours.keys()
+
+
 def _refuse_strangers(output: Location, there: Mapping[str, int]) -> None:
     """Never replace a folder that holds what no export writes: a run, a repository, photographs."""
-    # A README.md alone is no export. In an object store, one that was cut short has no config.json.
-    cut_short = output.remote and any(Path(name).match(_OURS[0]) for name in there)
-    ours = _OURS if _LAST in there or cut_short else ()
+    ours = _OURS if _LAST in there else ()  # a README.md alone is no export
     strangers = [name for name in there if not any(Path(name).match(form) for form in ours)]
     strangers += output.list_folders()
     if strangers:

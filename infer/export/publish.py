@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ...errors import ConfigError
 from ...storage import LocalPath, Location, locate
-from ...storage.local import is_half_written
+from ...storage.local import is_half_written, remove_unlocked
+from ...storage.location import LOCK
 from ...storage.lock import exclusive
 from ...storage.output import explained
-from ...storage.remote import LOCK
 from .config import ExportConfig
 
 
@@ -75,8 +75,5 @@ def scratch_beside(output: Location) -> Iterator[Path]:
 
 def _remove_abandoned(parent: LocalPath) -> None:
     for name in filter(is_half_written, parent.list_folders()):
-        lock = parent / name / LOCK
-        if lock.is_file():  # else it is no export's
-            with contextlib.suppress(BlockingIOError), exclusive(lock.url) as alone:
-                if alone:
-                    (parent / name).remove()
+        if (parent / name / LOCK).is_file():  # else it is no export's
+            remove_unlocked(parent / name)

@@ -993,6 +993,21 @@ def test_upsampling_is_that_of_inference(loaded, theirs):
     assert float((mask != expected).float().mean()) < 1e-3
 
 
+def test_a_folder_of_adapters_in_an_object_store_is_no_export_that_was_cut_short(
+    run_cocoseg, three_classes, memory
+):
+    fs = fsspec.filesystem("memory")
+    theirs = ("adapter_model.safetensors", "adapter_config.json", "README.md")
+    for name in theirs:
+        fs.pipe_file(f"{memory}/adapter/{name}", b"theirs")
+    line = ("export", "hf", "--checkpoint", three_classes, "--output", f"{memory}/adapter")
+    for more in ((), ("--overwrite",)):
+        ran = run_cocoseg(*line, *more)
+        assert (ran.code, "holds other files" in ran.err) == (2, True)
+    for name in theirs:
+        assert fs.cat_file(f"{memory}/adapter/{name}") == b"theirs"
+
+
 # ---- disks
 
 

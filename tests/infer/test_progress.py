@@ -18,7 +18,7 @@ from cocoseg.infer.predict import predict
 from cocoseg.infer.progress import Progress
 from cocoseg.model.config import ModelConfig
 from cocoseg.storage import LocalPath, locate
-from cocoseg.storage.output import held
+from cocoseg.storage.output import OutputFolder, held
 from PIL import Image
 from warm import COMMAND
 
@@ -129,6 +129,19 @@ def test_what_is_done_is_kept_and_the_rest_is_completed(
     result = predict(config, ModelConfig())
     assert (result.images, result.kept) == (13, 2 * done)
     assert content(tmp_path) == whole
+
+
+def test_every_rank_claims_the_files_of_all(tmp_path):
+    """The others of a run looked before the first one claimed."""
+    first, second = (
+        OutputFolder(locate(tmp_path), "inference", ["a.png", "b.png"], "photos") for _ in range(2)
+    )
+    first.claim()
+    for name in ("a.png", ".files.json"):
+        (tmp_path / name).unlink(missing_ok=True)
+    second.renew()
+    (tmp_path / "a.png").write_bytes(b"x")
+    OutputFolder(locate(tmp_path), "inference", ["a.png"], "photos").refuse_strangers()
 
 
 @pytest.mark.parametrize("after", [1, 3, 5, 9, 12])

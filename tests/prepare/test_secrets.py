@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlparse
 
 import pytest
+from cocoseg.infer.inputs import list_inputs
 from cocoseg.printable import printable, redacted
 from cocoseg.storage import locate
 
@@ -58,6 +59,7 @@ def served(golden: Any) -> Iterator[Callable[[str], list[str]]]:
     files = {
         "/instances.json": golden.annotations("train").read_bytes(),
         "/train.zip": packed.getvalue(),
+        **{f"/photos/{path.name}": path.read_bytes() for path in golden.images("val").iterdir()},
     }
     handler = type("Handler", (_Handler,), {"files": files})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -106,6 +108,19 @@ def test_a_refused_signature_is_not_told(
     assert "wrong-one" not in ran.out + ran.err
 
 
+def test_masks_of_listed_urls_are_named_without_signatures(
+    served: Callable[[str], list[str]], golden: Any, tmp_path: Path
+) -> None:
+    place = served("sesame")[1].rpartition("/")[0]
+    names = sorted(path.name for path in golden.images("val").iterdir())
+    urls = [f"{place}/photos/{name}?signature=sesame&more=a.b" for name in names]
+    (tmp_path / "list.txt").write_text("\n".join(urls))
+    inputs = list_inputs(str(tmp_path / "list.txt"), str(tmp_path / "out"))
+    assert [image.name for image in inputs] == [name.partition(".")[0] for name in names]
+    assert not [image for image in inputs if "sesame" in image.source]
+    assert inputs[0].read()[0].ndim == 3
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
@@ -113,6 +128,8 @@ def test_a_refused_signature_is_not_told(
         ("'https://h/a?X-Amz-Signature=1&b=2' and b?", "'https://h/a' and b?"),
         ("s3://bucket/*.jp?: matches no file", "s3://bucket/*.jp?: matches no file"),
         ("user@host: a?b=c", "user@host: a?b=c"),
+        ("https://u:p@ss@h/x, abfs://box@account/y", "https://h/x, abfs://box@account/y"),
+        ("'https://h/x?token'", "'https://h/x'"),
         ('{"a": "ftp://u:p@h/x?y=z", "b": 1}', '{"a": "ftp://h/x", "b": 1}'),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from cocoseg.errors import CocosegError
 from cocoseg.storage import locate, retry
+from cocoseg.train import checkpoint, trainer
 from cocoseg.train.checkpoint import NotStored
 from object_store import Rule, Store
 
@@ -155,6 +156,49 @@ def test_a_store_that_denies_access_ends_a_run_at_once(
     with pytest.raises(NotStored, match="access is denied: HTTP 403") as raised:
         train_small(run, **SETTINGS)
     assert raised.value.refused
+    assert kept() == ["step-00000002"]
+
+
+def test_a_store_that_answers_nothing_costs_no_step(
+    store: Store, train_small: Any, weights: bytes, caplog: pytest.LogCaptureFixture, kept: Any
+) -> None:
+    """Not only writes fail: nobody can even look whose output it is."""
+    run = "s3://shards/runs/down"
+    write = trainer.Trainer._write_checkpoint
+
+    def down(self: trainer.Trainer) -> None:
+        if self.now.step > 2:
+            store.proxy.rules[:] = [Rule("503", "runs", times=None, method="")]
+        write(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_write_checkpoint", down)
+        with pytest.raises(NotStored, match="a copy of the checkpoint is kept in"):
+            train_small(run, **SETTINGS)
+    assert "training goes on, and the next checkpoint tries again" in caplog.text
+    assert kept() == ["step-00000006"]
+    store.proxy.rules.clear()
+    train_small(run, **SETTINGS)
+    check(run, weights)
+
+
+def test_a_copy_outlives_a_checkpoint_that_is_written_nowhere(
+    store: Store, train_small: Any, kept: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the copy itself has filled the disk."""
+    run = "s3://shards/runs/full"
+    save, calls = checkpoint.save_checkpoint, []
+
+    def full(*arguments: Any) -> None:
+        calls.append(len(calls))
+        if len(calls) == 2:
+            raise CocosegError("No space left on device")
+        save(*arguments)
+
+    monkeypatch.setattr(trainer, "save_checkpoint", full)
+    store.proxy.rules[:] = [Rule("503", r"step-00000002/", times=None, method="PUT")]
+    with pytest.raises(CocosegError, match="No space left"):
+        train_small(run, **SETTINGS)
     assert kept() == ["step-00000002"]
 
 
