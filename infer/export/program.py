@@ -1,6 +1,7 @@
 """`torch.export`: the program of a network, and the ``.pt2`` file that holds it."""
 
 import contextlib
+import io
 import json
 import logging
 import zipfile
@@ -61,9 +62,12 @@ def write_program(program: ExportedProgram, description: Mapping[str, Any], path
     remove_devices(program)
     if bound := bound_operators(program):
         log.warning("the program runs on the CPU only (%s)", ", ".join(bound[:3]))
-    # Through Python: by itself, torch says "unexpected pos 704 vs 598" of a full disk.
-    with quiet(), open(path, "wb") as file:
-        torch.export.save(program, file, extra_files={DESCRIPTION: json.dumps(description)})
+    # By way of memory: of a full disk, torch's writer says "unexpected pos 704 vs 598" and, when it
+    # is collected, ends the process.
+    buffer = io.BytesIO()
+    with quiet():
+        torch.export.save(program, buffer, extra_files={DESCRIPTION: json.dumps(description)})
+    path.write_bytes(buffer.getbuffer())
 
 
 def run_program(path: Path) -> Callable[[Tensor], Tensor]:

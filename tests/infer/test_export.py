@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import importlib.util
 import json
@@ -1058,8 +1059,7 @@ def test_a_disk_that_is_full_ends_an_export_of_a_file_in_one_message(
 
 def test_torch_says_of_a_full_disk_what_the_disk_said(tmp_path):
     program = torch.export.export(torch.nn.Linear(100, 100), (torch.zeros(1, 100),))
-    with small_files(1000), pytest.raises((OSError, RuntimeError)) as raised:
-        write_program(program, {}, tmp_path / "m.pt2")
     told = "cannot be written: File too large"
-    with pytest.raises(CocosegError, match=told), explained(locate(tmp_path)):
-        raise raised.value
+    with small_files(1000), pytest.raises(CocosegError, match=told), explained(locate(tmp_path)):
+        write_program(program, {}, tmp_path / "m.pt2")
+    gc.collect()  # torch's own writer ended the process here
