@@ -23,6 +23,7 @@ from ..errors import CocosegError, ConfigError, DataError
 from ..model.weights import LoadedNetwork, weights_digest
 from ..storage import Location
 from ..storage.local import is_half_written
+from ..storage.location import LOCK
 from ..storage.output import OutputFolder
 from ..storage.remote import REQUESTS
 from ..taxonomy import Taxonomy
@@ -104,7 +105,7 @@ class Progress:
     @property
     def complete(self) -> bool:
         """Whether nothing is to be done: a run before did the same, and all of it is there."""
-        if self._notes.is_dir():
+        if self._notes.is_dir() or (self._folder.location / LOCK).exists():
             return False
         before = self._of_before()
         return (

@@ -22,6 +22,7 @@ from ..errors import CocosegError, ConfigError, DataError, Interrupted
 from ..processes import available_cores, warm_up
 from ..shards.manifest import Manifest
 from ..storage import Location, locate
+from ..storage.location import LOCK
 from ..storage.output import explained, held
 from . import journal
 from .changes import changed_photos, mended_photos, refuse_changed_photos
@@ -100,7 +101,8 @@ def prepare(config: PrepareConfig, progress: bool = False) -> PrepareResult:
         def complete() -> list[Manifest]:
             return [] if config.overwrite else journal.finished(output, folders, draft)
 
-        found = [] if journal.is_unfinished(output) else complete()
+        killed = journal.is_unfinished(output) or (output / LOCK).exists()
+        found = [] if killed else complete()
         manifests = found
         if not found:
             with _story_of_an_end(build, draft), held(output, "cocoseg prepare") as hold:
