@@ -308,7 +308,9 @@ def _tidy(build: _Build, draft: Mapping[str, Any]) -> None:
 
 
 def _kept(build: _Build) -> str:
-    kept = max(len(build.built), journal.count_records(build.output))
+    kept = len(build.built)
+    with contextlib.suppress(OSError):  # the output is gone
+        kept = max(kept, journal.count_records(build.output))
     return f"{kept} of {len(build.shards)} shards are finished and kept"
 
 

@@ -130,7 +130,7 @@ def begin(output: Location, folders: Sequence[Location], draft: Draft, overwrite
         there = _UNKNOWN
         _write_plan(output, there)
     draft = json.loads(json.dumps(draft))
-    if there is not None and there != draft and not (overwrite or _has_records(output)):
+    if there is not None and there != draft and not (overwrite or count_records(output)):
         overwrite = True
     if there is not None and there != draft and {**there, "versions": draft["versions"]} == draft:
         log.warning("%s: the unfinished build was made by other versions; restarting it", output)
@@ -196,10 +196,6 @@ def _plan(output: Location) -> dict[str, Any] | None:
             "--overwrite starts again"
         ) from None
     return plan  # type: ignore[no-any-return]
-
-
-def _has_records(output: Location) -> bool:
-    return count_records(output) > 0
 
 
 def _earlier(output: Location, folders: Sequence[Location]) -> dict[Location, tuple[str, ...]]:
@@ -271,9 +267,7 @@ def kept_shards(output: Location, shards: Sequence[tuple[Location, str]]) -> dic
 
 def count_records(output: Location) -> int:
     """Return how many shards a build has finished so far."""
-    with contextlib.suppress(OSError):
-        return sum(n.endswith(_RECORD) for n in building_folder(output).list_files())
-    return 0
+    return sum(name.endswith(_RECORD) for name in building_folder(output).list_files())
 
 
 def end(output: Location) -> None:

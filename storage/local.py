@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import glob
-import hashlib
 import io
 import mmap
 import os
@@ -111,10 +110,6 @@ class LocalPath(Location):
         ):
             yield view
 
-    def sha256(self) -> str:
-        with self.open_seekable() as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
     @contextlib.contextmanager
     def fetched(self, leave_out: Iterable[str] = ()) -> Iterator[Path]:
         del leave_out
@@ -122,7 +117,7 @@ class LocalPath(Location):
 
     def publish_bytes(self, content: bytes) -> None:
         self.parent.make_folder()
-        # By number: the longest name that a disk takes leaves no room for an addition.
+        # Not the file's own name with a suffix: that can exceed the longest name a disk allows.
         temporary = os.path.join(os.path.dirname(self.url), _temporary_name())
         try:
             descriptor = os.open(
@@ -174,8 +169,12 @@ class LocalPath(Location):
     @contextlib.contextmanager
     def scratch_folder(self) -> Iterator[Path]:
         self.make_folder()
-        with scratch_folder(self.url) as scratch:
+        scratch = Path(self.url) / _temporary_name()
+        scratch.mkdir(0o700)
+        try:
             yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
     def remove_half_written(self, below: str = "", pid: int | None = None) -> None:
         whose = _TEMPORARY if pid is None else f"{_TEMPORARY}{pid}-"
@@ -274,17 +273,6 @@ def _temporary_name() -> str:
 def is_half_written(name: str) -> bool:
     """Tell whether a name is one that files and folders have until they are whole."""
     return _HALF_WRITTEN.fullmatch(name) is not None
-
-
-@contextlib.contextmanager
-def scratch_folder(parent: str) -> Iterator[Path]:
-    """Give a private folder below another, which is gone afterwards."""
-    scratch = Path(parent) / _temporary_name()
-    scratch.mkdir(0o700)
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def sync_file(path: Path) -> None:

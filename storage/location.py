@@ -1,5 +1,6 @@
 """What a location can do, wherever it lies: read, list, publish whole, remove."""
 
+import hashlib
 import io
 import json
 import mmap
@@ -68,8 +69,7 @@ class Location(ABC):
         DataError
             If the name is no plain relative path, and may lead out of it.
         """
-        if not is_inner(name):
-            raise DataError(f"{self}: {name!r} leads out of it")
+        self._refuse_outer([name])
         return self._joined(name)
 
     @abstractmethod
@@ -193,9 +193,10 @@ class Location(ABC):
     def mapped(self) -> AbstractContextManager[bytes | mmap.mmap]:
         """Give a whole file, as bytes to be sliced; a local one is mapped, not held in memory."""
 
-    @abstractmethod
     def sha256(self) -> str:
         """Return the SHA-256 of a file, in hex; it is never held in memory as a whole."""
+        with self.open_seekable() as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     @abstractmethod
     def fetched(self, leave_out: Iterable[str] = ()) -> AbstractContextManager[Path]:

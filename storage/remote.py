@@ -179,10 +179,6 @@ class RemotePath(Location):
     def mapped(self) -> Iterator[bytes]:
         yield self.read_bytes()
 
-    def sha256(self) -> str:
-        with self.open_seekable() as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
     @contextlib.contextmanager
     def fetched(self, leave_out: Iterable[str] = ()) -> Iterator[Path]:
         with temporary_folder() as local:
@@ -285,8 +281,7 @@ class RemotePath(Location):
                 self._ask(lambda fs, path: fs.rm(path, recursive=True), "removed")
         left = self.walk_files()  # S3's driver tells nothing of objects that stay
         if left == [""]:  # it is an object
-            with contextlib.suppress(FileNotFoundError):
-                self._ask(lambda fs, path: fs.rm_file(path), "removed")
+            self._remove_object()
         else:
             self.remove_files(left)
 
@@ -294,12 +289,13 @@ class RemotePath(Location):
         pass
 
     def remove_files(self, names: Iterable[str]) -> None:
-        def remove(name: str) -> None:
-            with contextlib.suppress(FileNotFoundError):  # rm would take [ and * for patterns
-                (self / name)._ask(lambda fs, path: fs.rm_file(path), "removed")
-
+        objects = map(self._joined, self._refuse_outer(names))
         with ThreadPoolExecutor(REQUESTS) as pool:
-            list(pool.map(remove, self._refuse_outer(names)))
+            list(pool.map(type(self)._remove_object, objects))
+
+    def _remove_object(self) -> None:
+        with contextlib.suppress(FileNotFoundError):  # rm would interpret [ and * as patterns
+            self._ask(lambda fs, path: fs.rm_file(path), "removed")
 
 
 def _put_file(local: Path, fs: Any, path: str) -> None:
