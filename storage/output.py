@@ -34,13 +34,13 @@ LEASE = 3 * HEARTBEAT
 """Seconds without one after which it is taken for dead."""
 
 _PATIENCE = 2.0  # for a heartbeat that is on its way [s]
-_MENDS = {
+_REMEDIES = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room",
     errno.EFBIG: "write smaller files, or to another file system",
-    errno.EIO: "mend the disk",
+    errno.EIO: "check the disk",
     errno.ESTALE: "mount it again",
-    errno.ENOENT: "see where it has gone",
+    errno.ENOENT: "check where the folder is",
     errno.EROFS: "make it writable",
     errno.EACCES: "make it writable",
     errno.EPERM: "make it writable",
@@ -80,13 +80,13 @@ def explained(
             raise
         reason = disk.strerror or str(disk)
         where = f" ({disk.filename})" if disk.filename else ""
-        mend = _MENDS.get(disk.errno or 0, "mend that")
+        remedy = _REMEDIES.get(disk.errno or 0, "fix the cause")
         left = ""
         with contextlib.suppress(OSError, CocosegError):
             left = f"{kept()}; "
         raise CocosegError(
-            f"{flag}{output}: cannot be written: {reason}{where}; {left}{mend}, then run the same "
-            "command again"
+            f"{flag}{output}: cannot be written: {reason}{where}; {left}{remedy}, then run the "
+            "same command again"
         ) from error
 
 
@@ -353,8 +353,8 @@ class _Lease:
         holder, version = self._read()
         if self._is_lost(holder, version):
             raise CocosegError(
-                f"--output {self._output}: was taken over by {_named(holder)}, as this command "
-                f"gave no sign of life for {LEASE:g} s; it ends, and what is there is theirs"
+                f"--output {self._output}: was taken over by {_named(holder)}, because this "
+                f"command did not renew its lease for {LEASE:g} s; the output is that command's now"
             )
 
     def _is_lost(self, holder: Mapping[str, Any], version: str) -> bool:
@@ -371,7 +371,7 @@ class _Lease:
         since = time.monotonic()
         if version and not _died_here(holder):
             log.warning(
-                "--output %s: %s was at work in it; waiting up to %g s for a sign of life",
+                "--output %s: %s was at work in it; waiting up to %g s for it to renew its lease",
                 *(self._output, _named(holder), LEASE),
             )
             while version and time.monotonic() - since < LEASE:

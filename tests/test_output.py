@@ -206,7 +206,9 @@ def test_who_was_taken_over_ends_before_it_says_complete(
 ) -> None:
     with held(folder, "cocoseg infer") as hold:
         leave_a_lease(folder)
-        message = r"taken over by 'cocoseg train' \(process 7 on elsewhere\), as this command gave"
+        message = (
+            r"taken over by 'cocoseg train' \(process 7 on elsewhere\), because this command did"
+        )
         with pytest.raises(CocosegError, match=message):
             hold.check()
     assert json.loads((folder / ".lock").read_bytes())["token"] == "its own"
@@ -237,7 +239,7 @@ def test_who_slept_while_another_command_came_and_went_ends(
         now[0] += output.LEASE - 1
         hold.check()
         now[0] += 1
-        with pytest.raises(CocosegError, match="was taken over by another command, as this"):
+        with pytest.raises(CocosegError, match="was taken over by another command, because this"):
             hold.check()
 
 
@@ -325,7 +327,11 @@ def test_a_put_whose_answer_was_lost_is_ours_all_the_same(
 
 @pytest.mark.parametrize(
     ("number", "mend"),
-    [(errno.ENOSPC, "make room"), (errno.EROFS, "make it writable"), (errno.EMLINK, "mend that")],
+    [
+        (errno.ENOSPC, "make room"),
+        (errno.EROFS, "make it writable"),
+        (errno.EMLINK, "fix the cause"),
+    ],
 )
 def test_what_a_disk_says_is_told_with_what_is_kept_and_what_to_do(
     tmp_path: Path, number: int, mend: str

@@ -565,12 +565,16 @@ class Trainer:
                 except NotStored as error:
                     if final or error.refused:
                         raise
-                    log.warning("%s; training goes on, and the next checkpoint tries again", error)
+                    log.warning(
+                        "%s; training continues, and the next checkpoint tries again", error
+                    )
                     stored = False
                 except StoreError as error:  # of a pointer
                     if final or isinstance(error, StoreRefusal):
                         raise
-                    log.warning("%s; training goes on, and the next checkpoint tries again", error)
+                    log.warning(
+                        "%s; training continues, and the next checkpoint tries again", error
+                    )
         if self.group.gather(stored)[0]:
             self.saved = self.now.step
         self.group.stop_for(self.unwritten)

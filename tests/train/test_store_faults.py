@@ -88,7 +88,7 @@ def test_a_checkpoint_that_the_store_does_not_take_is_kept_and_the_next_one_is_w
     train_small(run, **SETTINGS)
     assert rule.struck == retry.ATTEMPTS
     told = r"model\.safetensors: cannot be written: HTTP 503: .*tried 6 times; a copy of the "
-    told += r"checkpoint is kept in .*; training goes on, and the next checkpoint tries again"
+    told += r"checkpoint is kept in .*; training continues, and the next checkpoint tries again"
     assert re.search(told, caplog.text)
     check(run, weights)
     assert kept() == []
@@ -175,7 +175,7 @@ def test_a_store_that_answers_nothing_costs_no_step(
         patch.setattr(trainer.Trainer, "_write_checkpoint", down)
         with pytest.raises(NotStored, match="a copy of the checkpoint is kept in"):
             train_small(run, **SETTINGS)
-    assert "training goes on, and the next checkpoint tries again" in caplog.text
+    assert "training continues, and the next checkpoint tries again" in caplog.text
     assert kept() == ["step-00000006"]
     store.proxy.rules.clear()
     train_small(run, **SETTINGS)
@@ -210,6 +210,6 @@ def test_a_pointer_that_cannot_be_written_costs_no_checkpoint(
     store.proxy.rules[:] = [rule]
     train_small(run, **SETTINGS)
     assert rule.struck == retry.ATTEMPTS
-    assert re.search(r"/last: cannot be written: HTTP 503.*training goes on", caplog.text)
+    assert re.search(r"/last: cannot be written: HTTP 503.*training continues", caplog.text)
     check(run, weights)
     assert kept() == []
