@@ -80,13 +80,29 @@ def cli() -> None:
     "--images",
     multiple=True,
     metavar="DIR",
-    help="Image folder, .tar or .zip of the --annotations at the same place.",
+    help="Image folder, .tar or .zip of the --annotations or --masks at the same place.",
+)
+@click.option(
+    "--masks",
+    multiple=True,
+    metavar="DIR",
+    help="Folder, .tar or .zip of label PNGs, instead of --annotations; repeatable.",
+)
+@click.option(
+    "--image-suffix",
+    metavar="TEXT",
+    help="With --masks: what image names end in before the extension, as _leftImg8bit.",
+)
+@click.option(
+    "--mask-suffix",
+    metavar="TEXT",
+    help="What mask names end in before the extension, as _gtFine_labelIds.",
 )
 @click.option("--output", metavar="SHARDS", help="Folder (or URL) for the shards.")
 @click.option(
     "--classes",
     metavar="auto|coco|FILE",
-    help="Classes: COCO's 80, the JSON's own, or a YAML file. [auto]",
+    help="Classes: COCO's 80, the JSON's own, or a file; for --masks also voc, cityscapes. [auto]",
 )
 @click.option(
     "--overlap",

@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -67,7 +67,7 @@ class CategoryEntry(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class AnnotationFile:
-    """One COCO JSON, checked as a whole, or a folder of images without any."""
+    """One COCO JSON, checked as a whole; or a folder of label images, or of images alone."""
 
     name: str
     """File name without folders."""
@@ -80,6 +80,23 @@ class AnnotationFile:
     duplicate_annotation_ids: int
     labelled: bool = True
     """Whether it has ``annotations`` at all: COCO's test sets have none."""
+    label_images: Mapping[int, "LabelImage"] = field(default_factory=dict)
+    """By image id, where masks are label images instead of instances."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelImage:
+    """A file whose pixels are labels, and the image that it belongs to."""
+
+    mask: str
+    """Its name in the folder, tar or zip of masks."""
+    image: str | None
+    """Name of the image in its folder, tar or zip; None where none is found."""
+    moved: bool
+    """Whether the image lies in another folder than the mask."""
+    problem: str | None = None
+    detail: str = ""
+    """The reason code, and the details, of what makes it useless already."""
 
 
 def read_annotations(path: str) -> AnnotationFile:

@@ -16,12 +16,19 @@ class PrepareConfig(Section):
     """COCO JSON files, each paired with the images at the same place in `images`; none packs the
     images alone, without masks."""
     images: tuple[PathField, ...] = ()
-    """Image folders, tars or zips, one for each annotation file."""
+    """Image folders, tars or zips, one for each annotation file or folder of masks."""
+    masks: tuple[PathField, ...] = ()
+    """Folders, tars or zips of label images (PNG …) instead of annotations, each paired with the
+    images at the same place."""
+    image_suffix: str = ""
+    """What the names of images end in before the extension, as '_leftImg8bit'; with `masks`."""
+    mask_suffix: str = ""
+    """What the names of label images end in before the extension, as '_gtFine_labelIds'."""
     output: PathField | None = None
     """Folder (or URL) that receives the shards."""
-    classes: Annotated[str, PathMarker(words=("auto", "coco"))] = "auto"
-    """'auto' (COCO's 80 when the categories are COCO's, else the JSON's own), 'coco', or a YAML
-    file."""
+    classes: Annotated[str, PathMarker(words=("auto", "coco", "voc", "cityscapes"))] = "auto"
+    """'auto' (COCO's 80 when the categories are COCO's, else the JSON's own; the values of
+    `masks`), 'coco', for masks 'voc' or 'cityscapes', or a file."""
     overlap: Literal["area", "order"] = "area"
     """Where instances overlap: the smaller rasterized area wins, or the later annotation."""
     crowd: Literal["paint", "beneath", "ignore", "drop"] = "paint"

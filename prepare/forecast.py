@@ -44,15 +44,18 @@ class Forecast:
     def to_dict(self) -> dict[str, Any]:
         """Return what is printed."""
         plan = self.plan
-        annotations = [
-            len(plan.sources[image.source].instances.get(image.entry.id, ()))
-            for split in plan.splits
-            for image in split.images
-        ]
-        content: dict[str, Any] = {
-            "images": plan.images,
-            "annotations": sum(annotations),
-            "images_without_annotations": annotations.count(0),
+        content: dict[str, Any] = {"images": plan.images}
+        if plan.labels is None:
+            annotations = [
+                len(plan.sources[image.source].instances.get(image.entry.id, ()))
+                for split in plan.splits
+                for image in split.images
+            ]
+            content["annotations"] = sum(annotations)
+            content["images_without_annotations"] = annotations.count(0)
+        else:
+            content["masks"] = sum(source.annotations for source in plan.sources)
+        content |= {
             "classes": list(plan.class_map.taxonomy.names),
             "shards": sum(split.shards for split in plan.splits),
             "bytes": self.bytes,
@@ -80,10 +83,9 @@ class Forecast:
         shown = ", ".join(names[:12]) + (f", … {len(names) - 12} more" if len(names) > 12 else "")
         free = "" if self.free is None else f", {bytes_text(self.free)} free"
         workers = self.config.workers or available_cores()
+        counted = ("images", "masks", "annotations", "images_without_annotations")
         lines = [
-            ("images", f"{content['images']}"),
-            ("annotations", f"{content['annotations']}"),
-            ("without annotations", f"{content['images_without_annotations']} images"),
+            *((name.replace("_", " "), f"{content[name]}") for name in counted if name in content),
             ("classes", f"{len(names)}: {shown}"),
             ("shards", f"{content['shards']}, about {bytes_text(self.bytes)}{free}"),
             ("time", f"about {time_text(self.seconds)} with {workers} workers"),

@@ -60,7 +60,7 @@ class ImageFolder:
         try:
             self.names: Iterable[str] = self._folder.walk_files()
         except PermissionError as error:
-            raise ConfigError(f"--images {url}: {error.filename} may not be read") from None
+            raise ConfigError(f"{url}: {error.filename} may not be read") from None
 
     def location(self, name: str) -> PhotoPlace:
         """Return where a file lies."""
@@ -105,7 +105,7 @@ def _list_tar(url: str) -> dict[str, PhotoPlace]:
             if file.read(tarfile.BLOCKSIZE).strip(b"\0") or file.tell() <= tar.offset:
                 raise tarfile.ReadError(f"it is damaged or cut at byte {tar.offset}")
     except Exception as error:  # tarfile raises many kinds on hostile headers
-        raise DataError(f"--images {url}: is no uncompressed tar: {error}") from None
+        raise DataError(f"{url}: is not an uncompressed tar: {error}") from None
     return members
 
 
@@ -123,12 +123,17 @@ def _list_zip(url: str) -> dict[str, PhotoPlace]:
                 place = PhotoPlace(url, member.header_offset, member.compress_size, zipped)
                 members[posixpath.normpath(member.filename)] = place
     except Exception as error:  # zipfile raises many kinds on hostile directories
-        raise DataError(f"--images {url}: is no readable zip: {error}") from None
+        raise DataError(f"{url}: is not a readable zip: {error}") from None
     return members
 
 
-def open_store(url: str) -> ImageStore:
+def open_store(url: str, flag: str = "--images") -> ImageStore:
     """List a folder, a ``.tar`` or a ``.zip`` of photographs.
+
+    Parameters
+    ----------
+    flag
+        Named in messages.
 
     Raises
     ------
@@ -141,13 +146,13 @@ def open_store(url: str) -> ImageStore:
     if place.is_dir():
         return ImageFolder(url)
     if not place.exists():
-        raise ConfigError(f"--images {url}: no such folder, tar or zip")
+        raise ConfigError(f"{flag} {url}: no such folder, tar or zip")
     suffix = PurePosixPath(place.name).suffix.lower()
     if not place.is_file():  # opening a pipe would wait for ever
-        raise ConfigError(f"--images {url}: is neither a folder nor a file")
+        raise ConfigError(f"{flag} {url}: is neither a folder nor a file")
     if suffix in (".tar", ".zip"):
         return ImageArchive(url, _list_tar(url) if suffix == ".tar" else _list_zip(url))
-    raise ConfigError(f"--images {url}: is neither a folder nor a .tar or .zip (unpack it first)")
+    raise ConfigError(f"{flag} {url}: is neither a folder nor a .tar or .zip (unpack it first)")
 
 
 class Catalog:

@@ -18,7 +18,9 @@ from ..photo import BadPhoto
 from ..taxonomy import ClassMap, is_coco, resolve_classes
 from .annotations import AnnotationFile, ImageEntry, list_images, read_annotations
 from .config import PrepareConfig, parse_split
-from .images import Catalog, open_store
+from .images import Catalog, ImageStore, open_store
+from .label_images import label_classes, list_label_images
+from .label_values import LabelValues
 from .orientation import Orientation
 from .rasterize import Instances, PaintRules
 from .sample import ImageTask, SampleRules
@@ -36,6 +38,8 @@ class PlannedImage(msgspec.Struct, frozen=True, gc=False):
     """Its path in the image folder, tar or zip; None where it cannot be found."""
     moved: bool = False
     """Whether it was found elsewhere than the JSON says."""
+    label_image: str | None = None
+    """The path of its mask in the folder, tar or zip of masks."""
     problem: str | None = None
     detail: str = ""
     """The reason code, and the details, of what makes it useless already."""
@@ -61,11 +65,16 @@ class BuildPlan:
 
     sources: tuple[AnnotationFile, ...]
     catalogs: tuple[Catalog, ...]
+    mask_stores: tuple[ImageStore, ...]
+    """Of label images; empty where annotations give the masks."""
     class_map: ClassMap
+    labels: LabelValues | None
+    """What the pixels of label images mean."""
     splits: tuple[SplitPlan, ...]
     samples_per_shard: int
     left_out: Counter[str]
-    """Images that are not packed, and why: ``repeated``, ``skipped_empty``, ``beyond_limit``."""
+    """Images that are not packed, and why: ``repeated``, ``skipped_empty``, ``beyond_limit``,
+    ``without_mask``."""
     ungrouped: int
     """Images whose names ``--group-by`` does not match: they go by their ids."""
 
@@ -84,6 +93,8 @@ class BuildPlan:
         notes = list(self.class_map.notes)
         if not self.labelled:
             notes.append("no annotations: the shards hold images without masks, for 'infer'")
+        if self.left_out["without_mask"]:
+            notes.append(f"{self.left_out['without_mask']} images have no mask: they are left out")
         if self.left_out["repeated"]:
             notes.append(
                 f"{self.left_out['repeated']} images are in several annotation files (COCO's 2014 "
@@ -102,17 +113,8 @@ def plan_build(config: PrepareConfig) -> BuildPlan:
     ConfigError, DataError
         See `read_annotations`, `open_store` and `resolve_classes`.
     """
-    if not config.images and not config.annotations:
-        raise ConfigError(
-            "--annotations: give a COCO JSON file and --images, its folder, tar or zip of images "
-            "(--images alone packs them without masks)"
-        )
-    if config.annotations and len(config.annotations) != len(config.images):
-        raise ConfigError(
-            f"--annotations and --images come in pairs: got {len(config.annotations)} and "
-            f"{len(config.images)}"
-        )
-    for path in (*config.annotations, *config.images, str(config.output)):
+    _check_pairs(config)
+    for path in (*config.annotations, *config.masks, *config.images, str(config.output)):
         if not path.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in path):
             raise ConfigError(f"{path!r}: is no UTF-8; call it by another name, or through a link")
     if len(set(config.annotations)) < len(config.annotations):
@@ -120,8 +122,17 @@ def plan_build(config: PrepareConfig) -> BuildPlan:
     if config.group_by is not None and config.split is None:
         raise ConfigError("--group-by: says which images one --split may not part; there is none")
     stores = {url: open_store(url) for url in dict.fromkeys(config.images)}
+    mask_stores = tuple(open_store(url, "--masks") for url in config.masks)
+    without_mask = 0
     if config.annotations:
         sources = tuple(read_annotations(path) for path in config.annotations)
+    elif config.masks:
+        found = [
+            list_label_images(stores[url], masks, config.image_suffix, config.mask_suffix)
+            for url, masks in zip(config.images, mask_stores, strict=True)
+        ]
+        sources = tuple(source for source, _ in found)
+        without_mask = sum(count for _, count in found)
     else:
         sources = tuple(list_images(stores[url]) for url in config.images)
     if len({source.labelled for source in sources}) > 1:
@@ -129,20 +140,60 @@ def plan_build(config: PrepareConfig) -> BuildPlan:
         raise ConfigError(
             f"--annotations: {without} has no annotations, others have: prepare it by itself"
         )
-    class_map = resolve_classes(config.classes, [source.categories for source in sources])
+    labels = None
+    if config.masks:
+        classes = label_classes(config.classes, config.mask_suffix, sources, mask_stores)
+        class_map, labels = classes.class_map, classes.values
+    else:
+        class_map = resolve_classes(config.classes, [source.categories for source in sources])
     images, left_out = _choose(config, sources)
+    left_out["without_mask"] = without_mask
     ungrouped = _ungrouped(config, images)
     by_url = {url: Catalog(store) for url, store in stores.items()}
     catalogs = tuple(by_url[url] for url in config.images)
-    splits = tuple(_splits(config, _find(images, catalogs, sized=bool(config.annotations))))
-    return BuildPlan(
-        sources, catalogs, class_map, splits, config.samples_per_shard, +left_out, ungrouped
+    splits = tuple(
+        _splits(config, _find(images, sources, catalogs, sized=bool(config.annotations)))
     )
+    return BuildPlan(
+        sources,
+        catalogs,
+        mask_stores,
+        class_map,
+        labels,
+        splits,
+        config.samples_per_shard,
+        +left_out,
+        ungrouped,
+    )
+
+
+def _check_pairs(config: PrepareConfig) -> None:
+    if config.masks and config.annotations:
+        raise ConfigError("--annotations and --masks: give one of them")
+    if config.masks and config.skip_empty:
+        raise ConfigError("--skip-empty: is for --annotations, not for --masks")
+    if not config.masks and (config.image_suffix or config.mask_suffix):
+        raise ConfigError("--image-suffix and --mask-suffix: are for --masks")
+    if not config.images and not config.annotations:
+        raise ConfigError(
+            "--annotations: give a COCO JSON file and --images, its folder, tar or zip of images "
+            "(or --masks, a folder of label PNGs; --images alone packs them without masks)"
+        )
+    for flag, paths in (("--annotations", config.annotations), ("--masks", config.masks)):
+        if paths and len(paths) != len(config.images):
+            raise ConfigError(
+                f"{flag} and --images come in pairs: got {len(paths)} and {len(config.images)}"
+            )
 
 
 def image_task(plan: BuildPlan, image: PlannedImage) -> ImageTask:
     """Return what a worker needs of one image."""
     entry = image.entry
+    instances, label_image = None, None
+    if image.label_image is not None:
+        label_image = plan.mask_stores[image.source].location(image.label_image)
+    elif plan.labelled:
+        instances = _instances(plan, image.source, entry.id)
     return ImageTask(
         key=image.key,
         source=image.source,
@@ -154,7 +205,8 @@ def image_task(plan: BuildPlan, image: PlannedImage) -> ImageTask:
         detail=image.detail,
         width=0 if image.problem else entry.width,
         height=0 if image.problem else entry.height,
-        instances=_instances(plan, image.source, entry.id) if plan.labelled else None,
+        instances=instances,
+        label_image=label_image,
     )
 
 
@@ -164,6 +216,7 @@ def sample_rules(plan: BuildPlan, config: PrepareConfig, facing: Orientation) ->
     ignore_index = class_map.taxonomy.ignore_index
     return SampleRules(
         PaintRules(config.overlap, config.crowd, ignore_index, class_map.priorities),
+        plan.labels,
         facing,
         config.check_images == "full",
         config.max_side,
@@ -220,7 +273,10 @@ def _ungrouped(config: PrepareConfig, images: Sequence[PlannedImage]) -> int:
 
 
 def _find(
-    images: Sequence[PlannedImage], catalogs: Sequence[Catalog], sized: bool
+    images: Sequence[PlannedImage],
+    sources: Sequence[AnnotationFile],
+    catalogs: Sequence[Catalog],
+    sized: bool,
 ) -> list[PlannedImage]:
     """Look every name up. Images of one file are useless: each lacks the other's instances.
 
@@ -228,6 +284,18 @@ def _find(
     """
     found = []
     for image in images:
+        if label := sources[image.source].label_images.get(image.entry.id):
+            found.append(
+                replace(
+                    image,
+                    name=label.image,
+                    moved=label.moved,
+                    label_image=label.mask,
+                    problem=label.problem,
+                    detail=label.detail,
+                )
+            )
+            continue
         width, height = image.entry.width, image.entry.height
         try:
             if sized and not (0 < width <= _LONGEST_SIDE and 0 < height <= _LONGEST_SIDE):

@@ -15,6 +15,7 @@ from ..shards.manifest import Manifest, ShardEntry, SourceEntry
 from ..storage import Location, locate
 from .config import PrepareConfig
 from .journal import CONFIG, QUARANTINE
+from .label_values import PRESETS, color_text
 from .plan import BuildPlan, SplitPlan
 from .report import write_report
 from .shard import BuiltShard, shard_name
@@ -22,7 +23,8 @@ from .shard import BuiltShard, shard_name
 
 def draft_manifest(plan: BuildPlan, config: PrepareConfig) -> dict[str, Any]:
     """Return what the manifest says of inputs and settings; it tells one build from another."""
-    named = config.classes if config.classes in ("auto", "coco") else "file"
+    named = config.classes if config.classes in ("auto", "coco", *PRESETS) else "file"
+    labels = plan.labels
     settings: dict[str, Any] = {
         "classes": named,
         "overlap": config.overlap,
@@ -42,12 +44,17 @@ def draft_manifest(plan: BuildPlan, config: PrepareConfig) -> dict[str, Any]:
         "skip_empty": config.skip_empty,
         "max_side": config.max_side,
         "jpeg_quality": config.jpeg_quality if config.max_side else None,
+        "masks": labels is not None,
+        "image_suffix": config.image_suffix,
+        "mask_suffix": config.mask_suffix,
+        "colors": labels and {color_text(c): i for c, i in sorted(labels.colors.items())},
+        "other_values": None if labels is None or labels.others is None else str(labels.others),
         "priorities": {
             plan.class_map.taxonomy.names[train_id]: rank
             for train_id, rank in plan.class_map.priorities.items()
         },
     }
-    unset: tuple[object, ...] = (None, False, "header", {})
+    unset: tuple[object, ...] = (None, False, "header", "", {})
     settings |= {name: value for name, value in chosen.items() if value not in unset}
     sources = [
         {

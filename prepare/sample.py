@@ -12,6 +12,8 @@ from ..photo import BadPhoto, PhotoInfo
 from ..shards.png import Mask, encode_mask
 from ..shards.writer import Sample
 from .images import PhotoPlace, read_photo
+from .label_images import paint_labels
+from .label_values import LabelValues
 from .orientation import Orientation, Turn
 from .rasterize import BadAnnotation, Instances, PaintRules, count_pixels, rasterize
 
@@ -37,13 +39,17 @@ class ImageTask(msgspec.Struct, frozen=True):
     height: int
     """Size by the annotations [pixels]; 0 where there are none."""
     instances: Instances | None
-    """None where there are no annotations at all: the sample gets no mask."""
+    """None where there are no annotations: the sample gets no mask, or that of `label_image`."""
+    label_image: PhotoPlace | None = None
+    """Where the file lies whose pixels are its labels."""
 
 
 class SampleRules(msgspec.Struct, frozen=True):
     """How samples are made, for all images alike."""
 
     paint: PaintRules
+    labels: LabelValues | None
+    """What the pixels of label images mean."""
     orientation: Orientation
     check_full: bool
     """Decode every pixel of every photograph."""
@@ -97,14 +103,20 @@ def quarantine(
 def _build(image: ImageTask, location: PhotoPlace, rules: SampleRules) -> MadeSample:
     content = read_photo(location)
     info = photo.check(content, rules.check_full)
-    width, height = (image.width, image.height) if image.width else info.size(info.orientation)
+    mask: Mask | None = None
+    if image.label_image is not None and rules.labels is not None:
+        mask = paint_labels(read_photo(image.label_image), rules.labels)
+        height, width = mask.shape
+    elif image.width:
+        width, height = image.width, image.height
+    else:
+        width, height = info.size(info.orientation)
     turn = rules.orientation.turn(info, width, height)
     counts = Counter(_oddities(info))
     counts["found_elsewhere"] += image.moved
     counts["turned_by_exif"] += turn.value != 1
     counts["exif_ambiguous"] += turn.ambiguous
-    mask: Mask | None = None
-    class_pixels: tuple[tuple[int, int], ...] = ()
+    class_pixels = () if mask is None else count_pixels(mask)
     if image.instances is not None:
         painting = rasterize(image.instances, width, height, rules.paint)
         mask, class_pixels = painting.mask, painting.class_pixels

@@ -31,15 +31,17 @@ import cocoseg.prepare.shard
 import cocoseg.prepare.workers
 import cocoseg.shards.writer
 import msgspec
+import numpy as np
 from cocoseg.errors import CocosegError
 from cocoseg.prepare.build import prepare
 from cocoseg.prepare.config import PrepareConfig
 from cocoseg.prepare.shard import BuiltShard
 from cocoseg.storage import LocalPath, local, locate, output
+from PIL import Image
 
 DEADLINE = 10.0  # for what takes a fraction of a second: only a hang gets there [s]
 _FORK = multiprocessing.get_context("fork")
-SCENARIOS = {"whole": {}, "split": {"split": "train=0.6,val=0.4"}}
+SCENARIOS = {"whole": {}, "split": {"split": "train=0.6,val=0.4"}, "labels": {"annotations": ()}}
 ENGINES = {"inline": {"engine": "inline"}, "local": {"engine": "local", "workers": 2}}
 ERRNO = {"ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
 BAD = 5
@@ -57,6 +59,12 @@ def draw(coco_set: Any) -> Any:
     coco_set.annotate(8, {"size": [12, 16], "counts": [50, 60, 82]}, 2, iscrowd=1)
     (coco_set.images / f"{BAD}.jpg").write_bytes(b"<html>404</html>")
     coco_set.write()
+    masks = coco_set.images.parent / "masks"  # of the scenario 'labels', instead of the JSON
+    masks.mkdir()
+    for entry in coco_set.content["images"]:
+        labels = np.zeros((entry["height"], entry["width"]), np.uint8)
+        labels[entry["id"] % 8 :, 3:9] = entry["id"] % 4
+        Image.fromarray(labels).save(masks / f"{entry['id']}.png")
     return coco_set
 
 
@@ -73,6 +81,8 @@ class Undisturbed:
     def config(self, output: Path, engine: str = "local", **settings: Any) -> PrepareConfig:
         """Return the settings of a build that should end the same."""
         how = {**SCENARIOS[self.scenario], **ENGINES[engine], "samples_per_shard": 3, **settings}
+        if self.scenario == "labels":
+            how["masks"] = (str(self.coco_set.images.parent / "masks"),)
         config: PrepareConfig = self.coco_set.config(output, **how)
         return config
 

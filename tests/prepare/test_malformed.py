@@ -710,13 +710,15 @@ def sized(content: bytearray, header: int, size: int) -> None:
 
 
 ARCHIVES = {
-    "zip: not one": archive(lambda c, path: path.write_bytes(jpeg()), ".zip", 3, "no readable zip"),
-    "zip: empty file": archive(lambda c, path: path.touch(), ".zip", 3, "no readable zip"),
+    "zip: not one": archive(
+        lambda c, path: path.write_bytes(jpeg()), ".zip", 3, "not a readable zip"
+    ),
+    "zip: empty file": archive(lambda c, path: path.touch(), ".zip", 3, "not a readable zip"),
     "zip: cut in half": archive(
-        lambda c, path: path.write_bytes(packed(c, path)[:-800]), ".zip", 3, "no readable zip"
+        lambda c, path: path.write_bytes(packed(c, path)[:-800]), ".zip", 3, "not a readable zip"
     ),
     "zip: cut in the directory": archive(
-        lambda c, path: path.write_bytes(packed(c, path)[:-30]), ".zip", 3, "no readable zip"
+        lambda c, path: path.write_bytes(packed(c, path)[:-30]), ".zip", 3, "not a readable zip"
     ),
     "zip: pixels damaged": archive(
         zip_with(lambda c, local, central: put(c, local + 60, "<I", 0)),
@@ -804,14 +806,14 @@ ARCHIVES = {
     "zip: absolute": archive(zip_and(("/etc/3.jpg", jpeg())), ".zip", 0, "found_elsewhere"),
     "zip: a dot": archive(zip_and((".", jpeg())), ".zip", 4, "missing-file"),
     "tar: not one": archive(
-        lambda c, path: path.write_bytes(jpeg()), ".tar", 3, "no uncompressed tar"
+        lambda c, path: path.write_bytes(jpeg()), ".tar", 3, "not an uncompressed tar"
     ),
-    "tar: empty file": archive(lambda c, path: path.touch(), ".tar", 3, "no uncompressed tar"),
+    "tar: empty file": archive(lambda c, path: path.touch(), ".tar", 3, "not an uncompressed tar"),
     "tar: gzip": archive(
         lambda c, path: (tar_and()(c, path), path.write_bytes(gzip.compress(path.read_bytes()))),
         ".tar",
         3,
-        "no uncompressed tar",
+        "not an uncompressed tar",
     ),
     "tar.gz": archive(lambda c, path: path.touch(), ".tar.gz", 2, "unpack it first"),
     "rar": archive(lambda c, path: path.touch(), ".rar", 2, "unpack it first"),
