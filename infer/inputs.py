@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,22 @@ class InputImage:
     """Decodes it, upright: uint8 RGB, shape (H, W, 3), and `photo.kind`. Raises `DataError`."""
     stamp: str = ""
     """Changes with its content, as far as that can be told without reading it."""
+    read_meta: Callable[[], dict[str, Any]] | None = None
+    """Reads the JSON of a sample."""
+
+    def entry(self) -> tuple[str, int | None]:
+        """Return its ``file_name`` and image id in COCO JSON.
+
+        A sample has those that its shard records; a file the path below ``--input``, and no id.
+        """
+        if self.read_meta is None:
+            return self.name + os.path.splitext(self.source)[1], None
+        meta = self.read_meta()
+        file_name, image_id = meta.get("file_name"), meta.get("image_id")
+        return (
+            file_name if isinstance(file_name, str) else self.name,
+            image_id if type(image_id) is int else None,
+        )
 
 
 def list_inputs(path: str, output: str, config: ReadConfig | None = None) -> list[InputImage]:
@@ -191,7 +208,13 @@ def _samples(folder: Location, config: ReadConfig | None) -> list[InputImage]:
         row = shards.row(position)
         read = partial(_read_sample, shards, position)
         inputs.append(
-            InputImage(f"{folder}: {row.key}", key_path(row.key), read, row.digests[0].hex())
+            InputImage(
+                f"{folder}: {row.key}",
+                key_path(row.key),
+                read,
+                row.digests[0].hex(),
+                partial(shards.read_meta, position),
+            )
         )
     return inputs
 

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as rle
 
 from ..colors import mask_to_color, overlay_mask
-from ..errors import ConfigError
 from ..model.predictor import Prediction
 from ..shards.png import Mask, encode_mask
 from ..storage import locate
 from ..taxonomy import Taxonomy
+from .coco_json import category_ids, segments
 from .config import InferConfig
 
 
@@ -48,14 +47,14 @@ class Outputs:
         self._folder = locate(str(config.output))
         self._ignore_index = taxonomy.ignore_index
         self._bits = taxonomy.bits
-        self._category_ids = np.zeros(taxonomy.num_classes, np.int64)
-        if config.ids == "coco" or config.coco_json:
-            self._category_ids[1:] = _category_ids(taxonomy)
+        needed = config.ids == "coco" or config.coco_json
+        self._category_ids = category_ids(taxonomy) if needed else []
 
     @property
     def wants_confidence(self) -> bool:
         """Whether `write` needs the probability of each mask's class."""
-        return self.config.confidence or self.config.min_confidence > 0
+        config = self.config
+        return config.confidence or config.coco_json or config.min_confidence > 0
 
     def write(self, name: str, image: NDArray[np.uint8], prediction: Prediction) -> dict[str, Any]:
         """Write one photograph's files, each at once or not at all; return what they hold.
@@ -71,7 +70,7 @@ class Outputs:
         -------
         dict
             What `files_of` does, ``height``, ``width``, ``class_pixels`` (train id → pixels) and,
-            with ``coco_json``, ``segments``: category id and RLE of each class.
+            with ``coco_json``, ``segments``: see `coco_json.segments`.
 
         Raises
         ------
@@ -109,21 +108,18 @@ class Outputs:
             },
         }
         if config.coco_json:
-            record["segments"] = [
-                {"category_id": int(self._category_ids[one]), "segmentation": _rle(mask == one)}
-                for one in train_ids
-                if 0 < one < len(self._category_ids)
-            ]
+            assert prediction.confidence is not None
+            record["segments"] = segments(mask, prediction.confidence, self._category_ids)
         return record
 
     def _numbered(self, mask: Mask) -> Mask:
         """Return train ids, or category ids, as the settings say; ignored pixels stay."""
         if self.config.ids == "train":
             return mask
-        largest = int(self._category_ids.max())
-        bits = 8 if largest < 255 and self._bits == 8 else 16
+        ids = [category_id or 0 for category_id in self._category_ids]  # background is 0
+        bits = 8 if max(ids) < 255 and self._bits == 8 else 16
         numbers = np.full(self._ignore_index + 1, 2**bits - 1)
-        numbers[: len(self._category_ids)] = self._category_ids
+        numbers[: len(ids)] = ids
         return _narrowed(numbers[mask], bits)
 
     def _put(self, path: str, content: bytes) -> None:
@@ -132,25 +128,6 @@ class Outputs:
 
 def _narrowed(mask: NDArray[np.integer], bits: int) -> Mask:
     return mask.astype(np.uint8) if bits == 8 else mask.astype(np.uint16)
-
-
-def _category_ids(taxonomy: Taxonomy) -> list[int]:
-    odd = [entry.name for entry in taxonomy.classes[1:] if len(entry.category_ids) != 1]
-    if odd:
-        raise ConfigError(
-            f"category ids were asked for, and {', '.join(odd[:5])} {'…' * (len(odd) > 5)} of the "
-            "checkpoint has none, or several: use train ids (infer.ids: train, no --coco-json)"
-        )
-    ids = [entry.category_ids[0] for entry in taxonomy.classes[1:]]
-    if max(ids, default=0) >= 65535:
-        raise ConfigError(f"category id {max(ids)} does not fit into a mask of 16 bits")
-    return ids
-
-
-def _rle(region: NDArray[np.bool_]) -> dict[str, Any]:
-    """Return COCO's compressed RLE, as JSON has it."""
-    encoded = rle.encode(np.asfortranarray(region, dtype=np.uint8))
-    return {"size": list(map(int, encoded["size"])), "counts": encoded["counts"].decode()}
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:

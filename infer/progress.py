@@ -17,7 +17,6 @@ from itertools import starmap
 from typing import Any
 
 import xxhash
-from pycocotools import mask as rle
 
 from ..errors import CocosegError, ConfigError, DataError
 from ..model.weights import LoadedNetwork, weights_digest
@@ -27,6 +26,7 @@ from ..storage.location import LOCK
 from ..storage.output import OutputFolder
 from ..storage.remote import REQUESTS
 from ..taxonomy import Taxonomy
+from .coco_json import SEGMENT_KEYS, coco_dataset
 from .config import InferConfig
 from .folder import COCO_JSON, PREDICTIONS, PROGRESS, SETTINGS
 from .inputs import InputImage
@@ -35,6 +35,7 @@ from .outputs import files_of
 _OLD_LOCK = "lock"  # that earlier versions left here
 _NOTE = re.compile(r"[0-9a-f]{16}\.json")
 _VERSION = 2  # of what the same photographs are predicted to
+_COCO_JSON_VERSION = 3  # of what COCO_JSON holds
 _WITHOUT_EFFECT = {
     *("checkpoint", "input", "shards", "predictions", "output", "device", "pictures"),
     *("remote", "cache_dir", "cache_bytes"),
@@ -46,6 +47,7 @@ def identity(loaded: LoadedNetwork, config: InferConfig, precision: str, tf32: b
     preprocess, taxonomy = loaded.preprocess, loaded.taxonomy
     settings = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
     computed = [weights_digest(loaded.network), precision, tf32]
+    settings["coco_json"] = config.coco_json and _COCO_JSON_VERSION
     told = [_VERSION, computed, settings, preprocess.to_dict(), taxonomy.to_dict()]
     return xxhash.xxh3_128_hexdigest(json.dumps(told, sort_keys=True).encode())
 
@@ -192,8 +194,7 @@ class Progress:
             for image, record in zip(content["images"], good, strict=True):
                 record["segments"] = by_id[image["id"]] = []
             for one in content["annotations"]:
-                segment = {key: one[key] for key in ("category_id", "segmentation")}
-                by_id[one["image_id"]].append(segment)
+                by_id[one["image_id"]].append({key: one[key] for key in SEGMENT_KEYS})
         except (ConfigError, DataError, ValueError, KeyError, TypeError):
             return False  # removed, or of a damaged disk
         return True
@@ -245,8 +246,8 @@ class Progress:
         lines: list[str] = []
         bad: list[str] = []
         good: list[InputImage] = []
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
+        good_records: list[dict[str, Any]] = []
+        segments: list[list[dict[str, Any]]] = []
         removed = CocosegError(
             f"--output {self._folder.location}: was removed or changed while it was written; run "
             "the same command again"
@@ -257,36 +258,21 @@ class Progress:
             if len(records) != len(self._batches[batch]):
                 raise removed
             for image, record in zip(self._batches[batch], records, strict=True):
-                segments = record.pop("segments", [])
+                found = record.pop("segments", [])
                 lines.append(json.dumps({**record, "batch": batch}))
                 if "error" in record:
                     bad.append(record["error"])
                     continue
                 good.append(image)
-                size = {"height": record["height"], "width": record["width"]}
-                images.append({"id": len(images) + 1, "file_name": record["image"], **size})
-                annotations += [
-                    {
-                        "id": len(annotations) + number,
-                        "image_id": len(images),
-                        **segment,
-                        **_extent(segment["segmentation"]),
-                        "iscrowd": 0,
-                    }
-                    for number, segment in enumerate(segments, 1)
-                ]
+                good_records.append(record)
+                segments.append(found)
         if not good:
             raise DataError("no image could be read:\n  " + "\n  ".join(bad[:5]))
         check()
         if self._config.coco_json:
-            content = {
-                "images": images,
-                "categories": [
-                    {"id": entry.category_ids[0], "name": entry.name}
-                    for entry in taxonomy.classes[1:]
-                ],
-                "annotations": annotations,
-            }
+            with ThreadPoolExecutor(REQUESTS) as pool:
+                entries = list(pool.map(InputImage.entry, good))
+            content = coco_dataset(taxonomy, entries, good_records, segments)
             (self._folder.location / COCO_JSON).publish_bytes(json.dumps(content).encode())
         self._folder.settle(wanted_files(self._config, good))
         text = "".join(f"{line}\n" for line in lines)
@@ -297,10 +283,3 @@ class Progress:
 
 def _note(batch: str) -> str:
     return f"{batch}.json"
-
-
-def _extent(segmentation: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "area": int(rle.area(segmentation)),
-        "bbox": [float(value) for value in rle.toBbox(segmentation)],
-    }

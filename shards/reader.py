@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -188,6 +189,25 @@ class ShardSet:
             return decode_photo(members[0], place.row, place.where)
         except DataError as error:
             raise place.bad(error) from None
+
+    def read_meta(self, position: int) -> dict[str, Any]:
+        """Read the JSON of a sample; empty if it has none, or anything but an object.
+
+        Raises
+        ------
+        BadSample
+            As `read`.
+        """
+        place = self._place(position)
+        if not place.row.lengths[MEMBERS.index("json")]:
+            return {}
+        (members,) = self._fetch([place], ("json",))
+        if isinstance(members, BadSample):
+            raise members
+        try:
+            return msgspec.json.decode(members[0], type=dict[str, Any])
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return {}  # of another program
 
     def _fetch(
         self, places: Sequence["_Place"], names: Sequence[str]

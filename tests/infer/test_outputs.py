@@ -13,6 +13,7 @@ from cocoseg.taxonomy import SemanticClass, Taxonomy, coco_taxonomy
 from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 IDS = [0, *(entry.category_ids[0] for entry in coco_taxonomy().classes[1:])]
 
@@ -166,3 +167,84 @@ def test_wide_masks_are_written_in_16_bits(tmp_path, classes, largest, dtype, ig
     assert read(tmp_path / "a.png").tolist() == [[0, 1, largest, ignored]]
     own = taxonomy.ignore_index
     assert record["class_pixels"] == {"0": 1, "1": 1, str(classes - 1): 1, str(own): 1}
+
+
+def shards_of(coco_set, output, **settings):
+    for image_id, size in ((7, (40, 30)), (3, (24, 32)), (11, (40, 30))):
+        coco_set.photo(image_id, *size, name=f"below/photo {image_id}.jpg")
+        coco_set.annotate(image_id, [[1, 1, 20, 2, 15, 20]], image_id % 2 + 1, area=150)
+    coco_set.prepare(output, classes="auto", **settings)
+
+
+@pytest.fixture
+def own_checkpoint(make_checkpoint):
+    """A network of the three classes of `coco_set`."""
+    names = ("background", "cat", "dog", "fish")
+    ids = ((), (1,), (2,), (7,))
+    return make_checkpoint(Taxonomy(tuple(map(SemanticClass, names, ids))))
+
+
+def test_coco_json_of_shards_scores_against_the_annotations(
+    run_cocoseg, coco_set, own_checkpoint, tmp_path
+):
+    shards_of(coco_set, tmp_path / "shards")
+    paths = ("--checkpoint", own_checkpoint, "--input", tmp_path / "shards")
+    ran = run_cocoseg("infer", *paths, "--output", tmp_path / "out", "--coco-json", "--no-tta")
+    assert ran.code == 0, ran.err
+    content = json.loads((tmp_path / "out" / "coco.json").read_text())
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    assert names == {number: f"below/photo {number}.jpg" for number in (3, 7, 11)}
+    annotated = COCO(coco_set.json)
+    predicted = annotated.loadRes(content["annotations"])
+    scores = COCOeval(annotated, predicted, "segm")
+    scores.evaluate()
+    scores.accumulate()
+    assert {image_id for image_id, _ in scores.ious} == {3, 7, 11}
+    assert all(0 < one["score"] <= 1 for one in content["annotations"])
+
+
+def test_pseudo_labels_are_prepared_to_the_predicted_masks(
+    run_cocoseg, coco_set, own_checkpoint, tmp_path, stored
+):
+    """Photographs → coco.json → shards: the masks of the shards are those predicted."""
+    shards_of(coco_set, tmp_path / "shards")
+    paths = ("--checkpoint", own_checkpoint, "--input", coco_set.images)
+    ran = run_cocoseg("infer", *paths, "--output", tmp_path / "out", "--coco-json", "--no-tta")
+    assert ran.code == 0, ran.err
+    again = tmp_path / "again"
+    pair = ("--annotations", tmp_path / "out" / "coco.json", "--images", coco_set.images)
+    ran = run_cocoseg("prepare", *pair, "--output", again)
+    assert ran.code == 0, ran.err
+    found = {sample.meta["file_name"]: sample.mask for sample in stored(again).values()}
+    assert len(found) == 3
+    for name, mask in found.items():
+        assert np.array_equal(mask, read((tmp_path / "out" / name).with_suffix(".png")))
+
+
+def test_ids_that_two_sources_repeat_are_numbered_instead(
+    run_cocoseg, make_coco_set, own_checkpoint, tmp_path
+):
+    sets = [make_coco_set(name) for name in ("one", "two")]
+    for one in sets:
+        one.photo(5)
+        one.annotate(5, [[1, 1, 9, 2, 9, 9]])
+        one.write()
+    pairs = [flag for one in sets for flag in one.flags]
+    assert run_cocoseg("prepare", *pairs, "--output", tmp_path / "shards").code == 0
+    paths = ("--checkpoint", own_checkpoint, "--input", tmp_path / "shards")
+    ran = run_cocoseg("infer", *paths, "--output", tmp_path / "out", "--coco-json", "--no-tta")
+    assert ran.code == 0, ran.err
+    content = json.loads((tmp_path / "out" / "coco.json").read_text())
+    assert [image["id"] for image in content["images"]] == [1, 2]
+
+
+def test_a_first_class_with_a_category_id_is_no_background(tmp_path):
+    """Cityscapes' road is train id 0."""
+    taxonomy = Taxonomy((SemanticClass("road", (7,)), SemanticClass("tree", (21,))))
+    config = InferConfig(output=str(tmp_path), ids="coco", coco_json=True)
+    mask = np.array([[0, 1], [255, 0]], np.uint8)
+    prediction = Prediction(mask, np.array([[0.5, 1], [0.1, 0.75]], np.float32))
+    record = Outputs(config, taxonomy).write("a", np.zeros((2, 2, 3), np.uint8), prediction)
+    assert read(tmp_path / "a.png").tolist() == [[7, 21], [255, 7]]
+    told = [(one["category_id"], one["area"], one["score"]) for one in record["segments"]]
+    assert told == [(7, 2, 0.625), (21, 1, 1.0)]
