@@ -1,5 +1,6 @@
 """A photograph's bytes: which format it is, how EXIF turns it, and its pixels as uint8 RGB."""
 
+import functools
 import io
 import warnings
 from collections.abc import Sequence
@@ -22,7 +23,14 @@ EXTENSIONS = {
     "TIFF": "tif",
     "BMP": "bmp",
     "GIF": "gif",
+    "JPEG2000": "jp2",
+    "AVIF": "avif",
+    "HEIF": "heic",  # by pillow-heif, where it is installed
+    "PPM": "ppm",
+    **{form: form.lower() for form in ("DIB", "TGA", "PCX", "SGI", "QOI", "ICO", "DDS", "PSD")},
 }
+"""The others that Pillow opens are not read: PostScript would start another program, and videos,
+volumes and metafiles are not images."""
 
 MAX_BYTES = 2**30
 """Larger files are not read; images of more pixels than Pillow allows, 179 million, neither."""
@@ -30,8 +38,15 @@ MAX_BYTES = 2**30
 MAX_SIDE = 2**26
 """Pixels; rows that are longer are more than Pillow's integers can count, in bits."""
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
-"""What names a photograph where nothing lists them."""
+_HEIC_SUFFIXES = {".heic", ".heif", ".hif"}
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+"""ISO/IEC 23008-12, 10.2: what follows ``ftyp`` in the first box of the file."""
+_LITTER = {
+    *("__macosx", "@eadir", "$recycle.bin", "lost+found", "thumbs.db", "desktop.ini"),
+    *(".ds_store", ".appledouble", ".spotlight-v100", ".fseventsd", ".trashes", ".trash"),
+    *(".thumbnails", ".ipynb_checkpoints", ".git", ".files.json"),
+}
+"""Names, in lower case, that file systems, archivers and programs use; as do those with ``._``."""
 
 # EXIF orientation (TIFF 6.0, tag 274) → what turns the stored pixels upright.
 _TURNS = {
@@ -52,6 +67,30 @@ _OPPOSITE = {6: 8, 8: 6}  # which turn undoes a turn; all others undo themselves
 _COUNTED_BY_SEEKING = ("GIF", "TIFF")
 _KINDS = {"1": "gray", "L": "gray", "P": "palette", "CMYK": "CMYK"}
 _TURNED_BY_PILLOW = ("TIFF",)  # these alone it turns by itself, the size when opened
+
+
+@functools.cache
+def suffixes() -> tuple[str, ...]:
+    """Return the extensions of images, with their dots, in lower case."""
+    Image.init()
+    known = (suffix for suffix, form in Image.EXTENSION.items() if form in EXTENSIONS)
+    return tuple({*known, *_HEIC_SUFFIXES})
+
+
+def is_image_name(path: str) -> bool:
+    """Tell whether a file is an image by its name: `suffixes`, and not `is_litter`."""
+    return path.lower().endswith(suffixes()) and not is_litter(path)
+
+
+def is_litter(path: str) -> bool:
+    """Tell whether a file was left by a file system, an archiver or a program, as ``._name``."""
+    return any(part.startswith("._") or part.lower() in _LITTER for part in path.split("/"))
+
+
+def named_files(names: Sequence[str]) -> str:
+    """Return how many files there are, and what some are called."""
+    shown = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+    return f"{len(names):,} files ({shown})" if len(names) > 1 else shown
 
 
 class BadPhoto(DataError):
@@ -241,8 +280,10 @@ def _open(content: bytes) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content))
     except UnidentifiedImageError:
+        if content[4:8] == b"ftyp" and content[8:12] in _HEIC_BRANDS and _learn_heic():
+            return _open(content)
         start = bytes(content[:16])
-        raise BadPhoto("undecodable-image", f"is no image: it starts with {start!r}") from None
+        raise BadPhoto("undecodable-image", f"is not an image: it starts with {start!r}") from None
     except Image.DecompressionBombError as error:
         raise BadPhoto("image-too-large", str(error)) from None
     except Exception as error:  # Pillow's plugins raise many kinds on hostile headers
@@ -251,6 +292,25 @@ def _open(content: bytes) -> Image.Image:
         size = f"{image.size[0]:,} x {image.size[1]:,}"
         raise BadPhoto("image-too-large", f"{size} pixels; at most {MAX_SIDE:,} on a side")
     return image
+
+
+def _learn_heic() -> bool:
+    """Make Pillow open HEIC files; return whether it did not before.
+
+    Raises
+    ------
+    BadPhoto
+        If pillow-heif is not installed.
+    """
+    if "HEIF" in Image.OPEN:
+        return False
+    try:
+        import pillow_heif
+    except ImportError:
+        detail = "is an image of type heic: pip install 'cocoseg[heic]'"
+        raise BadPhoto("unsupported-format", detail) from None
+    pillow_heif.register_heif_opener()
+    return True
 
 
 def _info(image: Image.Image, content: bytes) -> PhotoInfo:

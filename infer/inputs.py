@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import photo
 from ..errors import ConfigError, DataError
-from ..photo import SUFFIXES
+from ..photo import is_image_name, is_litter, named_files
 from ..shards.config import ReadConfig
 from ..shards.manifest import MANIFEST_NAME
 from ..shards.reader import ShardSet
@@ -59,8 +59,17 @@ class InputImage:
         )
 
 
-def list_inputs(path: str, output: str, config: ReadConfig | None = None) -> list[InputImage]:
-    """List the photographs of ``--input``, in a fixed order.
+class ListedInputs(NamedTuple):
+    """What ``--input`` contains."""
+
+    images: list[InputImage]
+    """In a fixed order."""
+    skipped: list[str]
+    """Files that are not images by their names, relative to a folder."""
+
+
+def list_inputs(path: str, output: str, config: ReadConfig | None = None) -> ListedInputs:
+    """List the photographs of ``--input``.
 
     Parameters
     ----------
@@ -83,22 +92,22 @@ def list_inputs(path: str, output: str, config: ReadConfig | None = None) -> lis
     """
     output = resolved(output)
     try:
-        inputs = _inputs(locate(path), output, config)
+        listed = _inputs(locate(path), output, config)
     except OSError as error:
         raise DataError(f"--input {path}: cannot be listed: {error}") from None
-    _refuse_clashes(inputs, output)
-    return inputs
+    _refuse_clashes(listed.images, output)
+    return listed
 
 
-def _inputs(path: Location, output: str, config: ReadConfig | None) -> list[InputImage]:
+def _inputs(path: Location, output: str, config: ReadConfig | None) -> ListedInputs:
     if path.is_dir():
         return _folder(locate(resolved(path)), output, config)
     if path.exists():
         if path.name.lower().endswith(_LISTS):
-            return _listed(path)
-        return _files({resolved(path): PurePosixPath(path.name).stem})
+            return ListedInputs(_listed(path), [])
+        return ListedInputs(_files({resolved(path): PurePosixPath(path.name).stem}), [])
     if set(path.url) & set(_WILD):
-        return _matching(path.url, output)
+        return ListedInputs(_matching(path.url, output), [])
     raise ConfigError(f"--input {path}: no such file or folder")
 
 
@@ -108,18 +117,20 @@ def resolved(place: str | Location) -> str:
     return os.path.realpath(place) if isinstance(place, LocalPath) else place.url
 
 
-def _folder(folder: Location, output: str, config: ReadConfig | None) -> list[InputImage]:
+def _folder(folder: Location, output: str, config: ReadConfig | None) -> ListedInputs:
     if folder.url == output:
         raise ConfigError(f"--output {folder}: is the --input; give the masks their own folder")
     if (folder / MANIFEST_NAME).exists():
-        return _samples(folder, config)
+        return ListedInputs(_samples(folder, config), [])
     found = folder.walk_files(dangling=True)  # these will be listed as unreadable
     made = files_of_outputs(folder, found)
-    names = [name for name in found if name.lower().endswith(SUFFIXES) and name not in made]
-    inputs = _below(folder, names, output)
+    theirs = [name for name in found if not (name in made or is_litter(name))]
+    inputs = _below(folder, [name for name in theirs if is_image_name(name)], output)
+    skipped = [name for name in theirs if not is_image_name(name)]
     if not inputs:
-        raise ConfigError(f"--input {folder}: holds no image ({' '.join(SUFFIXES)})")
-    return inputs
+        instead = f", but {named_files(skipped)}" if skipped else ""
+        raise ConfigError(f"--input {folder}: contains no image{instead}")
+    return ListedInputs(inputs, skipped)
 
 
 def _below(folder: Location, names: Sequence[str], output: str) -> list[InputImage]:
@@ -142,7 +153,8 @@ def _matching(pattern: str, output: str) -> list[InputImage]:
     names = folder.glob_files(rest)
     if not names:
         raise ConfigError(f"--input {pattern}: matches no file")
-    inputs = _below(locate(resolved(folder)), names, output)
+    photographs = [name for name in names if not is_litter(name)]
+    inputs = _below(locate(resolved(folder)), photographs, output)
     if not inputs:
         raise ConfigError(f"--input {pattern}: matches nothing but files of --output {output}")
     return inputs

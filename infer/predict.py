@@ -48,6 +48,8 @@ class PredictionPlan:
 
     config: InferConfig
     inputs: tuple[InputImage, ...]
+    skipped: tuple[str, ...]
+    """Files of the input folder that are not images by their names."""
     output: OutputFolder
 
     @property
@@ -64,6 +66,7 @@ class PredictionPlan:
             "first": [image.source for image in self.inputs[:3]],
             "views": len(views_of(self.config)),
             "output": self.output.location.url,
+            **({"skipped": list(self.skipped)} if self.skipped else {}),
         }
 
 
@@ -79,6 +82,8 @@ class PredictionResult:
     converted: dict[str, int]
     """Photographs that were not plain RGB, by `photo.kind`."""
     unreadable: tuple[str, ...]
+    skipped: tuple[str, ...]
+    """Files of the input folder that are not images by their names."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary that the command prints."""
@@ -88,6 +93,7 @@ class PredictionResult:
             "kept": self.kept,
             "converted": self.converted,
             "unreadable": list(self.unreadable),
+            **({"skipped": list(self.skipped)} if self.skipped else {}),
         }
 
 
@@ -104,7 +110,8 @@ def plan_prediction(config: InferConfig) -> PredictionPlan:
     if not config.input or not config.output:
         raise ConfigError("--input and --output: give images and a folder for their masks")
     find_checkpoint(config.checkpoint)
-    inputs = tuple(list_inputs(config.input, config.output, config))
+    listed = list_inputs(config.input, config.output, config)
+    inputs = tuple(listed.images)
     wanted = wanted_files(config, inputs)
     output = OutputFolder(
         locate(config.output), "inference", wanted, redacted(resolved(config.input))
@@ -112,7 +119,7 @@ def plan_prediction(config: InferConfig) -> PredictionPlan:
     output.refuse_strangers()
     refuse_loss(output)
     refuse_strange_notes(output.location)
-    return PredictionPlan(config, inputs, output)
+    return PredictionPlan(config, inputs, tuple(listed.skipped), output)
 
 
 def predict(
@@ -188,7 +195,7 @@ def _result(
     bad = tuple(str(record["error"]) for record in records if "error" in record)
     converted = Counter(str(record["converted"]) for record in records if "converted" in record)
     output, images = plan.output.location.url, len(records) - len(bad)
-    return PredictionResult(output, images, kept, dict(converted), bad)
+    return PredictionResult(output, images, kept, dict(converted), bad, plan.skipped)
 
 
 def _predict_batches(

@@ -21,10 +21,10 @@ import msgspec
 import numpy as np
 
 from ..errors import ConfigError, DataError
-from ..photo import SUFFIXES
+from ..photo import named_files
 from ..storage import LocalPath, locate
 from ..taxonomy import Category
-from .images import ImageStore, image_names, readable
+from .images import ImageStore, image_names, other_names, readable
 
 _NULL, _EMPTY = msgspec.Raw(b"null"), msgspec.Raw(b"[]")
 _NOTHING = (b"null", b"[]", b"{}")
@@ -202,7 +202,7 @@ def list_images(store: ImageStore) -> AnnotationFile:
     """
     names = list(image_names(store))
     if not names:
-        raise DataError(f"--images {store.url}: holds no image ({' '.join(SUFFIXES)})")
+        raise DataError(f"--images {store.url}: contains no image{_instead(other_names(store))}")
     return AnnotationFile(
         name=locate(store.url).name,
         sha256=hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest(),
@@ -213,6 +213,10 @@ def list_images(store: ImageStore) -> AnnotationFile:
         duplicate_annotation_ids=0,
         labelled=False,
     )
+
+
+def _instead(names: Sequence[str]) -> str:
+    return f", but {named_files(names)}" if names else ""
 
 
 def _content(path: str) -> memoryview:

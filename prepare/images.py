@@ -17,7 +17,7 @@ from typing import Protocol
 import msgspec
 
 from ..errors import ConfigError, DataError
-from ..photo import MAX_BYTES, SUFFIXES, BadPhoto
+from ..photo import MAX_BYTES, BadPhoto, is_image_name, is_litter
 from ..storage import locate
 
 
@@ -228,7 +228,12 @@ def readable(name: str) -> str:
 
 def image_names(store: ImageStore) -> Iterator[str]:
     """Yield the names of images, sorted: what there is to prepare where no JSON says it."""
-    return (name for name in sorted(store.names) if name.lower().endswith(SUFFIXES))
+    return filter(is_image_name, sorted(store.names))
+
+
+def other_names(store: ImageStore) -> list[str]:
+    """Return the names that are neither of images nor litter, sorted."""
+    return sorted(name for name in store.names if not (is_image_name(name) or is_litter(name)))
 
 
 def read_photo(location: PhotoPlace) -> bytes:

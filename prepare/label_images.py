@@ -57,13 +57,14 @@ def list_label_images(
     DataError
         If there is no label image, or none has an image.
     """
-    found = list(_stems(masks, sorted(masks.names), mask_suffix, SUFFIXES))
+    names = (name for name in image_names(masks) if name.lower().endswith(SUFFIXES))
+    found = list(_stems(names, mask_suffix))
     if not found:
         raise DataError(_no_mask(masks, mask_suffix))
     inside = _prefix(images, masks)
     own = set() if inside is None else {f"{inside}{name}" for _, name in found}
     stems: dict[str, list[str]] = defaultdict(list)
-    for stem, name in _stems(images, image_names(images), image_suffix, photo.SUFFIXES):
+    for stem, name in _stems(image_names(images), image_suffix):
         if name not in own:
             stems[stem].append(name)
     catalog = Catalog(ImageArchive(images.url, dict.fromkeys(stems, PhotoPlace(images.url))))
@@ -102,13 +103,11 @@ def list_label_images(
     return source, sum(map(len, stems.values())) - len(used)
 
 
-def _stems(
-    store: ImageStore, names: Iterable[str], suffix: str, extensions: Sequence[str]
-) -> Iterator[tuple[str, str]]:
-    """Yield the names with such an ending, each behind what stands before it."""
+def _stems(names: Iterable[str], suffix: str) -> Iterator[tuple[str, str]]:
+    """Yield the names that end in a suffix before the extension, each after the rest of it."""
     for name in names:
-        root, extension = os.path.splitext(name)
-        if extension.lower() in extensions and root.endswith(suffix):
+        root = os.path.splitext(name)[0]
+        if root.endswith(suffix):
             yield root.removesuffix(suffix), name
 
 

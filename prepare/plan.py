@@ -14,11 +14,11 @@ import msgspec
 from msgspec.structs import replace
 
 from ..errors import ConfigError, DataError
-from ..photo import BadPhoto
+from ..photo import BadPhoto, named_files
 from ..taxonomy import ClassMap, is_coco, resolve_classes
 from .annotations import AnnotationFile, ImageEntry, list_images, read_annotations
 from .config import PrepareConfig, parse_split
-from .images import Catalog, ImageStore, open_store
+from .images import Catalog, ImageStore, open_store, other_names
 from .label_images import label_classes, list_label_images
 from .label_values import LabelValues
 from .orientation import Orientation
@@ -75,6 +75,8 @@ class BuildPlan:
     left_out: Counter[str]
     """Images that are not packed, and why: ``repeated``, ``skipped_empty``, ``beyond_limit``,
     ``without_mask``."""
+    skipped: tuple[str, ...]
+    """Files among images without annotations that are not images by their names."""
     ungrouped: int
     """Images whose names ``--group-by`` does not match: they go by their ids."""
 
@@ -93,6 +95,8 @@ class BuildPlan:
         notes = list(self.class_map.notes)
         if not self.labelled:
             notes.append("no annotations: the shards hold images without masks, for 'infer'")
+        if self.skipped:
+            notes.append(f"{named_files(self.skipped)} skipped: not images by their names")
         if self.left_out["without_mask"]:
             notes.append(f"{self.left_out['without_mask']} images have no mask: they are left out")
         if self.left_out["repeated"]:
@@ -123,7 +127,7 @@ def plan_build(config: PrepareConfig) -> BuildPlan:
         raise ConfigError("--group-by: says which images one --split may not part; there is none")
     stores = {url: open_store(url) for url in dict.fromkeys(config.images)}
     mask_stores = tuple(open_store(url, "--masks") for url in config.masks)
-    without_mask = 0
+    without_mask, skipped = 0, list[str]()
     if config.annotations:
         sources = tuple(read_annotations(path) for path in config.annotations)
     elif config.masks:
@@ -135,6 +139,7 @@ def plan_build(config: PrepareConfig) -> BuildPlan:
         without_mask = sum(count for _, count in found)
     else:
         sources = tuple(list_images(stores[url]) for url in config.images)
+        skipped = [name for store in stores.values() for name in other_names(store)]
     if len({source.labelled for source in sources}) > 1:
         without = next(source.name for source in sources if not source.labelled)
         raise ConfigError(
@@ -163,6 +168,7 @@ def plan_build(config: PrepareConfig) -> BuildPlan:
         splits,
         config.samples_per_shard,
         +left_out,
+        tuple(skipped),
         ungrouped,
     )
 

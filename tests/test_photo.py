@@ -3,6 +3,7 @@
 import io
 import pickle
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -139,8 +140,8 @@ noise = np.random.default_rng(1).integers(0, 256, (48, 64, 3), np.uint8)
         (png_header(1000, 1000), "damaged-image"),
         (png_header(0, 0), "undecodable-image"),
         (png_header(100_000, 100_000), "image-too-large"),
-        (encoded(RGB, "PPM"), "unsupported-format"),
-        (encoded(RGB, "ICO"), "unsupported-format"),
+        (encoded(RGB, "PPM")[:-10], "truncated-image"),
+        (encoded(RGB, "EPS"), "unsupported-format"),
     ],
 )
 def test_what_is_no_whole_photograph_has_a_reason(content, reason):
@@ -281,3 +282,75 @@ def test_gray_with_premultiplied_alpha_is_decoded():
     content[kind] = 1  # associated alpha
     assert photo.check(bytes(content)).mode == "La"
     assert np.array_equal(photo.decode(bytes(content)), RGB[..., [0, 0, 0]])
+
+
+LOSSLESS = ("DIB", "GIF", "ICO", "PCX", "PPM", "QOI", "SGI", "TGA", "DDS")
+
+
+@pytest.mark.parametrize("form", [*LOSSLESS, "JPEG2000", "AVIF", "HEIF"])
+def test_every_format_of_images_is_read(form):
+    if form == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    flat = np.zeros((48, 48, 3), np.uint8)
+    flat[:20] = (200, 30, 90)
+    content = encoded(flat, form)
+    info = photo.check(content)
+    assert info.size(info.orientation) == (48, 48)
+    assert info.extension == photo.EXTENSIONS[form]
+    difference = np.abs(photo.decode(content).astype(int) - flat)[4:16].max()
+    assert difference <= (0 if form in LOSSLESS else 12)
+
+
+@pytest.mark.parametrize("form", ["PPM", "TGA", "PCX", "SGI", "QOI", "JPEG2000", "AVIF"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_other_formats_that_were_cut_are_refused(form, share):
+    content = encoded(np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8), form)
+    with pytest.raises(BadPhoto):
+        photo.check(content[: int(len(content) * share)])
+
+
+def test_heic_without_its_plugin_names_it(monkeypatch):
+    content = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99)
+    monkeypatch.setattr(Image, "OPEN", {k: v for k, v in Image.OPEN.items() if k != "HEIF"})
+    monkeypatch.setattr(Image, "ID", [form for form in Image.ID if form != "HEIF"])
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(BadPhoto, match=r"pip install 'cocoseg\[heic\]'") as bad:
+        photo.check(content)
+    assert bad.value.reason == "unsupported-format"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.jpg",
+        "A.JFIF",
+        "x/a.jpe",
+        "a.heic",
+        "a.PPM",
+        "a.avif",
+        "a.jp2",
+        "a.tga",
+        "a.apng",
+        "a.dib",
+    ],
+)
+def test_names_of_images(name):
+    assert photo.is_image_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("._a.jpg", "__MACOSX/x/a.jpg", "x/@eaDir/a.jpg", ".ipynb_checkpoints/a.png"),
+        *("$RECYCLE.BIN/a.jpg", ".Trashes/a.png", "Thumbs.db", "x/.DS_Store"),
+    ],
+)
+def test_litter_is_no_image(name):
+    assert photo.is_litter(name)
+    assert not photo.is_image_name(name)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.eps", "a.pdf", "a.mpg", "a", "a.jpg.part", "jpg"])
+def test_names_of_other_files(name):
+    assert not photo.is_image_name(name)
+    assert not photo.is_litter(name)

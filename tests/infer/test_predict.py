@@ -126,8 +126,12 @@ def test_files_that_are_no_images_by_name_are_passed_over(infer, put, photos, ou
     put("a.png")
     (photos / "notes.txt").write_text("no image")
     (photos / "instances.json").write_text("{}")
-    assert infer("--no-tta").code == 0
-    assert files(out) == ["a.png"]
+    (photos / "._a.png").write_bytes(b"litter")
+    put("b.jfif")
+    ran = infer("--no-tta", "--json")
+    assert ran.code == 0
+    assert files(out) == ["a.png", "b.png"]
+    assert json.loads(ran.out)["skipped"] == ["instances.json", "notes.txt"]
 
 
 def test_a_single_image_is_predicted(infer, put, out):
@@ -722,7 +726,7 @@ def test_an_absent_file_of_weights_is_refused(infer, put, out, tmp_path):
 
 def test_a_folder_without_images_is_refused(infer, photos, out):
     (photos / "notes.txt").write_text("no image")
-    refused(infer(), out, "holds no image")
+    refused(infer(), out, "contains no image")
 
 
 def test_a_folder_that_cannot_be_listed_is_told(infer, put, out, monkeypatch):

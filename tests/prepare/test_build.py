@@ -39,7 +39,7 @@ BAD_FILES = {
     "undecodable-image": b"<html><body>404 Not Found</body></html>",
     "truncated-image": jpeg()[:-8],
     "size-mismatch": jpeg((12, 12)),
-    "unsupported-format": b"P6 16 12 255 " + bytes(16 * 12 * 3),
+    "unsupported-format": b"\x00\x00\x01\xb3" + bytes(99),  # an MPEG
 }
 
 

@@ -1,5 +1,6 @@
 """Photographs in folders, tars and zips: found under any folder, read byte for byte."""
 
+import json
 import shutil
 import tarfile
 import zipfile
@@ -8,6 +9,7 @@ import pytest
 from cocoseg.errors import ConfigError
 from cocoseg.prepare.images import Catalog, open_store, read_photo
 from cocoseg.shards.verify import verify
+from PIL import Image
 
 
 def names_of(folder):
@@ -176,4 +178,18 @@ def test_a_folder_without_images_has_nothing_to_prepare(tmp_path, run_cocoseg):
     (tmp_path / "empty" / "notes.txt").write_text("no image")
     ran = run_cocoseg("prepare", "--images", tmp_path / "empty", "--output", tmp_path / "shards")
     assert ran.code == 3
-    assert "holds no image" in ran.err
+    assert "contains no image, but notes.txt" in ran.err
+
+
+def test_what_is_no_image_by_its_name_is_named_and_litter_is_not(drawn, tmp_path, run_cocoseg):
+    (drawn.images / "notes.txt").write_text("no image")
+    (drawn.images / "._1.jpg").write_bytes(b"resource fork")
+    (drawn.images / "__MACOSX").mkdir()
+    (drawn.images / "__MACOSX" / "1.jpg").write_bytes(b"resource fork")
+    Image.new("RGB", (16, 12)).save(drawn.images / "more.jfif", "JPEG")
+    output = ("--output", tmp_path / "shards", "--json")
+    ran = run_cocoseg("prepare", "--images", drawn.images, *output)
+    assert ran.code == 0, ran.err
+    told = json.loads(ran.out)
+    assert told["samples"] == 8
+    assert told["notes"][1] == "notes.txt skipped: not images by their names"

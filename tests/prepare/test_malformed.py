@@ -497,11 +497,11 @@ PHOTOGRAPHS = {
     "MP4": photo(b"\0\0\0\x18ftypmp42\0\0\0\0isommp42" + bytes(99), "undecodable-image"),
     "a Git LFS pointer": photo(b"version https://git-lfs.github.com/spec/v1", "undecodable-image"),
     "Base64": photo(b"data:image/jpeg;base64,/9j/4AAQSkZJRg==", "undecodable-image"),
-    "PPM": photo(encoded(picture(), "PPM"), "unsupported-format", "is PPM"),
-    "ICO": photo(encoded(picture(), "ICO"), "unsupported-format", "is ICO"),
-    "JPEG 2000": photo(
-        encoded(picture(), "JPEG2000") if features.check("jpg_2000") else b"\xff\x4f\xff\x51",
-        "unsupported-format" if features.check("jpg_2000") else "undecodable-image",
+    "PPM: cut": photo(encoded(picture(), "PPM")[:-9], "truncated-image"),
+    "a film": photo(b"\x00\x00\x01\xb3" + bytes(99), "unsupported-format", "is MPEG"),
+    "JPEG 2000: cut": photo(
+        encoded(picture(), "JPEG2000")[:99] if features.check("jpg_2000") else b"\xff\x4f\xff\x51",
+        "truncated-image" if features.check("jpg_2000") else "undecodable-image",
     ),
     "EPS": photo(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 12\n%%EndComments\n",

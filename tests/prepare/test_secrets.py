@@ -115,7 +115,7 @@ def test_masks_of_listed_urls_are_named_without_signatures(
     names = sorted(path.name for path in golden.images("val").iterdir())
     urls = [f"{place}/photos/{name}?signature=sesame&more=a.b" for name in names]
     (tmp_path / "list.txt").write_text("\n".join(urls))
-    inputs = list_inputs(str(tmp_path / "list.txt"), str(tmp_path / "out"))
+    inputs = list_inputs(str(tmp_path / "list.txt"), str(tmp_path / "out")).images
     assert [image.name for image in inputs] == [name.partition(".")[0] for name in names]
     assert not [image for image in inputs if "sesame" in image.source]
     assert inputs[0].read()[0].ndim == 3
