@@ -371,6 +371,10 @@ def infer(
 @click.option(
     "--pictures", type=int, metavar="N", help="Write N image / truth / prediction pictures. [0]"
 )
+@click.option("--quick", is_flag=True, default=None, help="Neither boundary IoU nor calibration.")
+@click.option(
+    "--compare-tta", is_flag=True, default=None, help="Also measure without TTA, in the same run."
+)
 @common_options
 def evaluate(
     config_file: str | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool, **flags: Any

@@ -1,11 +1,8 @@
-"""Masks as pictures for people: the VOC colour map, overlays and side by sides.
-
-Source of the colours: the PASCAL VOC development kit (`VOCdevkit`, ``VOClabelcolormap.m``), where
-the bits of a class number are dealt to red, green and blue from the highest bit down.
-"""
+"""Masks as pictures for people: colors of classes, overlays, legends and side by sides."""
 
 import functools
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +10,15 @@ from PIL import Image, ImageDraw
 
 VOID_COLOR = (224, 224, 192)
 """VOC's colour of ignored pixels."""
+ERROR_COLOR = (255, 0, 0)
 
 
 @functools.cache
 def voc_colormap(size: int = 256) -> NDArray[np.uint8]:
     """Return the VOC colour map.
+
+    The bits of a class number are dealt to red, green and blue from the highest bit down. Source:
+    the PASCAL VOC development kit (`VOCdevkit`, ``VOClabelcolormap.m``).
 
     Returns
     -------
@@ -33,8 +34,58 @@ def voc_colormap(size: int = 256) -> NDArray[np.uint8]:
     return colors
 
 
-def mask_to_color(mask: NDArray[np.integer], ignore_index: int | None = None) -> NDArray[np.uint8]:
-    """Colour a mask by the VOC map.
+@functools.cache
+def distinct_colormap(size: int = 256) -> NDArray[np.uint8]:
+    """Return colors that are easy to tell apart: each is as far as possible from those before it.
+
+    Distances are those of CIELAB. Beyond 256 classes the colors are those of `voc_colormap`.
+
+    Returns
+    -------
+    ndarray
+        uint8, shape (size, 3): RGB by train id; 0 is black. Read-only.
+    """
+    steps = np.arange(0, 256, 17)
+    grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab = _lab(grid)
+    bright = (lab[:, 0] > 30) & (lab[:, 0] < 92)
+    grid, lab = grid[bright], lab[bright]
+    colors = voc_colormap(size).copy()
+    taken = _lab(np.array([(0, 0, 0), (255, 255, 255), (128, 128, 128), VOID_COLOR]))
+    nearest = np.linalg.norm(lab[:, None] - taken, axis=2).min(axis=1)
+    for train_id in range(1, min(size, 256)):
+        place = int(nearest.round(6).argmax())
+        colors[train_id] = grid[place]
+        nearest = np.minimum(nearest, np.linalg.norm(lab - lab[place], axis=1))
+    colors.flags.writeable = False
+    return colors
+
+
+def _lab(rgb: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Convert sRGB, 0…255, shape (N, 3), to CIELAB (D65). Source: IEC 61966-2-1, CIE 15."""
+    part = rgb / 255
+    linear = np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array(
+        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    )
+    xyz = linear @ to_xyz.T / to_xyz.sum(axis=1)
+    root = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
+    x, y, z = root.T
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+
+
+Palette = Literal["distinct", "voc"]
+
+
+def colormap(palette: Palette, size: int) -> NDArray[np.uint8]:
+    """Return the colors of a palette, uint8 RGB by train id, shape (size, 3). Read-only."""
+    return voc_colormap(size) if palette == "voc" else distinct_colormap(size)
+
+
+def mask_to_color(
+    mask: NDArray[np.integer], ignore_index: int | None = None, palette: Palette = "distinct"
+) -> NDArray[np.uint8]:
+    """Colour a mask.
 
     Parameters
     ----------
@@ -57,11 +108,11 @@ def mask_to_color(mask: NDArray[np.integer], ignore_index: int | None = None) ->
     if mask.ndim != 2 or mask.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"a mask is uint8 or uint16 (H, W), not {mask.dtype} {mask.shape}")
     largest = int(np.iinfo(mask.dtype).max)
-    colormap = voc_colormap(largest + 1).copy()
-    void = largest if ignore_index is None else ignore_index
+    colors = colormap(palette, largest + 1).copy()
+    void = _void(mask, ignore_index)
     if void <= largest:
-        colormap[void] = VOID_COLOR
-    return np.take(colormap, mask, axis=0)
+        colors[void] = VOID_COLOR
+    return np.take(colors, mask, axis=0)
 
 
 def overlay_mask(
@@ -69,6 +120,7 @@ def overlay_mask(
     mask: NDArray[np.integer],
     alpha: float = 0.55,
     ignore_index: int | None = None,
+    palette: Palette = "distinct",
 ) -> NDArray[np.uint8]:
     """Lay a coloured mask over its photograph; background stays clear.
 
@@ -95,11 +147,87 @@ def overlay_mask(
         raise ValueError(f"image {image.shape} and mask {mask.shape} differ in size")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is 0…1, not {alpha}")
-    blended = np.multiply(mask_to_color(mask, ignore_index), alpha, dtype=np.float32)
+    blended = np.multiply(mask_to_color(mask, ignore_index, palette), alpha, dtype=np.float32)
     blended += np.multiply(image, 1 - alpha, dtype=np.float32)
     overlay = np.rint(blended, out=blended).astype(np.uint8)
     np.copyto(overlay, image, where=(mask == 0)[..., None])
     return overlay
+
+
+def overlay_errors(
+    image: NDArray[np.uint8],
+    truth: NDArray[np.integer],
+    prediction: NDArray[np.integer],
+    ignore_index: int,
+) -> NDArray[np.uint8]:
+    """Mark the wrong pixels of a prediction red on a gray image; what is ignored is darkened.
+
+    Parameters
+    ----------
+    image
+        uint8 RGB, shape (H, W, 3).
+    truth, prediction
+        Train ids, shape (H, W).
+
+    Returns
+    -------
+    ndarray
+        uint8 RGB, shape (H, W, 3).
+    """
+    gray = np.array(Image.fromarray(image).convert("L"))
+    ignored = truth == ignore_index
+    gray = np.where(ignored, gray // 3, gray // 2 + 96).astype(np.uint8)
+    marked = np.repeat(gray[..., None], 3, axis=2)
+    wrong = (truth != prediction) & ~ignored
+    marked[wrong] = (marked[wrong] // 3 + np.array(ERROR_COLOR, np.uint16) * 2 // 3).astype(
+        np.uint8
+    )
+    return marked
+
+
+def add_legend(
+    image: NDArray[np.uint8],
+    mask: NDArray[np.integer],
+    names: Sequence[str],
+    palette: Palette = "distinct",
+) -> Image.Image:
+    """Append the names and colors of the classes in a mask below an image.
+
+    Parameters
+    ----------
+    image
+        uint8 RGB, shape (H, W, 3).
+    mask
+        Train ids, shape (H, W).
+    names
+        Class names by train id.
+
+    Returns
+    -------
+    Image
+        RGB, W pixels wide, at least H high.
+    """
+    height, width = image.shape[:2]
+    entries = [int(i) for i in np.unique(mask) if 0 < i < len(names)]
+    places, key_height = _key_places([names[i] for i in entries], width, 4)
+    sheet = Image.new("RGB", (width, height + key_height + (4 if entries else 0)), "white")
+    sheet.paste(Image.fromarray(image))
+    _draw_key(sheet, entries, names, [(x, height + 4 + y) for x, y in places], palette)
+    return sheet
+
+
+def _draw_key(
+    sheet: Image.Image,
+    entries: Sequence[int],
+    names: Sequence[str],
+    places: Sequence[tuple[int, int]],
+    palette: Palette,
+) -> None:
+    draw, colors = ImageDraw.Draw(sheet), colormap(palette, max(256, len(names)))
+    for train_id, (x, top) in zip(entries, places, strict=True):
+        red, green, blue = colors[train_id].tolist()
+        draw.rectangle((x, top, x + 10, top + 10), fill=(red, green, blue), outline="black")
+        draw.text((x + 14, top - 1), names[train_id], fill="black")
 
 
 def visualize_prediction(
@@ -109,7 +237,7 @@ def visualize_prediction(
     names: Sequence[str] = (),
     ignore_index: int | None = None,
 ) -> Image.Image:
-    """Put image, truth and prediction side by side, with captions and a colour key.
+    """Put image, truth, prediction and errors side by side, with captions and a colour key.
 
     Parameters
     ----------
@@ -123,17 +251,18 @@ def visualize_prediction(
     Returns
     -------
     Image
-        RGB, three panels of W × H with a caption each.
+        RGB, four panels of W × H with a caption each.
     """
     panels = [
         ("image", image),
         ("truth", overlay_mask(image, truth, ignore_index=ignore_index)),
         ("prediction", overlay_mask(image, prediction, ignore_index=ignore_index)),
+        ("errors", overlay_errors(image, truth, prediction, _void(truth, ignore_index))),
     ]
     height, width = truth.shape
     gap, caption = 6, 16
     entries = [int(i) for i in np.union1d(truth, prediction) if 0 < i < len(names)]
-    total = 3 * width + 4 * gap
+    total = len(panels) * width + (len(panels) + 1) * gap
     places, key_height = _key_places([names[i] for i in entries], total, gap)
     sheet = Image.new("RGB", (total, height + caption + 2 * gap + key_height), "white")
     draw = ImageDraw.Draw(sheet)
@@ -141,12 +270,13 @@ def visualize_prediction(
         left = gap + i * (width + gap)
         draw.text((left, 2), title, fill="black")
         sheet.paste(Image.fromarray(pixels), (left, caption))
-    for train_id, (x, y) in zip(entries, places, strict=True):
-        top = height + caption + gap + y
-        color = tuple(int(v) for v in voc_colormap(len(names))[train_id])
-        draw.rectangle((x, top, x + 10, top + 10), fill=color, outline="black")
-        draw.text((x + 14, top - 1), names[train_id], fill="black")
+    below = [(x, height + caption + gap + y) for x, y in places]
+    _draw_key(sheet, entries, names, below, "distinct")
     return sheet
+
+
+def _void(mask: NDArray[np.integer], ignore_index: int | None) -> int:
+    return int(np.iinfo(mask.dtype).max) if ignore_index is None else ignore_index
 
 
 def _key_places(names: Sequence[str], width: int, gap: int) -> tuple[list[tuple[int, int]], int]:

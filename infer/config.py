@@ -51,9 +51,17 @@ class InferConfig(ReadConfig):
     coco_json: bool = False
     """Write OUTPUT/coco.json: one annotation for each class of an image, as RLE."""
     color: bool = False
-    """Write VOC-coloured masks to OUTPUT/color/."""
+    """Write colored masks to OUTPUT/color/."""
     overlay: bool = False
-    """Write masks over their photographs to OUTPUT/overlay/."""
+    """Write masks over their images to OUTPUT/overlay/."""
+    legend: bool = True
+    """Append the names and colors of the classes below each overlay."""
+    palette: Literal["distinct", "voc"] = "distinct"
+    """Colors of the classes in color/ and overlay/: easy to tell apart, or those of PASCAL VOC."""
+    quick: bool = False
+    """'eval' computes neither boundary IoU nor calibration."""
+    compare_tta: bool = False
+    """'eval' also measures without test-time augmentation, in the same run."""
     pictures: NonNegativeInt = 0
     """How many image / truth / prediction pictures 'eval' writes to OUTPUT/pictures/."""
     device: str = "auto"

@@ -19,9 +19,17 @@ from tqdm import tqdm
 from ..colors import visualize_prediction
 from ..distributed.group import Group, process_group
 from ..errors import ConfigError
+from ..metrics import Scores
 from ..model.config import ModelConfig
 from ..model.precision import tf32
-from ..model.score import NetworkPredicts, Predicts, Scored, check_totals, scored
+from ..model.score import (
+    NetworkPredicts,
+    Predicts,
+    Scored,
+    check_totals,
+    confusion_of,
+    scored,
+)
 from ..model.weights import find_checkpoint
 from ..printable import redacted
 from ..shards.plan import evaluation_batches
@@ -37,13 +45,16 @@ from .evaluation.page import render_evaluation
 from .evaluation.predicted import PredictedMasks
 from .evaluation.result import Evaluation as Evaluation  # what `evaluate` returns
 from .evaluation.tally import Tally
-from .folder import SETTINGS, used_settings
+from .folder import CLASSES, SETTINGS, used_settings
 from .inputs import resolved
+from .outputs import classes_json
 from .predictor import explained_memory
 from .views import views_of
 
 METRICS = "metrics.json"
-_FILES = (SETTINGS, "classes.csv", "images.csv", "report.html", METRICS)
+_FILES = (
+    *(SETTINGS, CLASSES, "classes.csv", "images.csv", "image_classes.csv", "report.html", METRICS),
+)
 """In the order in which they are written."""
 
 
@@ -109,6 +120,8 @@ def plan_evaluation(config: InferConfig) -> EvaluationPlan:
             "infer.min_confidence: a checkpoint is scored at every pixel; to score masks that "
             "leave doubtful pixels out, write them by 'cocoseg infer', then 'eval --predictions'"
         )
+    if config.compare_tta and not (config.use_tta and config.checkpoint):
+        raise ConfigError("--compare-tta: needs --checkpoint, and --tta, which is the default")
     if not config.shards:
         raise ConfigError("--shards: give at least one folder of shards")
     twice = [url for url, count in Counter(map(resolved, config.shards)).items() if count > 1]
@@ -172,7 +185,13 @@ def evaluate(config: InferConfig, model: ModelConfig, progress: bool = False) ->
                     (plan.output.location / METRICS).remove()  # these will be of others
         with group.together(), explained(plan.output.location):
             part = _score(predicts, plan, batches, progress and group.leads)
-        result = _joined(part, plan, checkpoint, group)
+        without_tta = None
+        if config.compare_tta:
+            with group.together():
+                confusion = _without_tta(predicts, plan, batches)
+            confusion = group.sum(torch.from_numpy(confusion)).numpy()
+            without_tta = Scores.from_confusion(confusion)
+        result = _joined(part, plan, checkpoint, without_tta, group)
         with group.together():
             check_totals(result.tally.confusion, shards)
         with group.together(), explained(plan.output.location):
@@ -189,7 +208,16 @@ def _source(
     if plan.masks is not None:
         return None, plan.masks
     predictor, checkpoint = load_checkpoint(plan.config, model, plan.shards.taxonomy, device)
-    return checkpoint, NetworkPredicts(predictor, confidence=True)
+    return checkpoint, NetworkPredicts(predictor, confidence=not plan.config.quick)
+
+
+def _without_tta(
+    predicts: Predicts, plan: EvaluationPlan, batches: Sequence[range]
+) -> NDArray[np.int64]:
+    """Return the confusion matrix of one view of each image."""
+    assert isinstance(predicts, NetworkPredicts)
+    with explained_memory():
+        return confusion_of(predicts.without_augmentation(), plan.shards, batches)
 
 
 def _score(
@@ -200,14 +228,15 @@ def _score(
     part = _Part(Tally.empty(taxonomy.num_classes), [], Worst())
 
     def finish(one: Scored) -> tuple[Tally, ImageScore, ShownImage | None]:
-        score = ImageScore.of(one.position, one.sample, one.confusion)
+        file_name = str(plan.shards.read_meta(one.position).get("file_name", one.sample.key))
+        score = ImageScore.of(one.position, one.sample, file_name, one.confusion)
         shown = None
         if part.worst.admits(score):  # of the images so far, so perhaps not of all
             confusion = one.confusion
             shown = ShownImage.of(score, one.sample, one.mask, confusion, taxonomy.ignore_index)
         if one.position < config.pictures:
             _write_picture(one.sample, one.mask, taxonomy, plan.output.location)
-        return Tally.of(one, taxonomy), score, shown
+        return Tally.of(one, taxonomy, boundary=not config.quick), score, shown
 
     size = sum(map(len, batches))
     with explained_memory(), tqdm(total=size, unit="img", disable=not progress) as bar:
@@ -221,7 +250,11 @@ def _score(
 
 
 def _joined(
-    part: _Part, plan: EvaluationPlan, checkpoint: Checkpoint | None, group: Group
+    part: _Part,
+    plan: EvaluationPlan,
+    checkpoint: Checkpoint | None,
+    without_tta: Scores | None,
+    group: Group,
 ) -> Evaluation:
     """Put together what all processes found; integers, so that their number does not matter."""
     taxonomy = plan.shards.taxonomy
@@ -237,6 +270,8 @@ def _joined(
         tally=Tally.from_vector(vector, taxonomy.num_classes),
         images=tuple(sorted(images, key=lambda score: score.position)),
         worst=tuple(worst.shown),
+        quick=plan.config.quick,
+        without_tta=without_tta,
     )
 
 
@@ -261,8 +296,10 @@ def _write(result: Evaluation, plan: EvaluationPlan, model: ModelConfig) -> None
     (output / METRICS).remove()
     contents = (
         used_settings(plan.config, model),
+        classes_json(plan.config, result.taxonomy),
         result.classes_csv(),
         result.images_csv(),
+        result.image_classes_csv(),
         render_evaluation(result),
         json.dumps(result.to_dict(), indent=1) + "\n",
     )

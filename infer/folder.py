@@ -11,7 +11,7 @@ from ..storage import Location
 from ..storage.output import FILES, OutputFolder, read_ledger
 from .config import InferConfig
 
-SETTINGS = "config.yaml"
+SETTINGS, CLASSES = "config.yaml", "classes.json"
 PREDICTIONS, COCO_JSON = "predictions.jsonl", "coco.json"
 FOLDERS = ("color", "overlay", "confidence", "probabilities")
 """Folders of an inference for everything but masks."""

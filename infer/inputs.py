@@ -21,9 +21,9 @@ from ..shards.tarball import key_path
 from ..storage import LocalPath, Location, locate, stamps
 from ..storage.location import LOCK
 from ..storage.output import FILES, folders_of
-from .folder import COCO_JSON, FOLDERS, PREDICTIONS, PROGRESS, SETTINGS, files_of_outputs
+from .folder import CLASSES, COCO_JSON, FOLDERS, PREDICTIONS, PROGRESS, SETTINGS, files_of_outputs
 
-_RESERVED = {*FOLDERS, PROGRESS, PREDICTIONS, COCO_JSON, SETTINGS, FILES, LOCK}
+_RESERVED = {*FOLDERS, PROGRESS, PREDICTIONS, COCO_JSON, SETTINGS, CLASSES, FILES, LOCK}
 """What the output holds beside the masks, in lower case."""
 _LISTS = (".txt", ".lst")
 _WILD = "*?["

@@ -3,13 +3,14 @@
 # C classes, H W pixels of the photograph
 
 import io
+import json
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..colors import mask_to_color, overlay_mask
+from ..colors import add_legend, colormap, mask_to_color, overlay_mask
 from ..model.predictor import Prediction
 from ..shards.png import Mask, encode_mask
 from ..storage import locate
@@ -47,6 +48,7 @@ class Outputs:
         self._folder = locate(str(config.output))
         self._ignore_index = taxonomy.ignore_index
         self._bits = taxonomy.bits
+        self._names = taxonomy.names
         needed = config.ids == "coco" or config.coco_json
         self._category_ids = category_ids(taxonomy) if needed else []
 
@@ -85,14 +87,18 @@ class Outputs:
             mask = np.where(doubtful, mask.dtype.type(self._ignore_index), mask)
         self._put(files["mask"], encode_mask(self._numbered(mask)))
         if config.color:
-            self._put(files["color"], _png(mask_to_color(mask, self._ignore_index)))
+            colors = mask_to_color(mask, self._ignore_index, config.palette)
+            self._put(files["color"], _png(Image.fromarray(colors)))
         if config.overlay:
-            picture = overlay_mask(image, mask, ignore_index=self._ignore_index)
-            self._put(files["overlay"], _png(picture))
+            picture = overlay_mask(
+                image, mask, ignore_index=self._ignore_index, palette=config.palette
+            )
+            names = self._names if config.legend else ()
+            self._put(files["overlay"], _png(add_legend(picture, mask, names, config.palette)))
         if config.confidence:
             assert prediction.confidence is not None
             gray = np.rint(prediction.confidence * 255).astype(np.uint8)
-            self._put(files["confidence"], _png(gray))
+            self._put(files["confidence"], _png(Image.fromarray(gray)))
         if config.probabilities:
             assert prediction.probabilities is not None
             buffer = io.BytesIO()
@@ -130,7 +136,16 @@ def _narrowed(mask: NDArray[np.integer], bits: int) -> Mask:
     return mask.astype(np.uint8) if bits == 8 else mask.astype(np.uint16)
 
 
-def _png(pixels: NDArray[np.uint8]) -> bytes:
+def classes_json(config: InferConfig, taxonomy: Taxonomy) -> str:
+    """Return the content of ``classes.json``: names, category ids and colors by train id."""
+    content = taxonomy.to_dict()
+    colors = colormap(config.palette, max(256, taxonomy.num_classes))
+    for entry in content["classes"]:
+        entry["color"] = f"#{colors[entry['train_id']].tobytes().hex()}"
+    return json.dumps(content, indent=1) + "\n"
+
+
+def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
+    picture.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()

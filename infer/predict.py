@@ -27,9 +27,9 @@ from ..printable import redacted
 from ..storage import locate
 from ..storage.output import OutputFolder, explained
 from .config import InferConfig
-from .folder import SETTINGS, refuse_loss, used_settings
+from .folder import CLASSES, SETTINGS, refuse_loss, used_settings
 from .inputs import InputImage, list_inputs, resolved
-from .outputs import Outputs
+from .outputs import Outputs, classes_json
 from .predictor import explained_memory, load_predictor
 from .progress import Progress, batch_id, identity, refuse_strange_notes, wanted_files
 from .views import views_of
@@ -170,6 +170,8 @@ def predict(
                 check = held.enter_context(told.begun())
                 settings = plan.output.location / SETTINGS
                 settings.publish_bytes(used_settings(config, model).encode())
+                classes = plan.output.location / CLASSES
+                classes.publish_bytes(classes_json(config, loaded.taxonomy).encode())
         done = group.gather(told.done() if group.leads else set())[0]
         with group.together(), explained(plan.output.location):
             own = list(itertools.islice(batches.items(), group.rank, None, group.world_size))

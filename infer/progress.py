@@ -28,7 +28,7 @@ from ..storage.remote import REQUESTS
 from ..taxonomy import Taxonomy
 from .coco_json import SEGMENT_KEYS, coco_dataset
 from .config import InferConfig
-from .folder import COCO_JSON, PREDICTIONS, PROGRESS, SETTINGS
+from .folder import CLASSES, COCO_JSON, PREDICTIONS, PROGRESS, SETTINGS
 from .inputs import InputImage
 from .outputs import files_of
 
@@ -38,6 +38,7 @@ _VERSION = 2  # of what the same photographs are predicted to
 _COCO_JSON_VERSION = 3  # of what COCO_JSON holds
 _WITHOUT_EFFECT = {
     *("checkpoint", "input", "shards", "predictions", "output", "device", "pictures"),
+    *("quick", "compare_tta"),
     *("remote", "cache_dir", "cache_bytes"),
 }
 
@@ -62,7 +63,7 @@ def wanted_files(config: InferConfig, images: Iterable[InputImage]) -> set[str]:
     """Return the relative paths of what a run of such settings leaves, notes not included."""
     lists = (PREDICTIONS, COCO_JSON) if config.coco_json else (PREDICTIONS,)
     of_images = (file for image in images for file in files_of(config, image.name).values())
-    return {SETTINGS, *lists, *of_images}
+    return {SETTINGS, CLASSES, *lists, *of_images}
 
 
 def refuse_strange_notes(output: Location) -> None:

@@ -5,6 +5,7 @@ images → resized once per scale (any thread) → network, by views → strips 
 
 # B batch, C classes, H W pixels of the image, h w of the network's input
 
+import copy
 import logging
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -171,6 +172,12 @@ class Predictor:
         self._batch_size = batch_size
         self._strip = strip_numbers(self.device)
         self._origin = origin
+
+    def without_augmentation(self) -> "Predictor":
+        """Return one of the same network that sees each image once, as it is."""
+        other = copy.copy(self)
+        other._views, other._scales = [View()], [1.0]
+        return other
 
     def resize(self, image: NDArray[np.uint8]) -> list[NDArray[np.uint8]] | None:
         """Resize an image to each scale once, in any thread; None if it will be cut into tiles."""

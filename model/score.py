@@ -78,6 +78,10 @@ class NetworkPredicts:
         self._confidence = confidence
         self.device = predictor.device
 
+    def without_augmentation(self) -> "NetworkPredicts":
+        """Return one that scores a single view of each image, without confidence."""
+        return NetworkPredicts(self._predictor.without_augmentation(), confidence=False)
+
     def prepare(self, sample: Sample) -> Any:
         """Resize the image."""
         return self._predictor.resize(sample.image)

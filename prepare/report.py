@@ -124,6 +124,12 @@ class _Content:
         return sum((Counter(m.counts) for m in self.manifests), Counter[str]())
 
     @cached_property
+    def file_names(self) -> dict[str, str]:
+        """By key."""
+        images = (image for split in self.plan.splits for image in split.images)
+        return {image.key: image.entry.file_name for image in images}
+
+    @cached_property
     def quarantined(self) -> tuple[Quarantined, ...]:
         return tuple(entry for shard in self.built for entry in shard.quarantined)
 
@@ -241,12 +247,13 @@ def _sample_picture(content: _Content, place: int) -> Picture:
     file = content.shard_files[int(content.index.samples["shard"][place])]
     tags = _tags(content, row)
     names = ", ".join(tag.text for tag in tags) or "no instances"
+    caption = f"{row.key} · {shortened(content.file_names[row.key], _MAX_LETTERS)}"
     try:
         image = _decode_sample(content, file, row)
     except _UNREADABLE as error:
-        return Picture(None, f"cannot be shown: {error}", row.key, tags)
+        return Picture(None, f"cannot be shown: {error}", caption, tags)
     alt = f"{row.key}: {names}" if content.plan.labelled else row.key
-    return Picture(image, alt, row.key, tags)
+    return Picture(image, alt, caption, tags)
 
 
 def _decode_sample(content: _Content, file: Location, row: IndexRow) -> Jpeg:

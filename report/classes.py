@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..colors import VOID_COLOR, voc_colormap
+from ..colors import VOID_COLOR, distinct_colormap
 from ..taxonomy import Taxonomy
 from .blocks import Block, Cell, Number, Paragraph, Table, Tag
 from .charts import Bar, Bars
@@ -17,7 +17,7 @@ def class_tag(taxonomy: Taxonomy, train_id: int) -> Tag:
     """Return the name and the colour that a train id, or the ignore index, has in the pictures."""
     if train_id == taxonomy.ignore_index:
         return Tag("(ignored)", _hex(VOID_COLOR))
-    color = voc_colormap(taxonomy.ignore_index + 1)[train_id].tolist()
+    color = distinct_colormap(taxonomy.ignore_index + 1)[train_id].tolist()
     return Tag(shortened(taxonomy.classes[train_id].name, _LETTERS), _hex(color))
 
 

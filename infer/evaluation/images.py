@@ -5,10 +5,12 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...colors import overlay_errors
 from ...metrics import Scores
 from ...report.blocks import Jpeg
 from ...report.thumbnails import overlay_thumbnail, thumbnail
@@ -18,6 +20,15 @@ WORST = 24
 """How many images the report shows."""
 
 
+class ClassScore(NamedTuple):
+    """The score of one class in one image."""
+
+    train_id: int
+    iou: float
+    pixels: int
+    predicted: int
+
+
 @dataclass(frozen=True, slots=True)
 class ImageScore:
     """The score of one image alone."""
@@ -25,6 +36,8 @@ class ImageScore:
     position: int
     """Of the sample in the shards."""
     key: str
+    file_name: str
+    """Of the image as its sample records it; the key where it records none."""
     height: int
     width: int
     pixels: int
@@ -35,9 +48,13 @@ class ImageScore:
     worst_class: int
     """Train id of the lowest IoU, the first of equal ones; -1 if all is ignored."""
     worst_iou: float
+    classes: tuple["ClassScore", ...]
+    """Of the classes that are there or were predicted, by train id."""
 
     @classmethod
-    def of(cls, position: int, sample: Sample, confusion: NDArray[np.int64]) -> "ImageScore":
+    def of(
+        cls, position: int, sample: Sample, file_name: str, confusion: NDArray[np.int64]
+    ) -> "ImageScore":
         """Score one image from its confusion matrix, shape (C, C + 1)."""
         scores = Scores.from_confusion(confusion)
         known = not math.isnan(scores.miou)
@@ -45,6 +62,7 @@ class ImageScore:
         return cls(
             position=position,
             key=sample.key,
+            file_name=file_name,
             height=sample.mask.shape[0],
             width=sample.mask.shape[1],
             pixels=int(confusion.sum()),
@@ -52,6 +70,15 @@ class ImageScore:
             pixel_accuracy=scores.pixel_accuracy,
             worst_class=worst,
             worst_iou=float(scores.iou[worst]) if known else math.nan,
+            classes=tuple(
+                ClassScore(
+                    int(train_id),
+                    float(scores.iou[train_id]),
+                    int(scores.pixels[train_id]),
+                    int(scores.predicted[train_id]),
+                )
+                for train_id in np.flatnonzero(~np.isnan(scores.iou))
+            ),
         )
 
 
@@ -63,6 +90,7 @@ class ShownImage:
     image: Jpeg
     truth: Jpeg
     prediction: Jpeg
+    errors: Jpeg
     true_classes: tuple[int, ...]
     """Train ids in the truth, the largest first, background last."""
     predicted_classes: tuple[int, ...]
@@ -83,6 +111,7 @@ class ShownImage:
             thumbnail(sample.image),
             overlay_thumbnail(sample.image, sample.mask, ignore_index),
             overlay_thumbnail(sample.image, prediction, ignore_index),
+            thumbnail(overlay_errors(sample.image, sample.mask, prediction, ignore_index)),
             _by_size(confusion.sum(axis=1)),
             _by_size(confusion[:, :-1].sum(axis=0)),
         )

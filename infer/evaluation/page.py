@@ -28,9 +28,11 @@ from ...report.page import Section, render
 from ...report.reliability import ReliabilityBin, ReliabilityDiagram
 from ...storage import locate
 from .calibration import Calibration
+from .checkpoint import Checkpoint
 from .images import ShownImage
 from .result import NO_PREDICTION, Evaluation
 
+_WORST_OF_CLASS = 3
 _TAGS = 5  # class names under a picture
 _ABSENT = 40  # names of classes that are nowhere
 _STEPS = 10  # bars of the images by mIoU
@@ -39,9 +41,15 @@ _STEPS = 10  # bars of the images by mIoU
 def render_evaluation(result: Evaluation) -> str:
     """Return the report as the text of one HTML file that needs no other."""
     checkpoint = result.checkpoint
-    what = checkpoint.name if checkpoint else _last(str(result.predictions))
+    what = _checkpoint(checkpoint) if checkpoint else _last(str(result.predictions))
     title = f"Evaluation of {what} on {', '.join(map(_last, result.shards))}"
     return render(title, list(_sections(result)))
+
+
+def _checkpoint(checkpoint: Checkpoint) -> str:
+    """Return which checkpoint of which run it is."""
+    given = _last(checkpoint.path)
+    return given if given.endswith(checkpoint.name) else f"{given} ({checkpoint.name})"
 
 
 def _last(path: str) -> str:
@@ -68,7 +76,6 @@ def _overview(result: Evaluation) -> Iterator[Block]:
     figures = [
         Figure("mIoU", _percent(scores.miou), classes),
         Figure("mIoU without background", _percent(scores.miou_foreground)),
-        Figure("boundary mIoU", _percent(mean(result.boundary_iou)), "how well outlines are met"),
         Figure("mean Dice", _percent(scores.mean_dice)),
         Figure("frequency-weighted IoU", _percent(scores.frequency_weighted_iou)),
         Figure(
@@ -77,6 +84,13 @@ def _overview(result: Evaluation) -> Iterator[Block]:
             f"mean over classes {_percent(scores.mean_accuracy)}",
         ),
     ]
+    if not result.quick:
+        detail = "agreement along object boundaries"
+        figures.insert(2, Figure("boundary mIoU", _percent(mean(result.boundary_iou)), detail))
+    if result.without_tta is not None:
+        gain = 100 * (scores.miou - result.without_tta.miou)
+        detail = f"with augmentation {gain:+.2f} points"
+        figures.append(Figure("mIoU without TTA", _percent(result.without_tta.miou), detail))
     if result.calibration is not None:
         detail = "distance of probability and truth"
         figures.append(Figure("calibration error", _percent(result.calibration.ece), detail))
@@ -182,6 +196,19 @@ def _images(result: Evaluation) -> Iterator[Block]:
             "lists all."
         )
         yield Comparisons([_comparison(result, shown) for shown in result.worst])
+    rows: list[list[Cell]] = [
+        [
+            class_tag(result.taxonomy, train_id),
+            image.key,
+            image.file_name,
+            Number(iou, f"{iou:.1%}"),
+        ]
+        for train_id in result.seen
+        for image, iou in result.worst_of_class(train_id, _WORST_OF_CLASS)
+    ]
+    if rows:
+        columns = ("class", "key", "file name", "IoU in this image")
+        yield Table("The worst images of each class", columns, rows)
 
 
 def _comparison(result: Evaluation, shown: ShownImage) -> Comparison:
@@ -190,9 +217,10 @@ def _comparison(result: Evaluation, shown: ShownImage) -> Comparison:
         Panel("image", shown.image),
         Panel("truth", shown.truth, _tags(result, shown.true_classes)),
         Panel("prediction", shown.prediction, _tags(result, shown.predicted_classes)),
+        Panel("errors (red)", shown.errors),
     )
     detail = f"mIoU {score.miou:.1%}, {score.pixel_accuracy:.1%} of the pixels right"
-    return Comparison(score.key, detail, panels)
+    return Comparison(f"{score.key} · {score.file_name}", detail, panels)
 
 
 def _tags(result: Evaluation, train_ids: Sequence[int]) -> list[Tag]:
@@ -241,7 +269,7 @@ def _inputs(result: Evaluation) -> Iterator[Block]:
     rows: list[tuple[Cell, ...]] = []
     if result.checkpoint is not None:
         rows += [
-            ("checkpoint", result.checkpoint.name),
+            ("checkpoint", _checkpoint(result.checkpoint)),
             ("digest of its weights (XXH3-128)", result.checkpoint.digest),
             ("views of each image", str(result.views)),
         ]
@@ -252,5 +280,5 @@ def _inputs(result: Evaluation) -> Iterator[Block]:
     yield Table("Inputs", ("what", "which"), rows)
     yield Paragraph(
         "Scores are those of all pixels together, at the masks' own resolution; metrics.json has "
-        "them in full, classes.csv and images.csv as tables."
+        "them in full, classes.csv, images.csv and image_classes.csv as tables."
     )

@@ -54,6 +54,10 @@ class Evaluation:
     """In the order of the shards."""
     worst: tuple[ShownImage, ...]
     """The worst first."""
+    quick: bool = False
+    """Whether boundary IoU and calibration were left out."""
+    without_tta: Scores | None = None
+    """The scores without test-time augmentation, if they were asked for too."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -77,13 +81,13 @@ class Evaluation:
 
     @cached_property
     def boundary_iou(self) -> NDArray[np.float64]:
-        """Boundary IoU by class, shape (C,); NaN where neither has a boundary."""
+        """Boundary IoU by class, shape (C,); NaN where neither has a boundary, or if `quick`."""
         return boundary_iou(self.tally.boundary)
 
     @cached_property
     def calibration(self) -> Calibration | None:
         """None where there were no probabilities."""
-        if self.checkpoint is None:
+        if self.checkpoint is None or self.quick:
             return None
         return Calibration.from_counts(self.tally.calibration)
 
@@ -152,8 +156,14 @@ class Evaluation:
                 }
                 for one in self.confusions
             ],
+            "without_tta": self.without_tta and self.without_tta.to_dict(self.names),
             "worst_images": [
-                {"key": shown.score.key, "mIoU": shown.score.miou} for shown in self.worst
+                {
+                    "key": shown.score.key,
+                    "file_name": shown.score.file_name,
+                    "mIoU": shown.score.miou,
+                }
+                for shown in self.worst
             ],
             "classes": classes,
         }
@@ -175,12 +185,12 @@ class Evaluation:
         """Return ``images.csv``: a row for each image, in the order of the shards."""
         return _csv(
             (
-                *("key", "width", "height", "pixels", "mIoU", "pixel_accuracy"),
+                *("key", "file_name", "width", "height", "pixels", "mIoU", "pixel_accuracy"),
                 *("worst_class", "worst_IoU"),
             ),
             (
                 (
-                    *(one.key, one.width, one.height, one.pixels),
+                    *(one.key, one.file_name, one.width, one.height, one.pixels),
                     *(_cell(one.miou), _cell(one.pixel_accuracy)),
                     "" if one.worst_class < 0 else self.names[one.worst_class],
                     _cell(one.worst_iou),
@@ -188,6 +198,27 @@ class Evaluation:
                 for one in self.images
             ),
         )
+
+    def image_classes_csv(self) -> str:
+        """Return ``image_classes.csv``: a row for each class of each image."""
+        return _csv(
+            ("key", "file_name", "train_id", "name", "IoU", "pixels", "predicted_pixels"),
+            (
+                (image.key, image.file_name, one.train_id, self.names[one.train_id], *one[1:])
+                for image in self.images
+                for one in image.classes
+            ),
+        )
+
+    def worst_of_class(self, train_id: int, count: int) -> list[tuple[ImageScore, float]]:
+        """Return the images in which a class scores worst, with its IoU, the worst first."""
+        found = [
+            (image, one.iou)
+            for image in self.images
+            for one in image.classes
+            if one.train_id == train_id
+        ]
+        return sorted(found, key=lambda pair: (pair[1], pair[0].position))[:count]
 
     def table(self) -> str:
         """Return the scores for people: every class that occurs, the rest counted."""
@@ -209,13 +240,17 @@ class Evaluation:
             f"; {absent} neither occur nor were predicted" if absent else ""
         )
         yield f"without background {scores.miou_foreground:.4f}"
-        yield f"boundary mIoU   {mean(self.boundary_iou):.4f}"
+        if not self.quick:
+            yield f"boundary mIoU   {mean(self.boundary_iou):.4f}"
         yield f"mean Dice       {scores.mean_dice:.4f}"
         yield f"weighted IoU    {scores.frequency_weighted_iou:.4f}   by pixels of each class"
         yield f"pixel accuracy  {scores.pixel_accuracy:.4f}"
         yield f"mean accuracy   {scores.mean_accuracy:.4f}"
         if self.calibration is not None:
             yield f"calibration error {self.calibration.ece:.4f}"
+        if self.without_tta is not None:
+            without = self.without_tta.miou
+            yield f"mIoU without TTA {without:.4f}  (with TTA {scores.miou - without:+.4f})"
         yield f"samples         {self.samples}{', with test-time augmentation' * bool(self.tta)}"
         if self.without_prediction:
             yield (
@@ -229,7 +264,7 @@ class Evaluation:
             )
         if self.worst:
             worst = self.worst[0].score
-            yield f"worst image     {worst.key}, mIoU {worst.miou:.4f}"
+            yield f"worst image     {worst.key} ({worst.file_name}), mIoU {worst.miou:.4f}"
 
 
 def _number(value: float | np.float64) -> str:

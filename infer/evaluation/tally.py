@@ -34,12 +34,15 @@ class Tally:
         )
 
     @classmethod
-    def of(cls, scored: Scored, taxonomy: Taxonomy) -> "Tally":
+    def of(cls, scored: Scored, taxonomy: Taxonomy, *, boundary: bool) -> "Tally":
         """Return the counts of one image."""
-        boundary = boundary_counts(
+        if not boundary:
+            none = np.zeros((taxonomy.num_classes, 3), np.int64)
+            return cls(scored.confusion, none, scored.calibration)
+        counts = boundary_counts(
             scored.sample.mask, scored.mask, taxonomy.num_classes, taxonomy.ignore_index
         )
-        return cls(scored.confusion, boundary, scored.calibration)
+        return cls(scored.confusion, counts, scored.calibration)
 
     def add(self, other: "Tally") -> None:
         """Count what `other` has, too."""

@@ -94,6 +94,48 @@ def test_scores_do_not_depend_on_tta_by_accident(measure, out):
     assert scores[0] != scores[1]
 
 
+def test_scores_with_and_without_tta_are_those_of_two_runs(measure, out):
+    found = {}
+    for flags in (("--tta",), ("--no-tta",), ("--compare-tta",)):
+        ran = measure(*flags)
+        assert ran.code == 0, ran.err
+        found[flags[0]] = json.loads((out / "metrics.json").read_text())
+    both = found["--compare-tta"]
+    plain = both.pop("without_tta")
+    assert both == {k: v for k, v in found["--tta"].items() if k != "without_tta"}
+    assert plain["mIoU"] != both["mIoU"]
+    for name, value in plain.items():
+        if name != "classes":
+            assert found["--no-tta"][name] == value, name
+    for one, other in zip(plain["classes"], found["--no-tta"]["classes"], strict=True):
+        assert one["IoU"] == other["IoU"]
+    assert f"mIoU without TTA {plain['mIoU']:.4f}" in ran.out
+    assert "mIoU without TTA" in (out / "report.html").read_text()
+
+
+def test_a_comparison_of_tta_needs_tta(measure):
+    ran = measure("--compare-tta", "--no-tta")
+    assert ran.code == 2
+    assert "--compare-tta: needs --checkpoint, and --tta" in ran.err
+
+
+def test_a_quick_evaluation_has_the_same_scores_without_boundary_and_calibration(
+    measure, out, monkeypatch
+):
+    assert measure("--no-tta").code == 0
+    whole = json.loads((out / "metrics.json").read_text())
+    monkeypatch.setattr("cocoseg.infer.evaluation.tally.boundary_counts", None)
+    ran = measure("--no-tta", "--quick")
+    assert ran.code == 0, ran.err
+    quick = json.loads((out / "metrics.json").read_text())
+    assert (quick["boundary_mIoU"], quick["calibration"]) == (None, None)
+    assert whole["boundary_mIoU"] is not None
+    for name in whole.keys() - {"boundary_mIoU", "calibration", "classes"}:
+        assert quick[name] == whole[name], name
+    assert "boundary mIoU" not in ran.out
+    assert "boundary mIoU" not in (out / "report.html").read_text()
+
+
 def test_several_folders_of_shards_are_one_set(measure, golden, out):
     counts = []
     for folders in (("train",), ("val",), ("train", "val")):

@@ -71,7 +71,7 @@ def test_the_masks_of_infer_score_as_their_checkpoint_does(
     assert run_cocoseg("eval", *paths, flag).code == 0
     by_network = metrics(out)
     assert by_masks["mIoU"] > 0
-    assert pictures == 3 * 4
+    assert pictures == 4 * 4
     for name in by_network.keys() - {"checkpoint", "predictions", "tta", "views", "calibration"}:
         assert by_masks[name] == by_network[name], name
 
@@ -105,7 +105,9 @@ def test_pixels_of_255_have_no_prediction_and_are_misses(measure, masks, truths,
     assert found["worst_images"][0]["key"] == key
 
 
-def test_each_image_has_a_row_and_the_worst_come_first_in_the_report(measure, masks, truths, out):
+def test_each_image_has_a_row_and_the_worst_come_first_in_the_report(
+    measure, masks, truths, out, golden, stored
+):
     keys = list(truths)
     for key in keys[1:3]:  # equally bad: the first in the shards leads
         (masks / f"{key}.png").write_bytes(encode_mask(np.full_like(truths[key], 80)))
@@ -116,6 +118,12 @@ def test_each_image_has_a_row_and_the_worst_come_first_in_the_report(measure, ma
     assert [(int(row["height"]), int(row["width"])) for row in rows] == [
         truths[key].shape for key in keys
     ]
+    names = {key: sample.meta["file_name"] for key, sample in stored(golden.shards("val")).items()}
+    assert [row["file_name"] for row in rows] == [names[key] for key in keys]
+    lines = list(csv.DictReader((out / "image_classes.csv").open()))
+    wrong = [line for line in lines if line["key"] == keys[1] and int(line["pixels"])]
+    assert {int(line["train_id"]) for line in wrong} == set(np.unique(truths[keys[1]]).tolist())
+    assert {float(line["IoU"]) for line in wrong} == {0}
     order = [one["key"] for one in metrics(out)["worst_images"]]
     assert order == [keys[1], keys[2], keys[0], keys[3]]
 

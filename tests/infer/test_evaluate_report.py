@@ -29,8 +29,9 @@ def evaluated(pairs, names=("background", "cat", "dog"), confident=True):
         counts = [confusion_counts(wide, ids, len(names)).numpy(), np.zeros((BINS, 3), np.int64)]
         if sure is not None:
             counts[1] = calibration_counts(wide, ids, sure, len(names)).numpy()
-        total.add(Tally.of(Scored(position, sample, found, *counts), taxonomy))
-        images.append(ImageScore.of(position, sample, counts[0]))
+        one = Scored(position, sample, found, *counts)
+        total.add(Tally.of(one, taxonomy, boundary=True))
+        images.append(ImageScore.of(position, sample, f"photo {position}.jpg", counts[0]))
         worst.add(ShownImage.of(images[-1], sample, found, counts[0], taxonomy.ignore_index))
     return Evaluation(
         checkpoint=Checkpoint("run/best", "step-00000012", "float32", "abc") if confident else None,
@@ -53,7 +54,10 @@ def test_the_page_tells_scores_confusions_images_and_calibration():
     for text in ("step-00000012", "abc", "50.00%", "key1", "Calibration", "cat", "dog"):
         assert text in page, text
     assert page.index("key1") < page.index("key0")  # the worst first
-    assert page.count("data:image/jpeg") == 6
+    assert page.count("data:image/jpeg") == 8
+    assert "Evaluation of run/best (step-00000012) on shards/val" in page
+    assert "photo 1.jpg" in page
+    assert "The worst images of each class" in page
     assert "/some/where/" not in page
 
 
@@ -76,7 +80,7 @@ def test_a_set_of_which_all_is_ignored_has_a_page_and_no_scores():
     told = result.to_dict()
     assert (told["mIoU"], told["boundary_mIoU"], told["calibration"]["ECE"]) == (None,) * 3
     assert (told["confusions"], told["worst_images"]) == ([], [])
-    assert result.images_csv().splitlines()[1] == "key0,16,12,0,,,,"
+    assert result.images_csv().splitlines()[1] == "key0,photo 0.jpg,16,12,0,,,,"
     assert "mIoU" in result.table()
 
 
@@ -94,11 +98,11 @@ def test_one_class_and_hundreds_of_16_bits(classes):
 
 
 def score(position, miou):
-    return ImageScore(position, f"k{position}", 1, 1, 1, miou, 0.0, 0, 0.0)
+    return ImageScore(position, f"k{position}", "a.jpg", 1, 1, 1, miou, 0.0, 0, 0.0, ())
 
 
 def shown(one):
-    return ShownImage(one, None, None, None, (), ())
+    return ShownImage(one, None, None, None, None, (), ())
 
 
 @given(

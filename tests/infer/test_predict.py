@@ -62,7 +62,7 @@ def out(tmp_path):
     return tmp_path / "out"
 
 
-BESIDE = {"config.yaml", "predictions.jsonl", ".files.json"}
+BESIDE = {"config.yaml", "classes.json", "predictions.jsonl", ".files.json"}
 """What lies beside the masks."""
 
 
@@ -349,7 +349,7 @@ def test_a_photograph_that_exif_turns_gets_an_upright_mask(
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(upright).transpose(turn[orientation]).save(photos / "t.png", exif=exif)
-    assert infer("--no-tta", "--overlay").code == 0
+    assert infer("--no-tta", "--overlay", "--set=infer.legend=false").code == 0
     assert_predicts(checkpoint, mask_of(out / "t.png"), upright)
     with Image.open(out / "overlay" / "t.png") as image:
         assert image.size == (44, 30)
@@ -510,7 +510,7 @@ def test_pictures_are_written_where_they_were_asked_for_and_only_then(infer, put
 
 def test_pictures_show_the_mask(infer, put, photos, out):
     put("a.png")
-    assert infer("--no-tta", "--color", "--overlay").code == 0
+    assert infer("--no-tta", "--color", "--overlay", "--set=infer.palette=voc").code == 0
     mask = mask_of(out / "a.png")
     voc = np.zeros((256, 3), np.uint8)  # VOClabelcolormap.m: bits dealt to R, G, B from the top
     for i in range(256):
@@ -521,6 +521,8 @@ def test_pictures_show_the_mask(infer, put, photos, out):
         assert np.array_equal(np.array(image), voc[mask])
     with Image.open(out / "overlay" / "a.png") as image, Image.open(photos / "a.png") as photo:
         overlay, pixels = np.array(image), np.array(photo)
+    assert overlay.shape[0] > pixels.shape[0]  # the legend is below
+    overlay = overlay[: pixels.shape[0]]
     assert np.array_equal(overlay[mask == 0], pixels[mask == 0])
     assert (overlay[mask > 0] != pixels[mask > 0]).any(axis=1).mean() > 0.9
 

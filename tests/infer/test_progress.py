@@ -48,7 +48,7 @@ def content(folder):
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in ("config.yaml", ".files.json")
+        if path.is_file() and path.name not in ("config.yaml", "classes.json", ".files.json")
     }
 
 
@@ -285,6 +285,7 @@ def test_files_of_others_that_came_later_are_never_replaced(photos, checkpoint, 
         "confidence/12.png",
         "coco.json",
         "config.yaml",
+        "classes.json",
         "predictions.jsonl",
     ],
 )
@@ -294,6 +295,7 @@ def test_what_was_removed_is_made_again(photos, checkpoint, tmp_path, whole, los
     (tmp_path / lost).unlink()
     result = predict(config, ModelConfig())
     kept = {"05.png": 11, "color/05.png": 11, "confidence/12.png": 12, "config.yaml": 13}
+    kept["classes.json"] = 13
     assert (result.images, result.kept) == (13, kept.get(lost, 0))
     assert content(tmp_path) == whole
     assert (tmp_path / "config.yaml").exists()
@@ -694,7 +696,7 @@ def check_complete(out, whole, told=""):
     assert [name for name in {*found, *whole} if found.get(name) != whole.get(name)] == [], told
     assert not (out / ".progress").exists(), told
     listed = set(json.loads((out / ".files.json").read_text())["files"])
-    assert listed == {"config.yaml", *whole}, told
+    assert listed == {"config.yaml", "classes.json", *whole}, told
 
 
 def test_kills_at_every_stage_change_no_byte(server, photos, checkpoint, tmp_path, whole):

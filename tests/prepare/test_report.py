@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from cocoseg.colors import voc_colormap
+from cocoseg.colors import distinct_colormap
 from msgspec.structs import replace
 from PIL import Image
 
@@ -70,7 +70,7 @@ def gray_photo(coco_set, image_id, size=(16, 12)):
 
 
 def painted(train_id):
-    return 0.45 * GRAY + 0.55 * voc_colormap(65536)[train_id].astype(float)
+    return 0.45 * GRAY + 0.55 * distinct_colormap(65536)[train_id].astype(float)
 
 
 def test_a_sample_is_shown_with_its_mask(coco_set, tmp_path):

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from cocoseg.colors import VOID_COLOR, voc_colormap
+from cocoseg.colors import VOID_COLOR, distinct_colormap
 from cocoseg.report.thumbnails import overlay_thumbnail, thumbnail
 from PIL import Image
 
@@ -42,7 +42,10 @@ def test_masks_keep_their_places_and_colours(height, dtype, ignored):
     mask[:, -height // 2 :] = ignored
     pixels = decoded(overlay_thumbnail(image, mask, ignored))
     middle, right = pixels.shape[0] // 2, pixels.shape[1]
-    for x, color in ((right // 8, voc_colormap(65536)[train_id]), (right * 7 // 8, VOID_COLOR)):
+    for x, color in (
+        (right // 8, distinct_colormap(65536)[train_id]),
+        (right * 7 // 8, VOID_COLOR),
+    ):
         expected = 0.45 * 100 + 0.55 * np.array(color)
         np.testing.assert_allclose(pixels[middle, x], expected, atol=6)
     np.testing.assert_allclose(pixels[middle, right // 2], 100, atol=6)
@@ -51,7 +54,7 @@ def test_masks_keep_their_places_and_colours(height, dtype, ignored):
 def test_shrinking_a_mask_mixes_no_train_ids():
     mask = 2 * np.random.default_rng(0).integers(0, 2, (1280, 1280), np.uint8)  # green, or nothing
     pixels = decoded(overlay_thumbnail(np.full((1280, 1280, 3), 100, np.uint8), mask))
-    half = (100 + 0.45 * 100 + 0.55 * voc_colormap()[2].astype(float)) / 2
+    half = (100 + 0.45 * 100 + 0.55 * distinct_colormap()[2].astype(float)) / 2
     np.testing.assert_allclose(pixels.mean(axis=(0, 1)), half, atol=3)
 
 
