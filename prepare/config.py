@@ -2,7 +2,9 @@
 
 import math
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
@@ -11,6 +13,16 @@ from ..config import PathField, PathMarker, Section
 
 class PrepareConfig(Section):
     """From annotations and images to shards."""
+
+    synonyms: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            **dict.fromkeys(("ann_file", "ann_files", "annotation", "json"), "annotations"),
+            **dict.fromkeys(("image_dir", "img_dir", "image_root", "img_prefix"), "images"),
+            **dict.fromkeys(("num_workers", "n_workers", "jobs"), "workers"),
+            **dict.fromkeys(("shard_size", "maxcount"), "samples_per_shard"),
+            **dict.fromkeys(("output_dir", "out"), "output"),
+        }
+    )
 
     annotations: tuple[PathField, ...] = ()
     """COCO JSON files, each paired with the images at the same place in `images`; none packs the

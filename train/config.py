@@ -1,5 +1,7 @@
 """Settings of ``cocoseg train``."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
@@ -18,6 +20,16 @@ from .losses import LOSSES
 
 class AugmentConfig(Section):
     """Training transforms, in this order; validation only resizes."""
+
+    synonyms: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            **dict.fromkeys(("augment", "augmentation", "augmentations"), "enabled"),
+            **dict.fromkeys(("crop_scale", "scale", "random_scale"), "scale_range"),
+            **dict.fromkeys(("hflip", "horizontal_flip", "random_flip", "fliplr"), "flip"),
+            **dict.fromkeys(("rotate", "degrees"), "rotation"),
+            **dict.fromkeys(("colorjitter", "jitter"), "color_jitter"),
+        }
+    )
 
     enabled: bool = True
     """False turns all of them off: images are resized to input_size², as for validation."""
@@ -71,6 +83,49 @@ class TrainConfig(ReadConfig):
         *("seed", "streams", "block_shards", "rare_class_sampling"),
         *("loss_type", "class_weights", "label_smoothing", "ohem"),
         *("optimizer", "no_weight_decay", "freeze_backbone", "freeze_batch_norm", "monitor"),
+    )
+
+    synonyms: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            **dict.fromkeys(("lr", "base_lr", "initial_lr", "lr0", "max_lr"), "learning_rate"),
+            **dict.fromkeys(("loss", "loss_fn", "criterion"), "loss_type"),
+            **dict.fromkeys(("bs", "batch", "per_device_train_batch_size"), "batch_size"),
+            **dict.fromkeys(("samples_per_gpu", "ims_per_batch"), "batch_size"),
+            **dict.fromkeys(("num_workers", "n_workers", "workers_per_gpu"), "workers"),
+            "dataloader_num_workers": "workers",
+            **dict.fromkeys(("grad_accum", "accumulate_grad_batches"), "accumulation_steps"),
+            "gradient_accumulation_steps": "accumulation_steps",
+            **dict.fromkeys(("num_epochs", "max_epochs", "num_train_epochs"), "epochs"),
+            **dict.fromkeys(("iters", "iterations", "max_iters", "max_iter"), "max_steps"),
+            **dict.fromkeys(("steps", "num_steps", "total_steps"), "max_steps"),
+            **dict.fromkeys(("opt", "optim"), "optimizer"),
+            "wd": "weight_decay",
+            **dict.fromkeys(("lr_scheduler", "lr_policy", "lr_scheduler_type"), "scheduler"),
+            **dict.fromkeys(("warmup", "warmup_iters", "num_warmup_steps"), "warmup_steps"),
+            **dict.fromkeys(("grad_clip", "clip_grad", "max_grad_norm"), "clip_grad_norm"),
+            "gradient_clip_val": "clip_grad_norm",
+            **dict.fromkeys(("amp", "fp16", "mixed_precision"), "use_amp"),
+            **dict.fromkeys(("bf16", "precision", "dtype"), "amp_dtype"),
+            "gradient_checkpointing": "activation_checkpointing",
+            "torch_compile": "compile",
+            **dict.fromkeys(("sync_bn", "syncbn"), "sync_batchnorm"),
+            **dict.fromkeys(("class_weight", "weights"), "class_weights"),
+            **dict.fromkeys(("data", "dataset", "data_root", "data_dir"), "shards"),
+            "train_shards": "shards",
+            **dict.fromkeys(("output", "output_dir", "work_dir", "log_dir"), "save_dir"),
+            **dict.fromkeys(("resume_from", "resume_from_checkpoint"), "resume"),
+            **dict.fromkeys(("random_seed", "manual_seed"), "seed"),
+            "ema": "ema_decay",
+            **dict.fromkeys(("eval_every", "eval_interval", "eval_steps"), "val_every"),
+            **dict.fromkeys(("val_interval", "check_val_every_n_epoch"), "val_every"),
+            **dict.fromkeys(("save_every", "save_steps", "save_interval"), "checkpoint_every"),
+            **dict.fromkeys(("checkpoint_interval", "checkpoint_freq"), "checkpoint_every"),
+            **dict.fromkeys(("log_interval", "logging_steps", "print_freq"), "log_every"),
+            **dict.fromkeys(("save_total_limit", "max_keep_ckpts"), "keep_last"),
+            **dict.fromkeys(("early_stopping", "early_stopping_patience"), "patience"),
+            **dict.fromkeys(("metric", "metric_for_best_model", "save_best"), "monitor"),
+            **dict.fromkeys(("gpu", "gpus"), "device"),
+        }
     )
 
     shards: tuple[PathField, ...] = ()
