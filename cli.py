@@ -554,7 +554,7 @@ def config_show(
     settings = _settings("config show", config_file, overrides, {})
     text = show(settings, section)
     include = None if section is None else {section}
-    sections = settings.value.model_dump(mode="json", include=include)
+    sections = settings.value.effective().model_dump(mode="json", include=include)
     keys = {f"{name}.{key}" for name, content in sections.items() for key in content}
     content = {
         "settings": sections,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -43,6 +43,10 @@ class Section(BaseModel):
     """Keys whose values a run keeps from its first step on; the others may change on a resume."""
     synonyms: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Other programs' names of keys → the keys, for messages alone: they are not accepted."""
+
+    def effective(self) -> Self:
+        """Return these settings with the defaults that depend on other settings."""
+        return self
 
     @field_validator("*", mode="before")
     @classmethod
@@ -212,7 +216,8 @@ def show(resolved: Resolved[Any], section: str | None = None) -> str:
     lines: list[str] = []
     fixed = set(fixed_keys(tree))
     include = None if section is None else {section}
-    for part, content in resolved.value.model_dump(mode="json", include=include).items():
+    value = resolved.value.effective()
+    for part, content in value.model_dump(mode="json", include=include).items():
         lines.append(f"{part}:")
         for name, value in content.items():
             key = f"{part}.{name}"
@@ -261,7 +266,7 @@ def describe(resolved: Resolved[Any], key: str) -> list[Description]:
     keys = [one for one in dict(_leaves(tree)) if key in (one, one.partition(".")[0])]
     if not keys:
         raise ConfigError(f"unknown key {key!r}.{_did_you_mean(key, tree)}")
-    fixed, values = fixed_keys(tree), resolved.value.model_dump(mode="json")
+    fixed, values = fixed_keys(tree), resolved.value.effective().model_dump(mode="json")
     defaults = tree().model_dump(mode="json")
     described = []
     for one in keys:

@@ -72,8 +72,8 @@ class Trial:
                 "see 'hub' above; or a local folder as model.name",
             )
             name = _TINY
-            tiny = self.model.model_copy(update={"name": name})
-            self.network, self.preprocess = start_network(tiny, taxonomy, self.train.seed)
+            self.model = self.model.model_copy(update={"name": name})
+            self.network, self.preprocess = start_network(self.model, taxonomy, self.train.seed)
         yield ok(f"{name}: {_size(self.network)}, {taxonomy.num_classes} classes")
         device = pick_device(self.train.device)
         group = Group(0, 1, device)
@@ -166,7 +166,11 @@ class Trial:
         )
         group = Group(0, 1, device)
         step = TrainingStep.of(
-            self.network, self.preprocess, self.inspected.loss, self.train, group
+            self.network,
+            self.preprocess,
+            self.inspected.loss,
+            self.train.resolved(self.model),
+            group,
         )
         set_learning_rate(step.optimizer, 1.0)
         return step

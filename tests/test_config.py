@@ -456,6 +456,21 @@ def test_every_key_can_be_described():
             assert one.value == one.default
 
 
+@pytest.mark.parametrize(
+    ("overrides", "ratio", "origin"),
+    [
+        ([], 0.1, "default"),
+        (["model.name=segformer-b0"], 1.0, "default"),
+        (["model.name=segformer-b0", "train.backbone_lr_ratio=0.1"], 0.1, "--set"),
+    ],
+)
+def test_the_backbones_rate_is_shown_as_it_will_be(overrides, ratio, origin):
+    resolved = load(Settings, None, overrides)
+    assert f"  backbone_lr_ratio: {ratio} " in show(resolved, "train")
+    (described,) = describe(resolved, "train.backbone_lr_ratio")
+    assert (described.value, described.origin) == (ratio, origin)
+
+
 ALLOWED = {
     "train.learning_rate": "a number, greater than 0",
     "train.rare_class_sampling": "a number, at least 0, less than 1",

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     Field,
@@ -14,6 +14,8 @@ from pydantic import (
 )
 
 from ..config import PathField, Section
+from ..model.config import ModelConfig
+from ..model.registry import is_random
 from ..shards.config import ReadConfig
 from .losses import LOSSES
 
@@ -168,7 +170,8 @@ class TrainConfig(ReadConfig):
     learning_rate: PositiveFloat = 6e-4
     """Peak learning rate of the decode head."""
     backbone_lr_ratio: NonNegativeFloat = 0.1
-    """Learning rate of the backbone, relative to the head's."""
+    """Learning rate of the backbone, relative to the head's. If it is not given, 1.0 for a network
+    with random weights ('segformer-b0' …); a resumed run keeps its own."""
     freeze_backbone: bool = False
     """Train the decode head alone."""
     freeze_batch_norm: bool = False
@@ -243,3 +246,19 @@ class TrainConfig(ReadConfig):
         if name not in LOSSES:
             raise ValueError(f"losses are {', '.join(LOSSES)}")
         return name
+
+    def resolved(
+        self, model: ModelConfig, begun: Mapping[str, Any] = MappingProxyType({})
+    ) -> "TrainConfig":
+        """Return these settings with the defaults that depend on others.
+
+        Parameters
+        ----------
+        begun
+            ``section.key`` → value of the run to resume, if there is one; see `RunPlan.settings`.
+        """
+        key = "backbone_lr_ratio"
+        if key in self.model_fields_set:
+            return self
+        usual = 1.0 if is_random(model.name) else self.backbone_lr_ratio
+        return self.model_copy(update={key: begun.get(f"train.{key}", usual)})

@@ -76,6 +76,12 @@ class RunPlan:
         return (slots if self.end is None else min(slots, self.end)) / self.plan.samples
 
     @property
+    def peak_rates(self) -> dict[str, float]:
+        """Largest learning rate of head and backbone."""
+        head = float(self.settings["train.learning_rate"])
+        return {"head": head, "backbone": head * self.settings["train.backbone_lr_ratio"]}
+
+    @property
     def scored_on(self) -> str | None:
         """What stands for the validation shards: scores on others are no match."""
         return _digest(self.val_shards) if self.val_shards else None
@@ -112,6 +118,7 @@ class RunPlan:
             "steps": self.total_steps,
             "fillers": self.fillers,
             "epochs": round(self.epochs, 3),
+            "learning_rate": self.peak_rates,
             "val_every": self.val_every,
             "checkpoint_every": self.checkpoint_every,
             **({"cache_bytes_needed": cached} if cached else {}),

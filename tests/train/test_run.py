@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from cocoseg.errors import ConfigError
 from cocoseg.infer.config import InferConfig
 from cocoseg.infer.evaluate import evaluate
 from cocoseg.model.config import ModelConfig
 from cocoseg.storage import locate
 from cocoseg.train.checkpoint import list_steps
-from cocoseg.train.config import AugmentConfig
-from cocoseg.train.run import RunResult
+from cocoseg.train.config import AugmentConfig, TrainConfig
+from cocoseg.train.run import RunResult, forecast
 from exact_oracle import plain_network
 from small_runs import MODEL, assert_same_weights, journal, losses, vouch
 
@@ -23,7 +24,7 @@ Train = Callable[..., RunResult]
 
 
 def test_the_loss_falls(train_small: Train, tmp_path: Path) -> None:
-    train_small(tmp_path, max_steps=40, val_every=40, learning_rate=3e-3, backbone_lr_ratio=1.0)
+    train_small(tmp_path, max_steps=40, val_every=40, learning_rate=3e-3)
     values = losses(tmp_path)
     first, last = [values[i] for i in range(1, 6)], [values[i] for i in range(36, 41)]
     assert sum(last) < 0.7 * sum(first)
@@ -62,6 +63,67 @@ def test_a_run_that_is_cut_anywhere_ends_with_the_same_bits(
         assert_same_weights(run, tmp_path / "whole")
         assert losses(run) == losses(tmp_path / "whole")
         assert [line["step"] for line in journal(run)] == [1, 2, 3, 3, 4, 5, 6, 6]
+
+
+def rates(run: Path) -> list[dict[str, float]]:
+    return [line["learning_rate"] for line in journal(run) if "learning_rate" in line]
+
+
+def saved_ratio(run: Path) -> float:
+    return yaml.safe_load((run / "config.yaml").read_text())["train"]["backbone_lr_ratio"]
+
+
+def test_random_weights_learn_at_one_rate_and_the_run_records_it(
+    train_small: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        train_small(tmp_path, max_steps=2, val_every=2)
+    assert all(rate["backbone"] == rate["head"] for rate in rates(tmp_path))
+    assert saved_ratio(tmp_path) == 1.0
+    assert re.search("^learning rate +0.001 head, 0.001 backbone$", caplog.text, re.MULTILINE)
+
+
+def test_pretrained_weights_learn_at_a_tenth_in_the_backbone(
+    train_small: Train, tmp_path: Path
+) -> None:
+    train_small(tmp_path / "first", max_steps=1, val_every=1)
+    pretrained = ModelConfig(name=str(tmp_path / "first" / "last"), input_size=32)
+    train_small(tmp_path / "second", pretrained, max_steps=1, val_every=1)
+    (rate,) = rates(tmp_path / "second")
+    assert rate["backbone"] == pytest.approx(rate["head"] / 10)
+    assert saved_ratio(tmp_path / "second") == 0.1
+
+
+def test_a_ratio_that_is_given_is_used_for_random_weights_too(
+    train_small: Train, tmp_path: Path
+) -> None:
+    train_small(tmp_path, max_steps=1, val_every=1, backbone_lr_ratio=0.1)
+    (rate,) = rates(tmp_path)
+    assert rate["backbone"] == pytest.approx(rate["head"] / 10)
+
+
+def test_a_run_of_the_earlier_default_is_resumed_exactly(
+    train_small: Train, tmp_path: Path
+) -> None:
+    """Before, 0.1 was the default for random weights too; its checkpoints hold the value."""
+    train_small(tmp_path / "whole", backbone_lr_ratio=0.1)
+    run = tmp_path / "cut"
+    train_small(run, backbone_lr_ratio=0.1)
+    for name in ("checkpoints/step-00000006", "best", "last"):
+        path = run / name
+        path.unlink() if path.is_symlink() else shutil.rmtree(path)
+    train_small(run)
+    assert_same_weights(run, tmp_path / "whole")
+    assert rates(run) == rates(tmp_path / "whole")
+    assert saved_ratio(run) == 0.1
+
+
+def test_the_dry_run_prints_the_peak_rates(train_small: Train, tmp_path: Path, golden) -> None:
+    config = TrainConfig(shards=(str(golden.shards("train")),), save_dir=str(tmp_path))
+    told = forecast(config, MODEL, AugmentConfig())
+    assert told["learning_rate"] == {"head": 6e-4, "backbone": 6e-4}
+    given = config.model_copy(update={"backbone_lr_ratio": 0.5})
+    assert forecast(given, MODEL, AugmentConfig())["learning_rate"]["backbone"] == 3e-4
 
 
 def test_the_same_call_finds_a_finished_run_finished(train_small: Train, tmp_path: Path) -> None:
@@ -149,7 +211,7 @@ def test_what_may_change_changes_when_a_run_goes_on(
     rates = {line["step"]: line["learning_rate"] for line in journal(tmp_path) if "loss" in line}
     assert rates[1]["head"] == pytest.approx(1e-3)
     assert rates[4]["head"] == pytest.approx(1e-4 * (1 - 3 / 6))
-    assert rates[4]["backbone"] == pytest.approx(1e-5 * (1 - 3 / 6))
+    assert rates[4]["backbone"] == pytest.approx(1e-4 * (1 - 3 / 6))
 
 
 def test_other_augmentations_are_told_when_a_run_goes_on(
