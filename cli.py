@@ -405,7 +405,9 @@ def doctor(
     if dry_run:
         names = list(checks(*patient))
         return _print({"checks": names}, as_json, "\n".join(names))
-    diagnosis = examine(*patient, say=_log if _progress() else lambda name: None)
+    diagnosis = examine(
+        *patient, say=_log if _progress() and sys.stderr.isatty() else lambda name: None
+    )
     if diagnosis is not None:  # of all ranks, on rank 0
         _print(diagnosis.to_dict(), as_json, diagnosis.table())
         if diagnosis.problems:
@@ -743,4 +745,4 @@ def _log(text: str) -> None:
 
 
 def _progress() -> bool:
-    return sys.stderr.isatty() and Launch.from_environment().leads
+    return Launch.from_environment().leads

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..colors import visualize_prediction
 from ..distributed.group import Group, process_group
 from ..errors import ConfigError
+from ..meter import Meter
 from ..model.config import ModelConfig
 from ..model.precision import tf32
 from ..model.score import NetworkPredicts, Predicts, Scored, check_totals, scored
@@ -39,7 +39,7 @@ from .evaluation.result import Evaluation as Evaluation  # what `evaluate` retur
 from .evaluation.tally import Tally
 from .folder import SETTINGS, used_settings
 from .inputs import resolved
-from .predictor import explained_memory
+from .predictor import SLOW, explained_memory
 from .views import views_of
 
 METRICS = "metrics.json"
@@ -135,7 +135,7 @@ def evaluate(config: InferConfig, model: ModelConfig, progress: bool = False) ->
     Parameters
     ----------
     progress
-        Show a bar on stderr (rank 0).
+        Show progress on stderr (rank 0); see `Meter`.
 
     Returns
     -------
@@ -210,13 +210,13 @@ def _score(
         return Tally.of(one, taxonomy), score, shown
 
     size = sum(map(len, batches))
-    with explained_memory(), tqdm(total=size, unit="img", disable=not progress) as bar:
+    with explained_memory(), Meter("eval", size, "img", progress, slow=SLOW) as meter:
         for tally, score, shown in scored(predicts, plan.shards, batches, finish):
             part.tally.add(tally)
             part.images.append(score)
             if shown is not None:
                 part.worst.add(shown)
-            bar.update()
+            meter.update()
     return part
 
 

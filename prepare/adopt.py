@@ -15,10 +15,10 @@ from importlib.metadata import version
 
 import msgspec
 import numpy as np
-from tqdm import tqdm
 
 from .. import __version__, processes
 from ..errors import CocosegError, ConfigError, DataError
+from ..meter import Meter
 from ..photo import BadPhoto
 from ..processes import available_cores
 from ..shards import manifest as shard_manifest
@@ -151,7 +151,7 @@ def index_shards(folder: str, config: IndexConfig, progress: bool = False) -> In
     folder
         Local path or URL. It may hold what an earlier call made.
     progress
-        Show a bar on stderr.
+        Show progress on stderr; see `Meter`.
 
     Raises
     ------
@@ -169,12 +169,12 @@ def index_shards(folder: str, config: IndexConfig, progress: bool = False) -> In
     examined: list[Examined] = []
     keys: dict[str, str] = {}
     problems: list[str] = []
-    with tqdm(total=len(tasks), unit="shard", disable=not progress) as bar:
+    with Meter("index", len(tasks), "shard", progress) as meter:
         for shard in _examine_all(tasks, config.workers):
             examined.append(shard)
             problems += shard.problems
             problems += _doubled(shard, keys)
-            bar.update()
+            meter.update()
             if len(problems) >= _TOLD:
                 break
     if problems:

@@ -69,7 +69,7 @@ def run(
     Parameters
     ----------
     progress
-        Show a bar on stderr (rank 0).
+        Show progress on stderr (rank 0); see `Meter`.
 
     Returns
     -------

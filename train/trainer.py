@@ -16,11 +16,11 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from ..config import to_yaml
 from ..distributed.group import Group
 from ..errors import CocosegError, ExitCode, Interrupted, StoreError, StoreRefusal, first_line
+from ..meter import Meter
 from ..metrics import Scores
 from ..model.config import ModelConfig
 from ..model.memory import explained_out_of_memory, is_out_of_memory
@@ -300,16 +300,14 @@ class Trainer:
         if self.patience_ended:
             return
         steps = on_device(steps, self.group.device)
-        bar = tqdm(
-            total=self.plan.total_steps, initial=self.now.step, unit="step", disable=not progress
-        )
-        with bar, contextlib.closing(steps):
+        meter = Meter("train", self.plan.total_steps, "step", progress, initial=self.now.step)
+        with meter, contextlib.closing(steps):
             for batches, pixels, images in self.pace.waited(self.agreed(steps)):
                 result = self.step(batches, pixels, images)
-                bar.update()
                 last = self.now.step == self.plan.total_steps
                 if self.now.step % self.config.log_every == 0 or last:
-                    bar.set_postfix(self.log_window(result))
+                    meter.note(**self.log_window(result))
+                meter.update()
                 validates = self.plan.validates_after(self.now.step)
                 if validates:
                     self.validate()
@@ -420,9 +418,10 @@ class Trainer:
         now, window = self.now, self.pace.window(self.plan.layout.global_batch)
         loss = now.loss_sum / now.loss_steps if now.loss_steps else math.nan
         starved = self.pace.starved(window, self.config.workers, available_cores())
+        fallen = self.pace.collapsed(window, self.config.workers)
         if self.journal is not None:
-            if starved:
-                log.warning("%s", starved)
+            if starved or fallen:
+                log.warning("%s", fallen or starved)
             if not (now.loss_steps or result.skipped):
                 log.warning(
                     "step %d: every pixel since the last line is ignored, nothing was learnt; look "
