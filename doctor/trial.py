@@ -17,7 +17,7 @@ from ..model.device import pick_device
 from ..model.precision import resolve_precision
 from ..model.predictor import Predictor
 from ..model.preprocess import Preprocess
-from ..model.score import NetworkPredicts, confusion_of
+from ..model.score import NetworkPredicts, totals_of
 from ..model.weights import LoadedNetwork, load_network, start_network
 from ..train.batches import MicroBatch
 from ..train.config import TrainConfig
@@ -188,7 +188,7 @@ class Trial:
         precision = resolve_precision(self.model.inference_precision, device)
         predictor = Predictor(network.to(device).eval(), preprocess, precision=precision)
         predicts = NetworkPredicts(predictor, confidence=False)
-        matrix = confusion_of(predicts, shards, [range(count)])
+        matrix = totals_of(predicts, shards, [range(count)]).confusion
         expected = np.zeros(taxonomy.num_classes, np.int64)
         for number in range(count):
             for train_id, pixels in self.inspected.shards.row(number).class_pixels:

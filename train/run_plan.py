@@ -24,6 +24,7 @@ from .config import AugmentConfig, TrainConfig
 
 log = logging.getLogger(__name__)
 
+_MOST_VALIDATIONS = 50  # of a run, where train.val_every does not say how often
 _TOLD = 5  # classes or shards that a refusal names
 _OF_A_MACHINE = {
     "shards",
@@ -175,14 +176,16 @@ def plan_run(
         _refuse_other_run(str(train.save_dir), begun, identity)
     repeats = Repeats.of(shards, train.rare_class_sampling, train.seed)
     shown = len(repeats)
-    val_every = train.val_every or steps_for(1, shown, layout.global_batch)
+    total_steps = train.max_steps or steps_for(train.epochs, shown, layout.global_batch)
+    once_an_epoch = steps_for(1, shown, layout.global_batch)
+    val_every = train.val_every or max(once_an_epoch, -(-total_steps // _MOST_VALIDATIONS))
     plan = RunPlan(
         shards=shards,
         val_shards=val_shards,
         repeats=repeats,
         plan=Plan(repeats.shard_sizes, train.seed, train.streams, train.block_shards),
         layout=layout,
-        total_steps=train.max_steps or steps_for(train.epochs, shown, layout.global_batch),
+        total_steps=total_steps,
         end=None if train.max_steps else max(1, math.ceil(train.epochs * shown)),
         val_every=val_every,
         checkpoint_every=train.checkpoint_every or val_every,

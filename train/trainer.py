@@ -55,7 +55,7 @@ from .run_plan import RunPlan, agree_on_plan, changes, plan_run
 from .schedule import learning_rate_factor
 from .step import StepResult, TrainingStep
 from .summary import introduction
-from .validation import validate
+from .validation import Validated, validate
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +104,8 @@ class Trainer:
     now: Progress
     saved: int
     """The step of the newest checkpoint."""
+    progress: bool = False
+    """Whether it is shown how far the run is; see `Meter`."""
     pace: Pace = field(default_factory=Pace)
     journal: Journal | None = None
     """None on all ranks but the first."""
@@ -219,9 +221,11 @@ class Trainer:
         sections = {"model": model, "augment": augment, "train": self.config}
         with self.group.together():
             if self.group.leads:
+                settings = to_yaml(sections)
                 with explained(self.run):
-                    (self.run / "config.yaml").publish_bytes(to_yaml(sections).encode())
+                    (self.run / "config.yaml").publish_bytes(settings.encode())
                 self.journal = Journal(self.run, self.now.step, self.now.validated)
+                self.journal.settings(self.now.step, settings)
                 self.bad.publish()
                 log.info("%s", introduction(self.config, model, self.plan, self.learn))
                 if self.now.step:
@@ -272,8 +276,9 @@ class Trainer:
         SystemExit
             Where another rank did so and tells of it.
         """
+        self.progress = progress
         try:
-            self._train(progress)
+            self._train()
         except Exception as error:
             failure = self._rescued_failure(error)
             if failure is None:
@@ -283,7 +288,7 @@ class Trainer:
         # Out of the handler, which held the tensors of the step that failed.
         self._rescue(*failure)
 
-    def _train(self, progress: bool) -> None:
+    def _train(self) -> None:
         steps = micro_batches(
             self.samples,
             self.plan.layout,
@@ -300,7 +305,7 @@ class Trainer:
         if self.patience_ended:
             return
         steps = on_device(steps, self.group.device)
-        meter = Meter("train", self.plan.total_steps, "step", progress, initial=self.now.step)
+        meter = Meter("train", self.plan.total_steps, "step", self.progress, initial=self.now.step)
         with meter, contextlib.closing(steps):
             for batches, pixels, images in self.pace.waited(self.agreed(steps)):
                 result = self.step(batches, pixels, images)
@@ -463,7 +468,7 @@ class Trainer:
         assert shards is not None
         before = dataclasses.replace(self.now)
         try:
-            scores = validate(
+            found = validate(
                 self.scored,
                 self.learn.preprocess,
                 shards,
@@ -471,11 +476,12 @@ class Trainer:
                 batch_size=self.config.val_batch_size,
                 precision=self.scoring_precision,
                 check=self._stop_if_interrupted,
+                progress=self.progress,
             )
-            self._note_scores(scores)
+            self._note_scores(found.scores)
             with self.group.together():
                 if self.journal is not None:
-                    self._write_scores(self.journal, scores)  # its pictures want the eval mode, too
+                    self._write_scores(self.journal, found)  # its pictures want the eval mode, too
         except CocosegError as error:
             self.now = before  # the validation is owed
             self.keep()
@@ -503,10 +509,10 @@ class Trainer:
         else:
             now.stale += 1
 
-    def _write_scores(self, journal: Journal, scores: Scores) -> None:
+    def _write_scores(self, journal: Journal, found: Validated) -> None:
         shards = self.plan.val_shards
         assert shards is not None
-        now, names = self.now, shards.taxonomy.names
+        now, names, scores = self.now, shards.taxonomy.names, found.scores
         told = scores.to_dict(names)
         absent = [entry["name"] for entry in told["classes"] if entry["IoU"] is None]
         journal.write(
@@ -515,11 +521,14 @@ class Trainer:
             val_mIoU_foreground=told["mIoU_foreground"],
             val_pixel_accuracy=told["pixel_accuracy"],
             val_mean_accuracy=told["mean_accuracy"],
+            val_loss=found.loss,
+            val_IoU={entry["name"]: entry["IoU"] for entry in told["classes"]},
             val_absent_classes=absent,
         )
         log.info(
-            "step %d: val mIoU %.4f (without background %.4f), best %s %.4f; %s",
+            "step %d: val loss %.4f, mIoU %.4f (without background %.4f), best %s %.4f; %s",
             now.step,
+            found.loss,
             scores.miou,
             scores.miou_foreground,
             self.config.monitor,

@@ -33,7 +33,7 @@ from cocoseg.infer.views import views_of
 from cocoseg.model.config import ModelConfig
 from cocoseg.model.predictor import Predictor
 from cocoseg.model.preprocess import Preprocess
-from cocoseg.model.score import NetworkPredicts, confusion_of
+from cocoseg.model.score import NetworkPredicts, totals_of
 from cocoseg.model.tiles import Tiling
 from cocoseg.shards.plan import evaluation_batches
 from cocoseg.shards.reader import ShardSet
@@ -191,7 +191,7 @@ def inference(bench: Bench) -> Iterator[Row]:
     predicts = NetworkPredicts(Predictor(network, preprocess, six), confidence=True)
     for watched in (False, True):
         with synchronisations(bench) if watched else contextlib.nullcontext([]) as found:
-            confusion_of(predicts, shards, evaluation_batches(len(shards), 2, 1, 0))
+            totals_of(predicts, shards, evaluation_batches(len(shards), 2, 1, 0))
     yield _of(bench, "synchronisations in the scoring loop", found, 0)
 
 

@@ -17,6 +17,7 @@ from cocoseg.storage import locate
 from cocoseg.train.checkpoint import list_steps
 from cocoseg.train.config import AugmentConfig, TrainConfig
 from cocoseg.train.run import RunResult, forecast
+from cocoseg.train.run_plan import plan_run
 from exact_oracle import plain_network
 from small_runs import MODEL, assert_same_weights, journal, losses, vouch
 
@@ -348,3 +349,30 @@ def test_two_processes_follow_one_within_float_noise(
     assert two[1] == pytest.approx(one[1], rel=1e-6)
     scores = [line for line in journal(tmp_path / "two") if "val_mIoU" in line]
     assert len(scores) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "every"),
+    [
+        ({"epochs": 10}, 2),  # 8 samples, 4 a step
+        ({"epochs": 50}, 2),
+        ({"epochs": 51}, 3),  # 102 steps: 34 times
+        ({"max_steps": 1001}, 21),
+        ({"max_steps": 1}, 2),
+        ({"max_steps": 1001, "val_every": 5}, 5),
+    ],
+)
+def test_validation_is_once_an_epoch_and_at_most_fifty_times(golden, settings, every) -> None:
+    shards = {name: (str(golden.shards(name.partition("_")[0])),) for name in ("train", "val")}
+    config = TrainConfig(
+        shards=shards["train"],
+        val_shards=shards["val"],
+        batch_size=2,
+        accumulation_steps=2,
+        **settings,
+    )
+    plan = plan_run(config, MODEL, AugmentConfig())
+    assert plan.val_every == plan.checkpoint_every == every
+    times = sum(plan.validates_after(step) for step in range(1, plan.total_steps + 1))
+    assert times == -(-plan.total_steps // every)
+    assert times <= 50 or "val_every" in settings
