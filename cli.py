@@ -232,8 +232,10 @@ def index(
     if dry_run:
         plan = plan_index(shards, config).to_dict()
         return _print(plan, as_json, _lines(plan))
-    result = index_shards(shards, config, progress=_progress()).to_dict()
-    _print(result, as_json, _lines(result))
+    result = index_shards(shards, config, progress=_progress())
+    _print(result.to_dict(), as_json, _lines(result.to_dict(), but="warnings"))
+    for warning in result.warnings:
+        _log(f"warning: {warning}")
 
 
 @cli.command()
@@ -700,11 +702,13 @@ def _print(content: Mapping[str, Any], as_json: bool, text: str) -> None:
     click.echo(told)
 
 
-def _lines(content: Mapping[str, Any]) -> str:
-    """Write a flat result as aligned lines."""
+def _lines(content: Mapping[str, Any], but: str = "") -> str:
+    """Write a flat result as aligned lines; all `but` one."""
     width = max(len(name) for name in content) + 2
     lines = []
     for name, value in content.items():
+        if name == but:
+            continue
         if isinstance(value, Mapping):
             value = ", ".join(f"{key} {item}" for key, item in value.items()) or "none"
         elif isinstance(value, (list, tuple)):

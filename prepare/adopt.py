@@ -22,6 +22,7 @@ from ..meter import Meter
 from ..photo import BadPhoto
 from ..processes import available_cores
 from ..shards import manifest as shard_manifest
+from ..shards.census import Census
 from ..shards.contents import check_json, check_photo, count_classes, mask_size, photo_header
 from ..shards.manifest import (
     ADOPTED,
@@ -94,6 +95,8 @@ class IndexResult(msgspec.Struct, frozen=True):
 
     folder: str
     manifest: Manifest
+    warnings: tuple[str, ...]
+    """See `Census.warnings`."""
 
     def to_dict(self) -> dict[str, object]:
         """Return what the command prints."""
@@ -107,6 +110,7 @@ class IndexResult(msgspec.Struct, frozen=True):
             "classes": len(names),
             "class_pixels": {name: count for name, count in pixels if count},
             "ignored_pixels": manifest.ignored_pixels,
+            "warnings": list(self.warnings),
         }
 
 
@@ -182,7 +186,7 @@ def index_shards(folder: str, config: IndexConfig, progress: bool = False) -> In
     if not keys:
         raise DataError(f"{folder}: the shards hold no samples")
     with explained(locate(folder), lambda: "the shards are unchanged", flag=""):
-        return IndexResult(folder, _publish(plan, config, examined))
+        return _publish(plan, config, examined)
 
 
 def _refuse_ours(folder: Location) -> None:
@@ -299,7 +303,7 @@ def _story(folder: str, problems: list[str]) -> str:
     return f"{folder}: cannot be indexed as it is, and nothing was written:\n{told}{more}"
 
 
-def _publish(plan: ForeignShards, config: IndexConfig, examined: list[Examined]) -> Manifest:
+def _publish(plan: ForeignShards, config: IndexConfig, examined: list[Examined]) -> IndexResult:
     """Settle what the others decide, and write the index and the manifest; the manifest last."""
     votes: Counter[str] = Counter()
     counts: Counter[str] = Counter()
@@ -341,4 +345,5 @@ def _publish(plan: ForeignShards, config: IndexConfig, examined: list[Examined])
         index_classes=classes_entry,
     )
     manifest_file.publish_bytes(manifest.to_json().encode())
-    return manifest
+    census = Census.of([index], plan.taxonomy.num_classes)
+    return IndexResult(plan.folder, manifest, tuple(census.warnings(plan.taxonomy, [index])))

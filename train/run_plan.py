@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from ..model.config import ModelConfig
 from ..printable import redacted
 from ..processes import Launch
+from ..shards.census import Census
 from ..shards.manifest import ShardEntry
 from ..shards.plan import ORDER, BatchLayout, Plan, steps_for
 from ..shards.reader import ShardSet
@@ -104,6 +105,16 @@ class RunPlan:
             step == self.total_steps or (step > 0 and step % self.val_every == 0)
         )
 
+    def warnings(self) -> list[str]:
+        """Return what of the masks makes training learn less than expected, or nothing."""
+        found = []
+        for name, shards in (("training", self.shards), ("validation", self.val_shards)):
+            if shards is not None:
+                census = Census.of(shards.indices, shards.taxonomy.num_classes)
+                warnings = census.warnings(shards.taxonomy, shards.indices)
+                found += [f"{name} shards: {warning}" for warning in warnings]
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """Return what ``--dry-run`` prints."""
         cached = self.cache_bytes
@@ -123,6 +134,7 @@ class RunPlan:
             "val_every": self.val_every,
             "checkpoint_every": self.checkpoint_every,
             **({"cache_bytes_needed": cached} if cached else {}),
+            "warnings": self.warnings(),
         }
 
 

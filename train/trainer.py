@@ -228,6 +228,8 @@ class Trainer:
                 self.journal.settings(self.now.step, settings)
                 self.bad.publish()
                 log.info("%s", introduction(self.config, model, self.plan, self.learn))
+                for warning in self.plan.warnings():
+                    log.warning("warning: %s", warning)
                 if self.now.step:
                     log.info("goes on from step %d", self.now.step)
 

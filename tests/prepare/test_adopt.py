@@ -335,3 +335,25 @@ def test_the_command_tells_its_plan_its_result_and_what_is_wrong(tmp_path, class
     assert "x.tar: has no end mark" in ran.err or "behind the end of the file" in ran.err
     assert run_cocoseg("index", folder).code == 2
     assert run_cocoseg("verify", folder).code == 3
+
+
+# --- warnings
+
+
+def test_masks_that_teach_nothing_are_warned_of(tmp_path, classes, run_cocoseg):
+    """Binary masks, 0 and 255, are the usual mistake: the exit code stays 0."""
+    binary = png(mask_pixels(1, values=(0, 255)))
+    folder = pack(tmp_path / "shards" / "a.tar", [("a", sample(1, png=binary))])
+    ran = run_cocoseg("index", folder, "--classes", classes)
+    assert ran.code == 0
+    assert "warning: the masks look like binary masks: they hold the values 0 and 255" in ran.err
+    assert "warning" not in ran.out
+    ran = run_cocoseg("index", folder, "--classes", classes, "--json")
+    (warning,) = json.loads(ran.out)["warnings"]
+    assert "binary" in warning
+
+
+def test_good_masks_are_not_warned_of(tmp_path, classes, run_cocoseg):
+    folder = pack(tmp_path / "shards" / "a.tar", [("a", sample(1))])
+    ran = run_cocoseg("index", folder, "--classes", classes)
+    assert (ran.code, ran.err) == (0, "")

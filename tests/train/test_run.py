@@ -19,7 +19,7 @@ from cocoseg.train.config import AugmentConfig, TrainConfig
 from cocoseg.train.run import RunResult, forecast
 from cocoseg.train.run_plan import plan_run
 from exact_oracle import plain_network
-from small_runs import MODEL, assert_same_weights, journal, losses, vouch
+from small_runs import AUGMENT, MODEL, assert_same_weights, journal, losses, vouch
 
 Train = Callable[..., RunResult]
 
@@ -376,3 +376,22 @@ def test_validation_is_once_an_epoch_and_at_most_fifty_times(golden, settings, e
     times = sum(plan.validates_after(step) for step in range(1, plan.total_steps + 1))
     assert times == -(-plan.total_steps // every)
     assert times <= 50 or "val_every" in settings
+
+
+def test_masks_that_teach_nothing_are_warned_of(
+    train_small: Train, coco_set_class, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    coco_set = coco_set_class(tmp_path / "set")
+    for image_id in (1, 2):
+        coco_set.photo(image_id, 40, 30)
+        box = [3, 3, 20, 3, 20, 25, 3, 25]
+        rle = {"size": [30, 40], "counts": [0, 1200]}
+        coco_set.annotate(image_id, rle if image_id == 1 else [box], iscrowd=2 - image_id)
+    coco_set.prepare(tmp_path / "shards", crowd="ignore")
+    shards = (str(tmp_path / "shards"),)
+    told = r"warning: {} shards: 1 of 2 masks are ignored as a whole and contribute nothing: 0+1$"
+    train_small(tmp_path / "run", max_steps=1, shards=shards, val_shards=shards)
+    for name in ("training", "validation"):
+        assert re.search(told.format(name), caplog.text, re.MULTILINE)
+    config = TrainConfig(shards=shards, save_dir=str(tmp_path / "other"))
+    assert any("ignored as a whole" in one for one in forecast(config, MODEL, AUGMENT)["warnings"])
