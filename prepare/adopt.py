@@ -43,6 +43,7 @@ from ..taxonomy import Taxonomy, mask_taxonomy
 from . import journal
 from .config import IndexConfig
 from .orientation import Orientation, Turn, majority
+from .report import INDEX_REPORT, write_index_report
 
 _TOLD = 20  # problems, before the rest is not looked at
 
@@ -97,6 +98,8 @@ class IndexResult(msgspec.Struct, frozen=True):
     manifest: Manifest
     warnings: tuple[str, ...]
     """See `Census.warnings`."""
+    report: str
+    """Path of the HTML report."""
 
     def to_dict(self) -> dict[str, object]:
         """Return what the command prints."""
@@ -110,6 +113,7 @@ class IndexResult(msgspec.Struct, frozen=True):
             "classes": len(names),
             "class_pixels": {name: count for name, count in pixels if count},
             "ignored_pixels": manifest.ignored_pixels,
+            "report": self.report,
             "warnings": list(self.warnings),
         }
 
@@ -344,6 +348,8 @@ def _publish(plan: ForeignShards, config: IndexConfig, examined: list[Examined])
         index=index_entry,
         index_classes=classes_entry,
     )
+    write_index_report(folder, manifest, index)
     manifest_file.publish_bytes(manifest.to_json().encode())
     census = Census.of([index], plan.taxonomy.num_classes)
-    return IndexResult(plan.folder, manifest, tuple(census.warnings(plan.taxonomy, [index])))
+    warnings = tuple(census.warnings(plan.taxonomy, [index]))
+    return IndexResult(plan.folder, manifest, warnings, str(folder / INDEX_REPORT))
