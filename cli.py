@@ -209,6 +209,11 @@ def verify(
     type=click.Choice(["auto", "apply", "raw"]),
     help="Orientation that the masks follow. [auto]",
 )
+@click.option(
+    "--split",
+    metavar="NAME=FRACTION,…",
+    help="Deal whole shards to folders below SHARDS, as hard links: train=0.9,val=0.1",
+)
 @click.option("--workers", type=int, metavar="N", help="Worker processes. [one for each core]")
 @common_options
 def index(

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -88,9 +88,22 @@ def write_report(
     (output / REPORT).publish_bytes(page.encode())
 
 
-def write_index_report(folder: Location, manifest: Manifest, index: Index) -> None:
-    """Write the report of shards that another program wrote; they need no manifest yet."""
-    content = _Content(manifest.classes, [""], [folder], [manifest], index)
+def write_index_report(
+    folder: Location, manifests: Mapping[str, Manifest], indices: Sequence[Index]
+) -> None:
+    """Write the report of shards that another program wrote; they need no manifest yet.
+
+    Parameters
+    ----------
+    manifests
+        By split; of a folder that is not split under an empty name.
+    indices
+        Of each shard, those of the first split first.
+    """
+    taxonomy = next(iter(manifests.values())).classes
+    folders = [folder / name if name else folder for name in manifests]
+    index = join_indices(indices)
+    content = _Content(taxonomy, list(manifests), folders, list(manifests.values()), index)
     page = render(f"Index of {folder.name}", list(_sections(content)))
     (folder / INDEX_REPORT).publish_bytes(page.encode())
 
