@@ -24,7 +24,13 @@ monotonic: Callable[[], float] = time.monotonic
 
 
 class Throughput:
-    """Notices, once, that throughput has collapsed: it is 5 times below its own median."""
+    """Notices, once, that throughput has collapsed: it is 5 times below its own median.
+
+    Parameters
+    ----------
+    unit
+        In the plural.
+    """
 
     def __init__(self, unit: str) -> None:
         self._unit = unit
@@ -64,6 +70,8 @@ class Meter:
         The command: lines begin with it.
     total
         What there is to do, in units; `initial` of it is done already.
+    unit
+        In the singular.
     shown
         False shows nothing.
     slow
@@ -92,7 +100,7 @@ class Meter:
         )
         self._lines = shown and not terminal
         self._written = False
-        self._throughput = Throughput(unit)
+        self._throughput = Throughput(f"{unit}s")
         self._facts: dict[str, str] = {}
         self._first = self._before = self._done = initial
         self._began = self._since = monotonic() if shown else 0.0
@@ -110,7 +118,7 @@ class Meter:
         if self._written and error is None:
             taken = tqdm.format_interval(monotonic() - self._began)
             log.info(
-                "%s: %s of %s %s in %s", self._what, self._done, self._total, self._unit, taken
+                "%s: %s of %s %ss in %s", self._what, self._done, self._total, self._unit, taken
             )
 
     def note(self, **facts: object) -> None:
@@ -143,9 +151,9 @@ class Meter:
 
     def _line(self, rate: float, now: float) -> str:
         share = f" ({self._done / self._total:.0%})" if self._total else ""
-        parts = [f"{self._done}/{self._total} {self._unit}{share}"]
+        parts = [f"{self._done}/{self._total} {self._unit}s{share}"]
         parts += [f"{name} {value}" for name, value in self._facts.items()]
-        parts.append(f"{rate:.3g} {self._unit}/s")
+        parts.append(f"{rate:.3g} {self._unit}s/s")
         done, left = self._done - self._first, self._total - self._done
         if done > 0 and left > 0:
             parts.append(f"ETA {tqdm.format_interval(left * (now - self._began) / done)}")

@@ -210,7 +210,7 @@ def _score(
         return Tally.of(one, taxonomy), score, shown
 
     size = sum(map(len, batches))
-    with explained_memory(), Meter("eval", size, "img", progress, slow=SLOW) as meter:
+    with explained_memory(), Meter("eval", size, "image", progress, slow=SLOW) as meter:
         for tally, score, shown in scored(predicts, plan.shards, batches, finish):
             part.tally.add(tally)
             part.images.append(score)

@@ -206,7 +206,7 @@ def _predict_batches(
     most = 1 if outputs.config.probabilities else _IN_FLIGHT * threads
     writing: deque[tuple[str, list[Record]]] = deque()
     with (
-        Meter("infer", total, "img", progress, slow=SLOW) as meter,
+        Meter("infer", total, "image", progress, slow=SLOW) as meter,
         explained_memory(),
         threads_for(device, threads, "cocoseg-read") as readers,
         threads_for(device, threads, "cocoseg-write") as writers,

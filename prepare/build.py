@@ -153,7 +153,7 @@ class _Build:
         for folder in self.folders:
             folder.make_folder()
         refuse_full_disk(self.plan, self.config, sum(s.size for s in self.built.values()))
-        with Meter("prepare", self.plan.images, "img", progress, slow=_SLOW) as meter:
+        with Meter("prepare", self.plan.images, "image", progress, slow=_SLOW) as meter:
             todo = [number for number in range(len(self.shards)) if number not in self.built]
             self._build(todo, Orientation(self.config.exif), meter)
             votes: Counter[str] = Counter()

@@ -54,13 +54,17 @@ class Census:
             first += len(index)
         return cls(pixels, ignored, tuple(untaught), background, binary, first)
 
-    def warnings(self, taxonomy: Taxonomy, indices: Sequence[Index]) -> Iterator[str]:
+    def warnings(
+        self, taxonomy: Taxonomy, indices: Sequence[Index], *, absent_classes: bool = True
+    ) -> Iterator[str]:
         """Yield what makes training learn less than expected, or nothing.
 
         Parameters
         ----------
         indices
             Those that were counted.
+        absent_classes
+            Whether classes without a pixel are named.
         """
         things, void = self.samples - self.background - len(self.untaught), taxonomy.ignore_index
         advice = (
@@ -75,7 +79,7 @@ class Census:
             yield "every pixel of every mask is ignored: nothing can be learned"
         elif self.samples and not things:
             yield "no mask has a pixel of any class: only background can be learned"
-        if absent and things:
+        if absent_classes and absent and things:
             names = ", ".join(taxonomy.names[i] for i in absent[:_NAMED])
             yield (
                 f"{len(absent):,} of {taxonomy.num_classes - 1:,} classes have no pixel and can be "

@@ -91,7 +91,7 @@ def verify(folder: str, progress: bool = False) -> Verification:
     """
     extent = plan_verification(folder)
     root, problems = locate(folder), list[Problem]()
-    with Meter("verify", extent.samples, "img", progress, slow="slower storage") as meter:
+    with Meter("verify", extent.samples, "image", progress, slow="slower storage") as meter:
         for name in _missing_splits(root):
             problems.append(Problem(name, "is missing or unfinished"))
         for one in _shard_folders(root):

@@ -44,28 +44,28 @@ def steps(clock, shown, count, seconds):
 
 
 def test_a_line_every_thirty_seconds_and_one_at_the_end(clock, lines):
-    with Meter("infer", 100, "img", True) as shown:
+    with Meter("infer", 100, "image", True) as shown:
         steps(clock, shown, 100, 1.0)
     assert lines() == [
-        "infer: 30/100 img (30%), 1 img/s, ETA 01:10",
-        "infer: 60/100 img (60%), 1 img/s, ETA 00:40",
-        "infer: 90/100 img (90%), 1 img/s, ETA 00:10",
-        "infer: 100 of 100 img in 01:40",
+        "infer: 30/100 images (30%), 1 images/s, ETA 01:10",
+        "infer: 60/100 images (60%), 1 images/s, ETA 00:40",
+        "infer: 90/100 images (90%), 1 images/s, ETA 00:10",
+        "infer: 100 of 100 images in 01:40",
     ]
 
 
 def test_the_first_line_comes_at_thirty_seconds_exactly(clock, lines):
-    with Meter("infer", 10, "img", True) as shown:
+    with Meter("infer", 10, "image", True) as shown:
         clock.now += EVERY - 0.001
         shown.update()
         assert lines() == []
         clock.now += 0.001
         shown.update()
-        assert lines() == ["infer: 2/10 img (20%), 0.0667 img/s, ETA 02:00"]
+        assert lines() == ["infer: 2/10 images (20%), 0.0667 images/s, ETA 02:00"]
 
 
 def test_what_ends_sooner_is_silent(clock, lines):
-    with Meter("verify", 5, "img", True) as shown:
+    with Meter("verify", 5, "image", True) as shown:
         steps(clock, shown, 5, 5.9)
     assert lines() == []
 
@@ -77,23 +77,23 @@ def test_facts_stand_in_the_line(clock, lines):
         shown.note(loss="1.1")
         steps(clock, shown, 60, 0.5)
     assert lines()[:2] == [
-        "train: 160/850 step (19%), loss 1.234, wait 2%, 2 step/s, ETA 05:45",
-        "train: 220/850 step (26%), loss 1.1, 2 step/s, ETA 05:15",
+        "train: 160/850 steps (19%), loss 1.234, wait 2%, 2 steps/s, ETA 05:45",
+        "train: 220/850 steps (26%), loss 1.1, 2 steps/s, ETA 05:15",
     ]
 
 
 def test_the_rate_is_that_since_the_last_line_and_the_eta_that_of_all(clock, lines):
-    with Meter("infer", 1000, "img", True) as shown:
+    with Meter("infer", 1000, "image", True) as shown:
         steps(clock, shown, 30, 1.0)
         steps(clock, shown, 240, 0.125)
     first, second, _ = lines()
-    assert "1 img/s" in first
-    assert "8 img/s" in second
+    assert "1 images/s" in first
+    assert "8 images/s" in second
     assert second.endswith(f"ETA {meter.tqdm.format_interval(730 * 60 / 270)}")
 
 
 def test_work_that_was_lost_is_counted_again(clock, lines):
-    with Meter("prepare", 100, "img", True) as shown:
+    with Meter("prepare", 100, "image", True) as shown:
         clock.now += 30
         shown.reach(50)
         clock.now += 30
@@ -101,22 +101,22 @@ def test_work_that_was_lost_is_counted_again(clock, lines):
         clock.now += 30
         shown.reach(100)
     assert [line.split(" (")[0] for line in lines()[:3]] == [
-        "prepare: 50/100 img",
-        "prepare: 40/100 img",
-        "prepare: 100/100 img",
+        "prepare: 50/100 images",
+        "prepare: 40/100 images",
+        "prepare: 100/100 images",
     ]
 
 
 def test_nothing_to_do_is_no_division_by_zero(clock, lines):
-    with Meter("infer", 0, "img", True) as shown:
+    with Meter("infer", 0, "image", True) as shown:
         clock.now += 60
         shown.reach(0)
-    assert lines() == ["infer: 0/0 img, 0 img/s", "infer: 0 of 0 img in 01:00"]
+    assert lines() == ["infer: 0/0 images, 0 images/s", "infer: 0 of 0 images in 01:00"]
 
 
 def test_a_command_that_fails_does_not_say_that_it_is_done(clock, lines):
     def fails():
-        with Meter("infer", 10, "img", True) as shown:
+        with Meter("infer", 10, "image", True) as shown:
             steps(clock, shown, 4, 10.0)
             raise KeyError
 
@@ -126,7 +126,7 @@ def test_a_command_that_fails_does_not_say_that_it_is_done(clock, lines):
 
 
 def test_not_shown_is_silent(clock, lines, capsys):
-    with Meter("infer", 10, "img", False, slow="x") as shown:
+    with Meter("infer", 10, "image", False, slow="x") as shown:
         shown.note(bad=1)
         steps(clock, shown, 10, 100.0)
     assert lines() == []
@@ -136,7 +136,7 @@ def test_not_shown_is_silent(clock, lines, capsys):
 def test_a_terminal_gets_a_bar_and_no_lines(clock, caplog, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     caplog.set_level(logging.INFO)
-    with Meter("infer", 10, "img", True) as shown:
+    with Meter("infer", 10, "image", True) as shown:
         shown.note(bad=3)
         steps(clock, shown, 10, 100.0)
     assert not caplog.records
@@ -148,7 +148,7 @@ def test_a_terminal_gets_a_bar_and_no_lines(clock, caplog, monkeypatch):
 
 
 def reported(rates: list[float], seconds: float = 30.0) -> list[int]:
-    throughput = Throughput("img")
+    throughput = Throughput("images")
     found = (throughput.collapsed(rate * seconds, seconds) for rate in rates)
     return [number for number, text in enumerate(found) if text]
 
@@ -176,28 +176,28 @@ def test_a_standstill_is_a_collapse():
 
 
 def test_no_time_is_not_judged():
-    assert Throughput("img").collapsed(5, 0.0) is None
+    assert Throughput("images").collapsed(5, 0.0) is None
 
 
 def test_a_collapse_is_told_with_figures_and_likely_causes(clock, lines):
-    with Meter("infer", 10_000, "img", True, slow="slower storage") as shown:
+    with Meter("infer", 10_000, "image", True, slow="slower storage") as shown:
         for done in (300, 300, 300, 300, 300, 30, 300, 30):
             clock.now += 30
             shown.update(done)
     (warned,) = (line for line in lines() if "fell" in line)
     assert warned == (
-        "infer: throughput fell to 1 img/s in the last 30 s; its median is 10. Likely causes: "
+        "infer: throughput fell to 1 images/s in the last 30 s; its median is 10. Likely causes: "
         "slower storage"
     )
 
 
 def test_a_collapse_is_told_on_a_terminal_too(clock, caplog, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
-    with Meter("infer", 10_000, "img", True, slow="slower storage") as shown:
+    with Meter("infer", 10_000, "image", True, slow="slower storage") as shown:
         for done in (300, 300, 300, 300, 300, 30):
             clock.now += 30
             shown.update(done)
-    assert "throughput fell to 1 img/s" in caplog.text
+    assert "throughput fell to 1 images/s" in caplog.text
 
 
 # --- the commands
@@ -223,11 +223,11 @@ def test_every_long_command_tells_how_far_it_is(quick, run_cocoseg, golden, tmp_
     annotations = golden.annotations("val")
     log = ""
     for unit, *line in (
-        ("img", "prepare", "--annotations", annotations, "--images", images),
-        ("img", "verify", shards),
-        ("step", "train", "--shards", shards, "--val-shards", shards, *small, *settings),
-        ("img", "infer", "--checkpoint", tmp_path / "train", "--input", images),
-        ("img", "eval", "--checkpoint", tmp_path / "train", "--shards", shards),
+        ("images", "prepare", "--annotations", annotations, "--images", images),
+        ("images", "verify", shards),
+        ("steps", "train", "--shards", shards, "--val-shards", shards, *small, *settings),
+        ("images", "infer", "--checkpoint", tmp_path / "train", "--input", images),
+        ("images", "eval", "--checkpoint", tmp_path / "train", "--shards", shards),
     ):
         command = line[0]
         output = () if command == "verify" else ("--output", tmp_path / command)
@@ -236,6 +236,6 @@ def test_every_long_command_tells_how_far_it_is(quick, run_cocoseg, golden, tmp_
         told = re.findall(rf"^{command}: (\d+)/(\d+) {unit} .*/s", ran.err, re.MULTILINE)
         assert told, ran.err
         assert told[-1][0] == told[-1][1]
-        assert " img/s" not in ran.out
+        assert " images/s" not in ran.out
         log += ran.err
-    assert re.search(r"^train: 2/3 step \(67%\), loss \d.*, img/s .*, wait ", log, re.MULTILINE)
+    assert re.search(r"^train: 2/3 steps \(67%\), loss \d.*, img/s .*, wait ", log, re.MULTILINE)

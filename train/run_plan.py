@@ -111,7 +111,9 @@ class RunPlan:
         for name, shards in (("training", self.shards), ("validation", self.val_shards)):
             if shards is not None:
                 census = Census.of(shards.indices, shards.taxonomy.num_classes)
-                warnings = census.warnings(shards.taxonomy, shards.indices)
+                warnings = census.warnings(
+                    shards.taxonomy, shards.indices, absent_classes=shards is self.shards
+                )
                 found += [f"{name} shards: {warning}" for warning in warnings]
         return found
 

@@ -67,7 +67,7 @@ def validate(
     with (
         group.together(),
         usual_kernels(),
-        Meter("validation", size, "img", progress, leave=False) as meter,
+        Meter("validation", size, "image", progress, leave=False) as meter,
     ):
         begun = 0
 

@@ -395,3 +395,10 @@ def test_masks_that_teach_nothing_are_warned_of(
         assert re.search(told.format(name), caplog.text, re.MULTILINE)
     config = TrainConfig(shards=shards, save_dir=str(tmp_path / "other"))
     assert any("ignored as a whole" in one for one in forecast(config, MODEL, AUGMENT)["warnings"])
+
+
+def test_classes_without_a_pixel_are_named_for_the_training_shards_alone(golden) -> None:
+    shards = {name: (str(golden.shards(name)),) for name in ("train", "val")}
+    config = TrainConfig(shards=shards["train"], val_shards=shards["val"])
+    (warning,) = plan_run(config, MODEL, AUGMENT).warnings()
+    assert re.match(r"training shards: \d+ of 80 classes have no pixel and can be neither", warning)
