@@ -28,7 +28,7 @@ _WORDS = {
     "greater_than_equal": "must be at least {ge}",
     "less_than": "must be less than {lt}",
     "less_than_equal": "must be at most {le}",
-    "too_short": "expected a list of at least {min_length} values",
+    "too_short": "expected a list of {min_length} or more values",
     "too_long": "expected a list of {max_length} values",
     "missing": "expected a list of more values",
     "byte_size": "expected a size in bytes, such as 200GB",

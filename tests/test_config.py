@@ -340,7 +340,7 @@ WRONG = {
     ),
     "list too short": ("augment.scale_range=[1]", "scale_range: expected a list of more values"),
     "list too long": ("augment.scale_range=[1, 1, 1]", "scale_range: expected a list of 2 values"),
-    "empty list": ("infer.tta_scales=[]", "infer.tta_scales: expected a list of at least 1 values"),
+    "empty list": ("infer.tta_scales=[]", "infer.tta_scales: expected a list of 1 or more values"),
     "value of a list": (
         "infer.tta_scales=[1, x]",
         "infer.tta_scales: value 2 of the list: expected a number (got 'x', from --set)",
