@@ -213,9 +213,9 @@ def find_checkpoint(checkpoint: str) -> str:
 
 
 def _may_be_on_hub(name: str) -> bool:
-    """Tell whether a name that is no path here may be OWNER/NAME of the hub.
+    """Return whether a name may be OWNER/NAME of the hub.
 
-    It is not where OWNER is a folder here, nor for the names that a run's checkpoints have.
+    It is not if OWNER is a local folder, or NAME is one that the checkpoints of runs have.
     """
     owner, slash, model = name.partition("/")
     if not (owner and slash and model) or "/" in model or locate(name).remote:

@@ -222,7 +222,7 @@ class TrainConfig(ReadConfig):
     block_shards: PositiveInt = 4
     """Shards whose samples are shuffled together."""
     val_every: NonNegativeInt = 0
-    """Optimizer steps between validations; 0 means once an epoch, but at most 50 times a run."""
+    """Optimizer steps between validations; 0 means once an epoch, but at most 50 times per run."""
     checkpoint_every: NonNegativeInt = 0
     """Optimizer steps between checkpoints; 0 means with each validation."""
     val_batch_size: PositiveInt = 8
