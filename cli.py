@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Command = Callable[..., None]
 
+_SECTIONS = {"eval": "infer"}  # of commands whose section has another name
 _WIDTH, _MOST = 100, 20  # characters of a line, lines of a list
 
 
@@ -40,7 +41,7 @@ def common_options(command: Command) -> Command:
             "overrides",
             multiple=True,
             metavar="SECTION.KEY=VALUE",
-            help="Override one setting; repeatable. 'cocoseg config show' lists them.",
+            help="Override one setting; repeatable. 'cocoseg config show' lists all keys.",
         ),
         click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing."),
         click.option(
@@ -224,6 +225,11 @@ def verify(
     type=click.Choice(["auto", "apply", "raw"]),
     help="Orientation that the masks follow. [auto]",
 )
+@click.option(
+    "--split",
+    metavar="NAME=FRACTION,…",
+    help="Deal whole shards to folders below SHARDS, as hard links: train=0.9,val=0.1",
+)
 @click.option("--workers", type=int, metavar="N", help="Worker processes. [one for each core]")
 @common_options
 def index(
@@ -247,8 +253,10 @@ def index(
     if dry_run:
         plan = plan_index(shards, config).to_dict()
         return _print(plan, as_json, _lines(plan))
-    result = index_shards(shards, config, progress=_progress()).to_dict()
-    _print(result, as_json, _lines(result))
+    result = index_shards(shards, config, progress=_progress())
+    _print(result.to_dict(), as_json, _lines(result.to_dict(), but="warnings"))
+    for warning in result.warnings:
+        _log(f"warning: {warning}")
 
 
 @cli.command()
@@ -424,7 +432,9 @@ def doctor(
     if dry_run:
         names = list(checks(*patient))
         return _print({"checks": names}, as_json, "\n".join(names))
-    diagnosis = examine(*patient, say=_log if _progress() else lambda name: None)
+    diagnosis = examine(
+        *patient, say=_log if _progress() and sys.stderr.isatty() else lambda name: None
+    )
     if diagnosis is not None:  # of all ranks, on rank 0
         _print(diagnosis.to_dict(), as_json, diagnosis.table())
         if diagnosis.problems:
@@ -553,25 +563,51 @@ def config_group() -> None:
 
 
 @config_group.command("show")
+@click.argument("section", required=False)
 @common_options
 def config_show(
-    config_file: str | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool
+    section: str | None,
+    config_file: str | None,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
-    """Print every setting with its origin (default, FILE:LINE or --set).
+    """Print every setting, or those of SECTION, with its origin (default, FILE:LINE or --set).
 
-    Those that a training run keeps from its first step on are marked; all others may change when
-    it goes on.
+    Settings that a training run keeps from its first step on are marked; all others may change when
+    the run is resumed.
     """
     del dry_run  # showing changes nothing anyway
     from .config import fixed_keys, show
 
     settings = _settings("config show", config_file, overrides, {})
+    text = show(settings, section)
+    include = None if section is None else {section}
+    sections = settings.value.effective().model_dump(mode="json", include=include)
+    keys = {f"{name}.{key}" for name, content in sections.items() for key in content}
     content = {
-        "settings": settings.value.model_dump(mode="json"),
-        "origins": dict(settings.origins),
-        "fixed_once_begun": fixed_keys(type(settings.value)),
+        "settings": sections,
+        "origins": {key: origin for key, origin in settings.origins.items() if key in keys},
+        "fixed_once_begun": [key for key in fixed_keys(type(settings.value)) if key in keys],
     }
-    _print(content, as_json, show(settings))
+    _print(content, as_json, text)
+
+
+@config_group.command("describe")
+@click.argument("key")
+@common_options
+def config_describe(
+    key: str, config_file: str | None, overrides: tuple[str, ...], dry_run: bool, as_json: bool
+) -> None:
+    """Print what KEY (section.key, or a section) means, its allowed values, default and value."""
+    del dry_run  # it changes nothing anyway
+    from dataclasses import asdict
+
+    from .config import describe
+
+    found = describe(_settings("config describe", config_file, overrides, {}), key)
+    text = "\n\n".join(one.text() for one in found)
+    _print({"keys": [asdict(one) for one in found]}, as_json, text)
 
 
 @config_group.command("schema")
@@ -622,7 +658,7 @@ def main() -> NoReturn:
         cli.main(standalone_mode=False)
         code = ExitCode.OK
     except click.ClickException as error:
-        error.show()
+        (_as_setting(error) if isinstance(error, click.NoSuchOption) else error).show()
         code = ExitCode(error.exit_code) if error.exit_code in set(ExitCode) else ExitCode.FAILURE
     except CocosegError as error:
         code = error.exit_code
@@ -646,6 +682,23 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
+def _as_setting(error: click.NoSuchOption) -> click.UsageError:
+    """Add a hint for people who write a setting as a flag, ``train --lr 1e-3``."""
+    from .config import meant_by
+    from .settings import Settings
+
+    if error.ctx is None:
+        return error
+    command = error.ctx.command
+    section = _SECTIONS.get(str(command.name), str(command.name))
+    name = error.option_name.lstrip("-").replace("-", "_")
+    for key in meant_by(f"{section}.{name}", Settings):
+        flags = [one.opts[0] for one in command.params if f"{section}.{one.name}" == key]
+        use = flags[0] if flags else f"--set {key}=VALUE"
+        return click.UsageError(f"No such option {error.option_name!r}. Use {use}.", error.ctx)
+    return error
+
+
 def _settings(
     command: str,
     config_file: str | None,
@@ -657,7 +710,7 @@ def _settings(
     from .config import load
     from .settings import Settings
 
-    section = {"eval": "infer"}.get(command, command)
+    section = _SECTIONS.get(command, command)
     named = {
         f"{section}.{key}": ((names or {}).get(key, f"--{key.replace('_', '-')}"), value)
         for key, value in flags.items()
@@ -674,11 +727,13 @@ def _print(content: Mapping[str, Any], as_json: bool, text: str) -> None:
     click.echo(told)
 
 
-def _lines(content: Mapping[str, Any]) -> str:
-    """Write a flat result as aligned lines."""
+def _lines(content: Mapping[str, Any], but: str = "") -> str:
+    """Write a flat result as aligned lines; all `but` one."""
     width = max(len(name) for name in content) + 2
     lines = []
     for name, value in content.items():
+        if name == but:
+            continue
         if isinstance(value, Mapping):
             value = ", ".join(f"{key} {item}" for key, item in value.items()) or "none"
         elif isinstance(value, (list, tuple)):
@@ -719,4 +774,4 @@ def _log(text: str) -> None:
 
 
 def _progress() -> bool:
-    return sys.stderr.isatty() and Launch.from_environment().leads
+    return Launch.from_environment().leads

@@ -4,8 +4,8 @@ Each stage owns the `Section` that it needs (``train/config.py`` …); ``setting
 the tree that a YAML file holds. Every value remembers where it came from (its *origin*).
 """
 
-import difflib
 import os
+import textwrap
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -13,15 +13,17 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from .errors import ConfigError
+from .keys import allowed, complaints, same_meaning, suggestion
 from .printable import redacted
 
+_FIXED = ", fixed once a run has begun"
 _MOST_VALUES = 1_000_000
 """In a YAML file; aliases make a document of ten lines larger than any memory."""
 
@@ -39,6 +41,12 @@ class Section(BaseModel):
 
     fixed_keys: ClassVar[tuple[str, ...]] = ()
     """Keys whose values a run keeps from its first step on; the others may change on a resume."""
+    synonyms: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Other programs' names of keys → the keys, for messages alone: they are not accepted."""
+
+    def effective(self) -> Self:
+        """Return these settings with the defaults that depend on other settings."""
+        return self
 
     @field_validator("*", mode="before")
     @classmethod
@@ -47,7 +55,7 @@ class Section(BaseModel):
         if isinstance(value, bool):
             kind = cls.model_fields[str(info.field_name)].annotation
             if kind is not bool:
-                raise ValueError(f"{str(value).lower()} is no value for this key")
+                raise ValueError(f"{str(value).lower()} is not a valid value for this key")
         return value
 
 
@@ -62,15 +70,17 @@ class PathMarker:
     words: tuple[str, ...] = ()
     """Values that are no paths, such as ``auto``."""
     only_existing: bool = False
-    """The field may also hold a name (of the Hugging Face hub): anchor it only if it exists."""
+    """The field may also hold a name (of the Hugging Face hub): anchor it only if it exists, or
+    the folder that it names first does."""
 
     def anchor(self, value: str, base: Path) -> str:
         """Make `value` absolute, seen from `base`."""
         if value in self.words or "://" in value or not value:
             return value
         anchored = os.path.normpath(base / Path(value).expanduser())
-        if self.only_existing and not value.startswith((".", "~")) and not os.path.exists(anchored):
-            return value
+        if self.only_existing and not value.startswith((".", "~")):
+            inside = "/" in value and os.path.isdir(os.path.dirname(anchored))  # so it is a path
+            return anchored if inside or os.path.exists(anchored) else value
         return anchored
 
 
@@ -120,13 +130,13 @@ def load(
 
     def put(key: str, value: object, origin: str, base: Path) -> None:
         if key not in fields:
-            raise ConfigError(f"{origin}: unknown key {key!r}.{_did_you_mean(key, fields)}")
+            raise ConfigError(f"{origin}: unknown key {key!r}.{_did_you_mean(key, tree)}")
         values[key] = _anchored(fields[key], value, base)
         origins[key] = origin
 
     if file is not None:
         path = find_config(file)
-        for key, value, line in _read_yaml(path, set(fields)):
+        for key, value, line in _read_yaml(path, tree):
             put(key, value, f"{path.name}:{line}", path.parent.absolute())
     for item in overrides:
         key, separator, text = item.partition("=")
@@ -148,7 +158,7 @@ def load(
     try:
         resolved = tree.model_validate(nested)
     except ValidationError as error:
-        raise ConfigError(_explain(error, origins)) from None
+        raise ConfigError("\n".join(complaints(error.errors(), nested, origins))) from None
     return Resolved(resolved, {key: origins.get(key, "default") for key in fields})
 
 
@@ -190,35 +200,113 @@ def _without_secrets(value: Any) -> Any:
     return redacted(value) if isinstance(value, str) else value
 
 
-def show(resolved: Resolved[Any]) -> str:
-    """Write a resolved tree as YAML; a comment tells each value's origin, and what is fixed."""
+def show(resolved: Resolved[Any], section: str | None = None) -> str:
+    """Write a resolved tree, or one section, as YAML.
+
+    A comment gives each value's origin, and says what is fixed.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such section.
+    """
+    tree = type(resolved.value)
+    if section is not None and section not in tree.model_fields:
+        raise ConfigError(f"{section}: no such section; there are {', '.join(tree.model_fields)}")
     lines: list[str] = []
-    fixed = set(fixed_keys(type(resolved.value)))
-    for section, content in resolved.value.model_dump(mode="json").items():
-        lines.append(f"{section}:")
+    fixed = set(fixed_keys(tree))
+    include = None if section is None else {section}
+    value = resolved.value.effective()
+    for part, content in value.model_dump(mode="json", include=include).items():
+        lines.append(f"{part}:")
         for name, value in content.items():
-            text = yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix(
-                "\n...\n"
-            )
-            key = f"{section}.{name}"
-            note = f"{resolved.origins[key]}{', fixed once a run has begun' * (key in fixed)}"
-            lines.append(f"  {f'{name}: {text.strip()}':<58}  # {note}")
+            key = f"{part}.{name}"
+            note = f"{resolved.origins[key]}{_FIXED * (key in fixed)}"
+            lines.append(f"  {f'{name}: {_flat(value)}':<58}  # {note}")
     return "\n".join(lines)
 
 
+def _flat(value: object) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6)
+    return text.removesuffix("\n...\n").strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """One key: what it means, which values it accepts, and which one it has."""
+
+    key: str
+    description: str
+    allowed: str
+    default: object
+    value: object
+    origin: str
+    fixed_once_begun: bool
+
+    def text(self) -> str:
+        """Return it for people."""
+        lines = [
+            f"{self.key} = {_flat(self.value)}  ({self.origin}{_FIXED * self.fixed_once_begun})",
+            *textwrap.wrap(self.description, 96, initial_indent="  ", subsequent_indent="  "),
+            f"  allowed: {self.allowed}",
+            f"  default: {_flat(self.default)}",
+        ]
+        return "\n".join(lines)
+
+
+def describe(resolved: Resolved[Any], key: str) -> list[Description]:
+    """Describe a key, ``section.key``, or every key of a section.
+
+    Raises
+    ------
+    ConfigError
+        If there is neither; names what may be meant.
+    """
+    tree = type(resolved.value)
+    keys = [one for one in dict(_leaves(tree)) if key in (one, one.partition(".")[0])]
+    if not keys:
+        raise ConfigError(f"unknown key {key!r}.{_did_you_mean(key, tree)}")
+    fixed, values = fixed_keys(tree), resolved.value.effective().model_dump(mode="json")
+    defaults = tree().model_dump(mode="json")
+    described = []
+    for one in keys:
+        section, _, name = one.partition(".")
+        content = dict(_sections(tree))[section]
+        schema = content.model_json_schema()["properties"][name]
+        described.append(
+            Description(
+                one,
+                " ".join(schema.get("description", "").split()),
+                allowed(schema),
+                defaults[section][name],
+                values[section][name],
+                resolved.origins[one],
+                one in fixed,
+            )
+        )
+    return described
+
+
 def fixed_keys(tree: type[BaseModel]) -> list[str]:
-    """Return the keys, ``section.key``, that may not change when a run goes on."""
-    return [
-        f"{name}.{key}"
-        for name, field in tree.model_fields.items()
-        for key in getattr(field.annotation, "fixed_keys", ())
-    ]
+    """Return the keys, ``section.key``, that may not change when a run is resumed."""
+    return [f"{name}.{key}" for name, content in _sections(tree) for key in content.fixed_keys]
+
+
+def meant_by(key: str, tree: type[Section]) -> list[str]:
+    """Return the keys of a tree that a key of another section or program stands for."""
+    keys = dict(_leaves(tree))
+    return [key] if key in keys else same_meaning(key, keys, _synonyms(tree))
+
+
+def _sections(tree: type[BaseModel]) -> Iterator[tuple[str, type[Section]]]:
+    for name, field in tree.model_fields.items():
+        content = field.annotation
+        assert isinstance(content, type) and issubclass(content, Section)
+        yield name, content
 
 
 def _leaves(tree: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
-    for section, field in tree.model_fields.items():
-        content = field.annotation
-        assert isinstance(content, type) and issubclass(content, Section)
+    for section, content in _sections(tree):
         for name, leaf in content.model_fields.items():
             yield f"{section}.{name}", leaf
 
@@ -282,7 +370,7 @@ def _size(root: yaml.Node) -> int:
     return count
 
 
-def _read_yaml(path: Path, known: set[str]) -> Iterator[tuple[str, object, int]]:
+def _read_yaml(path: Path, tree: type[Section]) -> Iterator[tuple[str, object, int]]:
     """Yield (section.key, value, line); PyYAML alone would let a doubled key win silently."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -294,12 +382,11 @@ def _read_yaml(path: Path, known: set[str]) -> Iterator[tuple[str, object, int]]
         return
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{path}: expected sections such as 'train:' at the top level")
-    sections = {key.partition(".")[0] for key in known}
     seen: set[str] = set()
     for section_node, content_node in root.value:
         section, line = str(section_node.value), section_node.start_mark.line + 1
-        if section not in sections:
-            near = _did_you_mean(section, sections)
+        if section not in tree.model_fields:
+            near = _did_you_mean(section, tree)
             raise ConfigError(f"{path.name}:{line}: unknown section {section!r}.{near}")
         if section in seen:
             raise ConfigError(f"{path.name}:{line}: section {section!r} is given twice")
@@ -317,22 +404,16 @@ def _read_yaml(path: Path, known: set[str]) -> Iterator[tuple[str, object, int]]
             yield key, content[section].get(key_node.value, content[section].get(name)), line
 
 
-def _did_you_mean(key: str, known: Mapping[str, object] | set[str]) -> str:
-    by_name = {name.rpartition(".")[2]: name for name in known}
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)
-    if not near:  # the right name under the wrong section, or under none
-        last = difflib.get_close_matches(key.rpartition(".")[2], list(by_name), n=1, cutoff=0.75)
-        near = [by_name[name] for name in last]
-    if near:
-        return f" Did you mean {near[0]!r}?"
-    return " 'cocoseg config show' lists every key."
+def _did_you_mean(key: str, tree: type[Section]) -> str:
+    keys = dict(_leaves(tree))
+    if "." in key:
+        return suggestion(key, keys, _synonyms(tree))
+    return suggestion(key, [*tree.model_fields, *keys], _synonyms(tree))
 
 
-def _explain(error: ValidationError, origins: Mapping[str, str]) -> str:
-    lines = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"][:2])
-        origin = origins.get(key, "default")
-        what = problem["msg"].removeprefix("Value error, ")  # pydantic's word for our own texts
-        lines.append(f"{key}: {what} (got {problem['input']!r}, from {origin})")
-    return "\n".join(dict.fromkeys(lines))
+def _synonyms(tree: type[Section]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for section, content in _sections(tree):
+        for name, key in content.synonyms.items():
+            found.setdefault(name, []).append(f"{section}.{key}")
+    return found

@@ -1,5 +1,7 @@
 """The whole configuration: one section for each stage, as a YAML file holds them."""
 
+from typing import Self
+
 from .config import Section
 from .infer.config import InferConfig
 from .infer.export.config import ExportConfig
@@ -18,3 +20,7 @@ class Settings(Section):
     train: TrainConfig = TrainConfig()
     infer: InferConfig = InferConfig()
     export: ExportConfig = ExportConfig()
+
+    def effective(self) -> Self:
+        """Return these settings with the defaults that depend on other settings."""
+        return self.model_copy(update={"train": self.train.resolved(self.model)})

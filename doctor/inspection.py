@@ -10,6 +10,7 @@ import numpy as np
 
 from ..figures import bytes_text
 from ..model.config import ModelConfig
+from ..shards.census import Census
 from ..shards.manifest import read_manifest
 from ..shards.plan import BatchLayout, Plan
 from ..shards.reader import ShardSet
@@ -18,7 +19,6 @@ from ..train.batches import MicroBatch, TrainingSamples, micro_batches
 from ..train.class_weights import class_weights
 from ..train.config import AugmentConfig, TrainConfig
 from ..train.losses.step import StepLoss
-from .census import Census
 from .finding import Finding, describe, ok, problem, warning
 
 _TOLD = 5  # classes, shards or samples that a finding names
@@ -73,7 +73,7 @@ class Inspection:
         if self.shards is None:
             return
         taxonomy = self.shards.taxonomy
-        census = Census.of(self.shards)
+        census = Census.of(self.shards.indices, taxonomy.num_classes)
         pixels, untaught = census.pixels, census.untaught
         stated = np.sum([manifest.class_pixels for manifest in self.shards.manifests], axis=0)
         if not np.array_equal(stated, pixels):

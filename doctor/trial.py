@@ -17,7 +17,7 @@ from ..model.device import pick_device
 from ..model.precision import resolve_precision
 from ..model.predictor import Predictor
 from ..model.preprocess import Preprocess
-from ..model.score import NetworkPredicts, confusion_of
+from ..model.score import NetworkPredicts, totals_of
 from ..model.weights import LoadedNetwork, load_network, start_network
 from ..train.batches import MicroBatch
 from ..train.config import TrainConfig
@@ -72,8 +72,8 @@ class Trial:
                 "see 'hub' above; or a local folder as model.name",
             )
             name = _TINY
-            tiny = self.model.model_copy(update={"name": name})
-            self.network, self.preprocess = start_network(tiny, taxonomy, self.train.seed)
+            self.model = self.model.model_copy(update={"name": name})
+            self.network, self.preprocess = start_network(self.model, taxonomy, self.train.seed)
         yield ok(f"{name}: {_size(self.network)}, {taxonomy.num_classes} classes")
         device = pick_device(self.train.device)
         group = Group(0, 1, device)
@@ -166,7 +166,11 @@ class Trial:
         )
         group = Group(0, 1, device)
         step = TrainingStep.of(
-            self.network, self.preprocess, self.inspected.loss, self.train, group
+            self.network,
+            self.preprocess,
+            self.inspected.loss,
+            self.train.resolved(self.model),
+            group,
         )
         set_learning_rate(step.optimizer, 1.0)
         return step
@@ -184,7 +188,7 @@ class Trial:
         precision = resolve_precision(self.model.inference_precision, device)
         predictor = Predictor(network.to(device).eval(), preprocess, precision=precision)
         predicts = NetworkPredicts(predictor, confidence=False)
-        matrix = confusion_of(predicts, shards, [range(count)])
+        matrix = totals_of(predicts, shards, [range(count)]).confusion
         expected = np.zeros(taxonomy.num_classes, np.int64)
         for number in range(count):
             for train_id, pixels in self.inspected.shards.row(number).class_pixels:

@@ -1,6 +1,8 @@
 """Settings of ``cocoseg infer`` and ``cocoseg eval``."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -10,6 +12,18 @@ from ..shards.config import ReadConfig
 
 class InferConfig(ReadConfig):
     """From a checkpoint to masks and scores."""
+
+    synonyms: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            **dict.fromkeys(("ckpt", "model_path", "weights"), "checkpoint"),
+            **dict.fromkeys(("source", "images"), "input"),
+            **dict.fromkeys(("bs", "batch"), "batch_size"),
+            "tta": "use_tta",
+            "scales": "tta_scales",
+            **dict.fromkeys(("conf", "threshold"), "min_confidence"),
+            **dict.fromkeys(("gpu", "gpus"), "device"),
+        }
+    )
 
     checkpoint: Annotated[str, PathMarker(only_existing=True)] | None = None
     """A run, a checkpoint folder, a Hugging Face name, or a .pt/.pth file (with --config)."""

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..colors import visualize_prediction
 from ..distributed.group import Group, process_group
 from ..errors import ConfigError
+from ..meter import Meter
 from ..metrics import Scores
 from ..model.config import ModelConfig
 from ..model.precision import tf32
@@ -27,8 +27,8 @@ from ..model.score import (
     Predicts,
     Scored,
     check_totals,
-    confusion_of,
     scored,
+    totals_of,
 )
 from ..model.weights import find_checkpoint
 from ..printable import redacted
@@ -48,7 +48,7 @@ from .evaluation.tally import Tally
 from .folder import CLASSES, SETTINGS, used_settings
 from .inputs import resolved
 from .outputs import classes_json
-from .predictor import explained_memory
+from .predictor import SLOW, explained_memory
 from .views import views_of
 
 METRICS = "metrics.json"
@@ -148,7 +148,7 @@ def evaluate(config: InferConfig, model: ModelConfig, progress: bool = False) ->
     Parameters
     ----------
     progress
-        Show a bar on stderr (rank 0).
+        Show progress on stderr (rank 0); see `Meter`.
 
     Returns
     -------
@@ -217,7 +217,7 @@ def _without_tta(
     """Return the confusion matrix of one view of each image."""
     assert isinstance(predicts, NetworkPredicts)
     with explained_memory():
-        return confusion_of(predicts.without_augmentation(), plan.shards, batches)
+        return totals_of(predicts.without_augmentation(), plan.shards, batches).confusion
 
 
 def _score(
@@ -239,13 +239,13 @@ def _score(
         return Tally.of(one, taxonomy, boundary=not config.quick), score, shown
 
     size = sum(map(len, batches))
-    with explained_memory(), tqdm(total=size, unit="img", disable=not progress) as bar:
+    with explained_memory(), Meter("eval", size, "image", progress, slow=SLOW) as meter:
         for tally, score, shown in scored(predicts, plan.shards, batches, finish):
             part.tally.add(tally)
             part.images.append(score)
             if shown is not None:
                 part.worst.add(shown)
-            bar.update()
+            meter.update()
     return part
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ..distributed.group import process_group
 from ..errors import ConfigError, DataError
+from ..meter import Meter
 from ..model.config import ModelConfig
 from ..model.pipeline import read_ahead, thread_count, threads_for
 from ..model.precision import dtype_name, tf32
@@ -30,7 +30,7 @@ from .config import InferConfig
 from .folder import CLASSES, SETTINGS, refuse_loss, used_settings
 from .inputs import InputImage, list_inputs, resolved
 from .outputs import Outputs, classes_json
-from .predictor import explained_memory, load_predictor
+from .predictor import SLOW, explained_memory, load_predictor
 from .progress import Progress, batch_id, identity, refuse_strange_notes, wanted_files
 from .views import views_of
 
@@ -134,7 +134,7 @@ def predict(
     Parameters
     ----------
     progress
-        Show a bar on stderr (rank 0).
+        Show progress on stderr (rank 0); see `Meter`.
 
     Returns
     -------
@@ -215,7 +215,7 @@ def _predict_batches(
     most = 1 if outputs.config.probabilities else _IN_FLIGHT * threads
     writing: deque[tuple[str, list[Record]]] = deque()
     with (
-        tqdm(total=total, unit="img", disable=not progress) as bar,
+        Meter("infer", total, "image", progress, slow=SLOW) as meter,
         explained_memory(),
         threads_for(device, threads, "cocoseg-read") as readers,
         threads_for(device, threads, "cocoseg-write") as writers,
@@ -242,7 +242,7 @@ def _predict_batches(
             writing.append((name, records))
             if len(writing) > 1:
                 _settle(*writing.popleft(), told)
-            bar.update(len(batch))
+            meter.update(len(batch))
         while writing:
             _settle(*writing.popleft(), told)
 

@@ -16,6 +16,9 @@ from ..processes import keep_freed_memory
 from .config import InferConfig
 from .views import views_of
 
+SLOW = "larger images, slower storage, or another program on this GPU or CPU"
+"""Likely causes of a collapse of throughput; see `Meter`."""
+
 
 def load_predictor(
     config: InferConfig, model: ModelConfig, device: torch.device

@@ -1,5 +1,7 @@
 """Settings of the network, shared by training and inference."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import PositiveInt, field_validator
@@ -15,6 +17,15 @@ class ModelConfig(Section):
     """Which network, and at which size it sees an image."""
 
     fixed_keys: ClassVar[tuple[str, ...]] = ("name", "num_classes", "input_size", "keep_ratio")
+    synonyms: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            **dict.fromkeys(("crop_size", "image_size", "img_size", "imgsz"), "input_size"),
+            **dict.fromkeys(("resolution", "size"), "input_size"),
+            **dict.fromkeys(("arch", "architecture", "model", "network", "backbone"), "name"),
+            **dict.fromkeys(("model_name", "model_name_or_path", "pretrained"), "name"),
+            **dict.fromkeys(("nc", "n_classes", "num_labels"), "num_classes"),
+        }
+    )
 
     name: Annotated[str, PathMarker(only_existing=True)] = (
         "nvidia/segformer-b5-finetuned-ade-640-640"

@@ -17,6 +17,9 @@ UNIT = 2**24
 """Probabilities are added up as multiples of 1 ÷ `UNIT`: integers, so that the sum is the same in
 any order. From 0.5 up a float32 is such a multiple; below, 3e-8 is lost at most. 5e11 pixels fit
 into 64 bits."""
+LOSS_UNIT = 2**20
+"""Losses are added up as multiples of 1 ÷ `LOSS_UNIT`: of a pixel at most 5e-7 is lost."""
+_MOST_LOSS = 2.0**10  # of a pixel: 8e9 pixels of it fit into 64 bits
 
 _PART = 2**22  # pixels that are counted at once: 50 bytes of temporaries for each
 
@@ -80,6 +83,32 @@ def calibration_counts(
         for column, values_N in zip(columns, (_ones(bin_N), right_N, units_N), strict=True):
             _add(column, bin_N, values_N)
     return columns.T[:-1]
+
+
+def loss_units(logits_RWC: Tensor, best_RW: Tensor, truth_RW: Tensor) -> Tensor:
+    """Add up the cross entropy of the pixels of a strip, −log of the true class's probability.
+
+    Parameters
+    ----------
+    logits_RWC
+        float32, shape (R, W, C).
+    best_RW
+        The largest of each pixel's.
+    truth_RW
+        Train ids; what is no train id, such as the ignore index, is left out.
+
+    Returns
+    -------
+    Tensor
+        int64 scalar, in `LOSS_UNIT`; of any value where a logit is not finite.
+    """
+    classes = logits_RWC.shape[2]
+    truth_RW = truth_RW.long()
+    own_RW = logits_RWC.gather(2, truth_RW.clamp(max=classes - 1)[..., None])[..., 0]
+    log_sum_RW = (logits_RWC - best_RW[..., None]).exp_().sum(dim=2).log_()
+    loss_RW = (log_sum_RW + best_RW).sub_(own_RW).clamp_(0, _MOST_LOSS)
+    units_RW = (loss_RW * LOSS_UNIT).round_().long()
+    return torch.where(truth_RW < classes, units_RW, 0).sum()
 
 
 def _parts(*maps: Tensor) -> Iterator[tuple[Tensor, ...]]:

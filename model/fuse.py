@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .counts import loss_units
 from .view import View
 
 # Numbers of a piece's rows: on a CPU what its second-level cache holds, on a GPU what fills it.
@@ -242,6 +243,8 @@ class Readings:
     """Probability of that class, float32, shape (H, W)."""
     probabilities: NDArray[np.float16] | None
     """Of all classes, shape (H, W, C), on the host."""
+    loss: Tensor | None
+    """Cross entropy of the pixels' truth, added up; see `loss_units`."""
     finite: Tensor
     """Whether the largest value is a finite number at every pixel: a bool scalar. NaN and +inf in
     any class show there."""
@@ -254,6 +257,7 @@ def read_strips(
     of_logits: bool,
     confidence: bool = False,
     probabilities: bool = False,
+    truth: Tensor | None = None,
 ) -> Readings:
     """Take what is requested from strips of probabilities, or of one view's logits.
 
@@ -266,8 +270,10 @@ def read_strips(
         Of all rows, each (R, W, C).
     size
         (H, W).
+    truth
+        Train ids, shape (H, W), to add up the loss of logits.
     """
-    mask = sure = every = total = None
+    mask = sure = every = total = loss = None
     first = 0
     for strip_RWC in strips:
         rows = slice(first, first + len(strip_RWC))
@@ -280,6 +286,10 @@ def read_strips(
         best = strip_RWC.max(dim=2)
         mask[rows] = best.indices
         total = best.values.sum() if total is None else total + best.values.sum()
+        if truth is not None:
+            assert of_logits
+            part = loss_units(strip_RWC, best.values, truth[rows])
+            loss = part if loss is None else loss + part
         if confidence or probabilities:
             p_RWC = strip_RWC.softmax(dim=2) if of_logits else strip_RWC
             if confidence:
@@ -291,4 +301,4 @@ def read_strips(
                     every = np.empty((*size, classes), np.float16)
                 torch.from_numpy(every[rows]).copy_(p_RWC)
     assert mask is not None and total is not None, "an image has rows"
-    return Readings(mask, sure, every, total.isfinite())
+    return Readings(mask, sure, every, loss, total.isfinite())

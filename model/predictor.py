@@ -53,6 +53,8 @@ class DevicePrediction:
     confidence: Tensor | None = None
     """float32, shape (H, W)."""
     probabilities: NDArray[np.float16] | None = None
+    loss: Tensor | None = None
+    """Cross entropy of the truth, added up over the pixels, int64; see `loss_units`."""
     finite: Tensor | None = None
     """Whether all logits that it is made of were finite numbers; None where there were none."""
     origin: str = ""
@@ -218,7 +220,12 @@ class Predictor:
 
     @torch.no_grad()  # in inference mode autocast would round the weights again for every view
     def predictions(
-        self, inputs: Inputs, *, confidence: bool = False, probabilities: bool = False
+        self,
+        inputs: Inputs,
+        *,
+        confidence: bool = False,
+        probabilities: bool = False,
+        truths: Sequence[Tensor] | None = None,
     ) -> Iterator[DevicePrediction]:
         """Yield a prediction for each image.
 
@@ -231,6 +238,9 @@ class Predictor:
         ----------
         confidence, probabilities
             Whether these are requested, too.
+        truths
+            Train ids of each image, shape (H, W), for the loss: with one view, of images that are
+            not cut.
 
         Raises
         ------
@@ -241,6 +251,9 @@ class Predictor:
         for place, image in enumerate(inputs.images):
             whole = place in inputs.whole
             made: Readings | None = None
+            truth = None
+            if truths is not None:
+                truth = truths[place].to(self.device, non_blocking=True)
             while made is None:
                 if whole and place not in waiting:
                     after = inputs.whole[bisect_left(inputs.whole, place) :]
@@ -251,12 +264,18 @@ class Predictor:
                     of_logits=whole and len(self._views) == 1,
                     confidence=confidence,
                     probabilities=probabilities,
+                    truth=truth,
                 )
                 if made is None:
                     self._free_memory(waiting if whole else {})
             waiting.pop(place, None)
             yield DevicePrediction(
-                made.mask, made.confidence, made.probabilities, made.finite, self._origin
+                made.mask,
+                made.confidence,
+                made.probabilities,
+                made.loss,
+                made.finite,
+                self._origin,
             )
 
     def _strips(
@@ -414,11 +433,17 @@ def _read(
     of_logits: bool,
     confidence: bool,
     probabilities: bool,
+    truth: Tensor | None,
 ) -> Readings | None:
     """Read an image's strips; None if the device is out of memory."""
     try:
         return read_strips(
-            strips, size, of_logits=of_logits, confidence=confidence, probabilities=probabilities
+            strips,
+            size,
+            of_logits=of_logits,
+            confidence=confidence,
+            probabilities=probabilities,
+            truth=truth,
         )
     except RuntimeError as error:
         if not is_out_of_memory(error):

@@ -42,6 +42,8 @@ class Scored:
     """See `confusion_counts`, shape (C, C + 1)."""
     calibration: NDArray[np.int64]
     """See `calibration_counts`, shape (BINS, 3); all 0 where there are no probabilities."""
+    loss: int = 0
+    """Cross entropy, added up over the valid pixels, in `LOSS_UNIT`; 0 where none is computed."""
 
 
 class Predicts(Protocol):
@@ -71,11 +73,14 @@ class NetworkPredicts:
     ----------
     confidence
         Whether the probability of each pixel's class is counted too; it does not change the mask.
+    loss
+        Whether the cross entropy is added up too.
     """
 
-    def __init__(self, predictor: Predictor, *, confidence: bool) -> None:
+    def __init__(self, predictor: Predictor, *, confidence: bool, loss: bool = False) -> None:
         self._predictor = predictor
         self._confidence = confidence
+        self._loss = loss
         self.device = predictor.device
 
     def without_augmentation(self) -> "NetworkPredicts":
@@ -86,13 +91,21 @@ class NetworkPredicts:
         """Resize the image."""
         return self._predictor.resize(sample.image)
 
-    def gather(self, samples: Sequence[Sample], prepared: Sequence[Any]) -> Inputs:
-        """Copy the images into memory that the device reads."""
-        return self._predictor.inputs([sample.image for sample in samples], prepared)
+    def gather(
+        self, samples: Sequence[Sample], prepared: Sequence[Any]
+    ) -> tuple[Inputs, list[Tensor] | None]:
+        """Copy the images, and for a loss their masks, into memory that the device reads."""
+        inputs = self._predictor.inputs([sample.image for sample in samples], prepared)
+        if not self._loss:
+            return inputs, None
+        return inputs, [_host_tensor(sample.mask, self.device) for sample in samples]
 
-    def predictions(self, gathered: Inputs) -> Iterable[DevicePrediction]:
+    def predictions(
+        self, gathered: tuple[Inputs, list[Tensor] | None]
+    ) -> Iterable[DevicePrediction]:
         """Run the network on the images as one batch."""
-        return self._predictor.predictions(gathered, confidence=self._confidence)
+        inputs, truths = gathered
+        return self._predictor.predictions(inputs, confidence=self._confidence, truths=truths)
 
 
 def scored(
@@ -155,18 +168,33 @@ def scored(
             yield waiting.popleft().result()
 
 
-def confusion_of(
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What is counted over samples: integers, whose sums are the same in any order."""
+
+    confusion: NDArray[np.int64]
+    """Shape (C, C + 1); see `confusion_counts`."""
+    loss: int
+    """See `Scored.loss`."""
+
+
+def totals_of(
     predicts: Predicts,
     shards: ShardSet,
     batches: Iterable[Sequence[int]],
     check: Callable[[], None] = lambda: None,
-) -> NDArray[np.int64]:
-    """Return the confusion matrix over samples, int64, shape (C, C + 1); see `scored`."""
-    classes = shards.taxonomy.num_classes
+) -> Totals:
+    """Count over samples; see `scored`."""
+    classes, loss = shards.taxonomy.num_classes, 0
     matrix = np.zeros((classes, classes + 1), np.int64)
-    for confusion in scored(predicts, shards, batches, lambda one: one.confusion, check):
+
+    def counts(one: Scored) -> tuple[NDArray[np.int64], int]:
+        return one.confusion, one.loss
+
+    for confusion, part in scored(predicts, shards, batches, counts, check):
         matrix += confusion
-    return matrix
+        loss += part
+    return Totals(matrix, loss)
 
 
 def check_totals(matrix: NDArray[np.int64], shards: ShardSet, whose: str = "") -> None:
@@ -245,12 +273,17 @@ class _Coming:
         if prediction.confidence is not None:
             counts = calibration_counts(truth, mask, prediction.confidence, classes)
             parts.append(counts.flatten())
+        if prediction.loss is not None:
+            parts.append(prediction.loss[None])
         if prediction.finite is not None:
             parts.append(prediction.finite.long()[None])
         self._position, self._sample, self._classes = position, sample, classes
         self._transfer = Transfer(torch.cat(parts), mask)
         # Not the prediction itself: its memory on the device is free from here on.
-        self._calibrated = prediction.confidence is not None
+        self._calibrated, self._has_loss = (
+            prediction.confidence is not None,
+            prediction.loss is not None,
+        )
         self._has_logits, self._origin = prediction.finite is not None, prediction.origin
 
     def wait(self) -> Scored:
@@ -268,4 +301,5 @@ class _Coming:
             mask if mask.dtype == np.uint8 else mask.astype(np.uint16),
             counts[:cells].reshape(self._classes, -1),
             calibration,
+            int(counts[-2]) if self._has_loss else 0,
         )

@@ -53,6 +53,8 @@ _UNLOADABLE = (
     *(TypeError, LookupError, ArithmeticError),
 )
 """What transformers raises of a config.json that it cannot use."""
+_OF_A_RUN = re.compile(r"best|last|checkpoints|step-\d+|.*\.(safetensors|bin|ckpt|json|onnx|pt2)")
+"""Last parts of paths that are never models of the hub."""
 _WRAPPERS = ("model", "model_state_dict", "state_dict")
 
 
@@ -211,8 +213,14 @@ def find_checkpoint(checkpoint: str) -> str:
 
 
 def _may_be_on_hub(name: str) -> bool:
+    """Return whether a name may be OWNER/NAME of the hub.
+
+    It is not if OWNER is a local folder, or NAME is one that the checkpoints of runs have.
+    """
     owner, slash, model = name.partition("/")
-    return bool(owner and slash and model) and "/" not in model and not locate(name).remote
+    if not (owner and slash and model) or "/" in model or locate(name).remote:
+        return False
+    return not (os.path.isdir(owner) or _OF_A_RUN.fullmatch(model))
 
 
 def _resolve_run(checkpoint: Location) -> Location:
@@ -380,7 +388,8 @@ def _taxonomy_of(folder: str, settings: Any) -> Taxonomy:
 def _local(reference: str) -> Iterator[str]:
     """Give a local folder, or a name of the hub, that transformers can load."""
     place = locate(reference)
-    if os.path.isabs(place.url) and not place.is_dir():
+    on_hub = _may_be_on_hub(reference) or "/" not in reference
+    if (os.path.isabs(place.url) or not on_hub) and not place.is_dir():
         raise ConfigError(f"{place}: no such folder")
     with place.fetched(leave_out=[STATE_NAME]) as folder:
         yield str(folder)

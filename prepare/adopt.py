@@ -15,13 +15,14 @@ from importlib.metadata import version
 
 import msgspec
 import numpy as np
-from tqdm import tqdm
 
 from .. import __version__, processes
 from ..errors import CocosegError, ConfigError, DataError
+from ..meter import Meter
 from ..photo import BadPhoto
 from ..processes import available_cores
 from ..shards import manifest as shard_manifest
+from ..shards.census import Census
 from ..shards.contents import check_json, check_photo, count_classes, mask_size, photo_header
 from ..shards.manifest import (
     ADOPTED,
@@ -40,8 +41,10 @@ from ..storage import Location, locate
 from ..storage.output import explained
 from ..taxonomy import Taxonomy, mask_taxonomy
 from . import journal
-from .config import IndexConfig
+from .config import IndexConfig, parse_split
+from .deal import deal_shards, link_shards, refuse_foreign_files, unlink_others
 from .orientation import Orientation, Turn, majority
+from .report import INDEX_REPORT, write_index_report
 
 _TOLD = 20  # problems, before the rest is not looked at
 
@@ -53,6 +56,7 @@ class ForeignShards(msgspec.Struct, frozen=True):
     shards: dict[str, int]
     """Name → size [bytes], by name."""
     taxonomy: Taxonomy
+    split: str | None = None
 
     def to_dict(self) -> dict[str, object]:
         """Return what ``--dry-run`` prints."""
@@ -61,6 +65,7 @@ class ForeignShards(msgspec.Struct, frozen=True):
             "bytes": sum(self.shards.values()),
             "classes": self.taxonomy.num_classes,
             "ignore_index": self.taxonomy.ignore_index,
+            **({"split": self.split} if self.split else {}),
         }
 
 
@@ -93,20 +98,35 @@ class IndexResult(msgspec.Struct, frozen=True):
     """What `index_shards` has done."""
 
     folder: str
-    manifest: Manifest
+    splits: dict[str, Manifest]
+    """The manifest of each; of a folder that is not split under an empty name."""
+    warnings: tuple[str, ...]
+    """See `Census.warnings`."""
+    report: str
+    """Path of the HTML report."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The only one, or that of the first split."""
+        return next(iter(self.splits.values()))
 
     def to_dict(self) -> dict[str, object]:
         """Return what the command prints."""
-        manifest, names = self.manifest, self.manifest.classes.names
-        pixels = zip(names, manifest.class_pixels, strict=True)
+        manifests, names = list(self.splits.values()), self.manifest.classes.names
+        sums = map(sum, zip(*(manifest.class_pixels for manifest in manifests), strict=True))
+        counts = sum((Counter(manifest.counts) for manifest in manifests), Counter[str]())
+        parts = {name: manifest.samples for name, manifest in self.splits.items() if name}
         return {
-            "shards": len(manifest.shards),
-            "samples": manifest.samples,
-            "bytes": manifest.bytes,
-            "counts": manifest.counts,
+            "shards": sum(len(manifest.shards) for manifest in manifests),
+            "samples": sum(manifest.samples for manifest in manifests),
+            **({"splits": parts} if parts else {}),
+            "bytes": sum(manifest.bytes for manifest in manifests),
+            "counts": dict(sorted(counts.items())),
             "classes": len(names),
-            "class_pixels": {name: count for name, count in pixels if count},
-            "ignored_pixels": manifest.ignored_pixels,
+            "class_pixels": {n: count for n, count in zip(names, sums, strict=True) if count},
+            "ignored_pixels": sum(manifest.ignored_pixels for manifest in manifests),
+            "report": self.report,
+            "warnings": list(self.warnings),
         }
 
 
@@ -116,7 +136,8 @@ def plan_index(folder: str, config: IndexConfig) -> ForeignShards:
     Raises
     ------
     ConfigError
-        If no classes or no shards are given, or `prepare` made what the folder holds.
+        If no classes or no shards are given, `prepare` made what the folder holds, or the folder
+        of a split holds anything else than what an earlier call put there.
     DataError
         If a shard is compressed, or its name is none for a manifest.
     """
@@ -140,7 +161,13 @@ def plan_index(folder: str, config: IndexConfig) -> ForeignShards:
         below = ", ".join(sorted(place.list_folders())[:5])
         hint = f"; index its folders one by one: {below}" if below else ""
         raise ConfigError(f"{folder}: holds no .tar{hint}")
-    return ForeignShards(folder, shards, mask_taxonomy(config.classes))
+    plan = ForeignShards(folder, shards, mask_taxonomy(config.classes), config.split)
+    if config.split is not None:
+        splits = _dealt(plan, config)
+        refuse_foreign_files(place, splits)
+        for split in splits:
+            _refuse_ours(place / split)
+    return plan
 
 
 def index_shards(folder: str, config: IndexConfig, progress: bool = False) -> IndexResult:
@@ -151,12 +178,12 @@ def index_shards(folder: str, config: IndexConfig, progress: bool = False) -> In
     folder
         Local path or URL. It may hold what an earlier call made.
     progress
-        Show a bar on stderr.
+        Show progress on stderr; see `Meter`.
 
     Raises
     ------
     ConfigError
-        As `plan_index`.
+        As `plan_index`; or if hard links cannot be made.
     DataError
         As `plan_index`; if samples or shards cannot be trusted: names the first of them, with shard
         and key, and nothing was written.
@@ -169,12 +196,12 @@ def index_shards(folder: str, config: IndexConfig, progress: bool = False) -> In
     examined: list[Examined] = []
     keys: dict[str, str] = {}
     problems: list[str] = []
-    with tqdm(total=len(tasks), unit="shard", disable=not progress) as bar:
+    with Meter("index", len(tasks), "shard", progress) as meter:
         for shard in _examine_all(tasks, config.workers):
             examined.append(shard)
             problems += shard.problems
             problems += _doubled(shard, keys)
-            bar.update()
+            meter.update()
             if len(problems) >= _TOLD:
                 break
     if problems:
@@ -182,7 +209,7 @@ def index_shards(folder: str, config: IndexConfig, progress: bool = False) -> In
     if not keys:
         raise DataError(f"{folder}: the shards hold no samples")
     with explained(locate(folder), lambda: "the shards are unchanged", flag=""):
-        return IndexResult(folder, _publish(plan, config, examined))
+        return _publish(plan, config, examined)
 
 
 def _refuse_ours(folder: Location) -> None:
@@ -299,26 +326,64 @@ def _story(folder: str, problems: list[str]) -> str:
     return f"{folder}: cannot be indexed as it is, and nothing was written:\n{told}{more}"
 
 
-def _publish(plan: ForeignShards, config: IndexConfig, examined: list[Examined]) -> Manifest:
-    """Settle what the others decide, and write the index and the manifest; the manifest last."""
+def _publish(plan: ForeignShards, config: IndexConfig, examined: list[Examined]) -> IndexResult:
+    """Settle what the others decide, and write indices, report and manifests; these last."""
     votes: Counter[str] = Counter()
-    counts: Counter[str] = Counter()
     for shard in examined:
         votes.update(shard.votes)
+    if majority(votes) == "raw":
+        for shard in examined:
+            shard.index.samples["orientation"][shard.ambiguous] = 1
+    folder, by_name = locate(plan.folder), {shard.name: shard for shard in examined}
+    parts = {
+        split: [by_name[name] for name in names] for split, names in _dealt(plan, config).items()
+    }
+    folders = {split: folder / split if split else folder for split in parts}
+    for split in filter(None, parts):
+        link_shards(folder, split, [shard.name for shard in parts[split]])
+    for stale in (folder, *folders.values()):  # of an earlier index, which fits no longer
+        for name in (shard_manifest.MANIFEST_NAME, *shard_manifest.INDEX_NAMES):
+            (stale / name).remove()
+    manifests: dict[str, Manifest] = {}
+    warnings: list[str] = []
+    for split, shards in parts.items():
+        if split:
+            unlink_others(folder, split, [shard.name for shard in shards])
+        index = join_indices([shard.index for shard in shards])
+        manifests[split] = _describe(plan, config, shards, folders[split], index)
+        found = Census.of([index], plan.taxonomy.num_classes).warnings(plan.taxonomy, [index])
+        warnings += [f"{split}: {warning}" if split else warning for warning in found]
+    every = [shard.index for shards in parts.values() for shard in shards]
+    write_index_report(folder, manifests, every)
+    for split, manifest in manifests.items():
+        manifest_file = folders[split] / shard_manifest.MANIFEST_NAME
+        manifest_file.publish_bytes(manifest.to_json().encode())
+    return IndexResult(plan.folder, manifests, tuple(warnings), str(folder / INDEX_REPORT))
+
+
+def _dealt(plan: ForeignShards, config: IndexConfig) -> dict[str, list[str]]:
+    if config.split is None:
+        return {"": list(plan.shards)}
+    return deal_shards(plan.shards, parse_split(config.split))
+
+
+def _describe(
+    plan: ForeignShards,
+    config: IndexConfig,
+    examined: list[Examined],
+    folder: Location,
+    index: Index,
+) -> Manifest:
+    """Write the index of one folder and return its manifest."""
+    counts: Counter[str] = Counter()
+    for shard in examined:
         counts.update(shard.counts)
         counts["exif_ambiguous"] += len(shard.ambiguous)
-    for shard in examined:
-        if majority(votes) == "raw":
-            shard.index.samples["orientation"][shard.ambiguous] = 1
         counts["turned_by_exif"] += int((shard.index.samples["orientation"] != 1).sum())
-    folder = locate(plan.folder)
-    manifest_file = folder / shard_manifest.MANIFEST_NAME
-    manifest_file.remove()  # an earlier one, which fits the index no longer
-    index = join_indices([shard.index for shard in examined])
     index_entry, classes_entry = shard_manifest.publish_index(folder, index)
     pixels = np.zeros(plan.taxonomy.ignore_index + 1, np.int64)
     np.add.at(pixels, index.classes["train_id"], index.classes["pixels"])
-    manifest = Manifest(
+    return Manifest(
         format=shard_manifest.FORMAT,
         version=shard_manifest.VERSION,
         taxonomy=plan.taxonomy.to_dict(),
@@ -326,6 +391,7 @@ def _publish(plan: ForeignShards, config: IndexConfig, examined: list[Examined])
             "made_by": ADOPTED,
             "classes": config.classes if config.classes == "coco" else "file",
             "exif": config.exif,
+            **({} if config.split is None else {"split": config.split}),
         },
         sources=(),
         versions={"cocoseg": __version__, **{name: version(name) for name in ("numpy", "pillow")}},
@@ -340,5 +406,3 @@ def _publish(plan: ForeignShards, config: IndexConfig, examined: list[Examined])
         index=index_entry,
         index_classes=classes_entry,
     )
-    manifest_file.publish_bytes(manifest.to_json().encode())
-    return manifest

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from tqdm import tqdm
 
 from ..errors import CocosegError, ConfigError, DataError, Interrupted
+from ..meter import Meter
 from ..processes import available_cores, warm_up
 from ..shards.manifest import Manifest
 from ..storage import Location, locate
@@ -74,7 +74,7 @@ def prepare(config: PrepareConfig, progress: bool = False) -> PrepareResult:
     config
         `images` and `output` must be set.
     progress
-        Show a bar on stderr.
+        Show progress on stderr; see `Meter`.
 
     Raises
     ------
@@ -121,6 +121,9 @@ def prepare(config: PrepareConfig, progress: bool = False) -> PrepareResult:
         return result
 
 
+_SLOW = "larger images, slower storage, or other programs on these cores"
+
+
 class _Build:
     """The shards of one output: what they are called, which stand, how the others are made."""
 
@@ -150,9 +153,9 @@ class _Build:
         for folder in self.folders:
             folder.make_folder()
         refuse_full_disk(self.plan, self.config, sum(s.size for s in self.built.values()))
-        with tqdm(total=self.plan.images, unit="img", disable=not progress) as bar:
+        with Meter("prepare", self.plan.images, "image", progress, slow=_SLOW) as meter:
             todo = [number for number in range(len(self.shards)) if number not in self.built]
-            self._build(todo, Orientation(self.config.exif), bar)
+            self._build(todo, Orientation(self.config.exif), meter)
             votes: Counter[str] = Counter()
             for shard in self.built.values():
                 votes.update(shard.votes)
@@ -162,7 +165,7 @@ class _Build:
                 for shard in self.built.values()
                 if shard.ambiguous and shard.assumed != facing.ambiguous
             ]
-            self._build(sorted(todo), facing, bar)
+            self._build(sorted(todo), facing, meter)
         return [self.built[number] for number in range(len(self.shards))]
 
     def _unchanged(self, kept: Mapping[int, BuiltShard]) -> dict[int, BuiltShard]:
@@ -175,7 +178,7 @@ class _Build:
             and not any(mended_photos(self.plan, self.config, images, shard.quarantined))
         }
 
-    def _build(self, todo: Sequence[int], facing: Orientation, bar: "tqdm[Any]") -> None:
+    def _build(self, todo: Sequence[int], facing: Orientation, meter: Meter) -> None:
         for number in todo:
             self.built.pop(number, None)
         tasks = (self._task(number, facing) for number in todo)
@@ -184,14 +187,11 @@ class _Build:
         def show(done: int, bad: int) -> None:
             if self.signals.arrived:  # what is raised inside a destructor gets lost
                 raise KeyboardInterrupt
-            if bar.disable:
+            if not meter.shown:
                 return
             finished = self.built.values()
-            bar.n = sum(_images_of(shard) for shard in finished) + done
-            bar.set_postfix_str(
-                f"{sum(len(shard.quarantined) for shard in finished) + bad} bad", refresh=False
-            )
-            bar.refresh()
+            meter.note(bad=sum(len(shard.quarantined) for shard in finished) + bad)
+            meter.reach(sum(_images_of(shard) for shard in finished) + done)
 
         shards = run_shards(tasks, workers, self.config.engine, show)
         with contextlib.closing(shards):  # type: ignore[type-var]

@@ -2,15 +2,36 @@
 
 import math
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, field_validator
 
 from ..config import PathField, PathMarker, Section
 
 
+def _adds_up(split: str) -> str:
+    parse_split(split)
+    return split
+
+
+SplitText = Annotated[str, AfterValidator(_adds_up)]
+"""``train=0.9,val=0.1``; see `parse_split`."""
+
+
 class PrepareConfig(Section):
     """From annotations and images to shards."""
+
+    synonyms: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            **dict.fromkeys(("ann_file", "ann_files", "annotation", "json"), "annotations"),
+            **dict.fromkeys(("image_dir", "img_dir", "image_root", "img_prefix"), "images"),
+            **dict.fromkeys(("num_workers", "n_workers", "jobs"), "workers"),
+            **dict.fromkeys(("shard_size", "maxcount"), "samples_per_shard"),
+            **dict.fromkeys(("output_dir", "out"), "output"),
+        }
+    )
 
     annotations: tuple[PathField, ...] = ()
     """COCO JSON files, each paired with the images at the same place in `images`; none packs the
@@ -37,7 +58,7 @@ class PrepareConfig(Section):
     """Which orientation the annotations mean: the one whose size matches, upright, or as stored."""
     check_images: Literal["header", "full"] = "header"
     """How photographs are checked: header and end of the file, or every pixel decoded."""
-    split: str | None = None
+    split: SplitText | None = None
     """Deal the images to several folders below the output: 'train=0.9,val=0.1'."""
     group_by: str | None = None
     """Regex on the file name; images whose first group (or match) is equal get one split."""
@@ -61,13 +82,6 @@ class PrepareConfig(Section):
     max_bad: NonNegativeInt = 0
     """Quarantined images beyond which the exit code is 4."""
 
-    @field_validator("split")
-    @classmethod
-    def _split_adds_up(cls, value: str | None) -> str | None:
-        if value is not None:
-            parse_split(value)
-        return value
-
     @field_validator("group_by")
     @classmethod
     def _group_by_compiles(cls, value: str | None) -> str | None:
@@ -87,6 +101,9 @@ class IndexConfig(Section):
     names in train-id order."""
     exif: Literal["auto", "apply", "raw"] = "auto"
     """Which orientation the masks follow: the one whose size matches, upright, or as stored."""
+    split: SplitText | None = None
+    """Deal whole shards, by a hash of their names, to folders below: 'train=0.9,val=0.1'. The
+    folders hold hard links to them."""
     workers: NonNegativeInt | None = None
     """Worker processes; 0 and 1 work in the command's own; none means one for each core."""
 

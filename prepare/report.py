@@ -1,8 +1,8 @@
-"""``prepare-report.html``: what was packed, what it looks like, and what was left out and why."""
+"""The reports of ``prepare`` and ``index``: what the shards hold, and what was left out and why."""
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,18 +32,20 @@ from ..report.markup import shortened
 from ..report.page import Section, render
 from ..report.sizes import size_overview
 from ..report.thumbnails import overlay_thumbnail, thumbnail
+from ..shards.census import Census
 from ..shards.decode import decode_mask
 from ..shards.manifest import Index, IndexRow, Manifest, join_indices
 from ..shards.reader import read_members
 from ..storage import Location
 from ..taxonomy import Taxonomy
-from .config import PrepareConfig
+from .config import IndexConfig, PrepareConfig
 from .images import ImageStore, read_photo
 from .journal import QUARANTINE, REPORT
 from .plan import BuildPlan
 from .sample import Quarantined
 from .shard import BuiltShard
 
+INDEX_REPORT = "index-report.html"
 _SAMPLES = 12  # pictures of samples
 _TAGS = 8  # class names under a picture
 _MAX_QUARANTINED = 500  # rows of the quarantine list
@@ -70,30 +72,66 @@ def write_report(
     built
         All shards, those of the first split first.
     """
-    content = _Content(plan, folders, manifests, built)
+    content = _Content(
+        plan.class_map.taxonomy,
+        [split.name for split in plan.splits],
+        folders,
+        manifests,
+        join_indices([shard.index for shard in built]),
+        plan.notes(),
+        tuple(entry for shard in built for entry in shard.quarantined),
+        plan,
+    )
     names = ", ".join(source.name for source in plan.sources[:3])
     more = f" and {len(plan.sources) - 3} more" if len(plan.sources) > 3 else ""
     page = render(f"Prepared from {names}{more}", list(_sections(content)))
     (output / REPORT).publish_bytes(page.encode())
 
 
+def write_index_report(
+    folder: Location, manifests: Mapping[str, Manifest], indices: Sequence[Index]
+) -> None:
+    """Write the report of shards that another program wrote; they need no manifest yet.
+
+    Parameters
+    ----------
+    manifests
+        By split; of a folder that is not split under an empty name.
+    indices
+        Of each shard, those of the first split first.
+    """
+    taxonomy = next(iter(manifests.values())).classes
+    folders = [folder / name if name else folder for name in manifests]
+    index = join_indices(indices)
+    content = _Content(taxonomy, list(manifests), folders, list(manifests.values()), index)
+    page = render(f"Index of {folder.name}", list(_sections(content)))
+    (folder / INDEX_REPORT).publish_bytes(page.encode())
+
+
 @dataclass(frozen=True)
 class _Content:
     """What the report is about; sums over all splits."""
 
-    plan: BuildPlan
+    taxonomy: Taxonomy
+    names: Sequence[str]
+    """Of the splits."""
     folders: Sequence[Location]
     manifests: Sequence[Manifest]
-    built: Sequence[BuiltShard]
+    index: Index
+    """All samples; the field ``shard`` counts through all splits."""
+    notes: Sequence[str] = ()
+    quarantined: Sequence[Quarantined] = ()
+    plan: BuildPlan | None = None
+    """None for shards of other programs."""
+
+    @property
+    def labelled(self) -> bool:
+        return self.manifests[0].masks
 
     @cached_property
-    def taxonomy(self) -> Taxonomy:
-        return self.plan.class_map.taxonomy
-
-    @cached_property
-    def index(self) -> Index:
-        """All samples; the field ``shard`` counts through all splits."""
-        return join_indices([shard.index for shard in self.built])
+    def warnings(self) -> list[str]:
+        census = Census.of([self.index], self.taxonomy.num_classes)
+        return list(census.warnings(self.taxonomy, [self.index])) if self.labelled else []
 
     @cached_property
     def shard_files(self) -> list[Location]:
@@ -110,9 +148,11 @@ class _Content:
 
     @cached_property
     def instances_by_split(self) -> dict[str, Sequence[int]]:
-        """By column of the class table, then by train id."""
+        """By column of the class table, then by train id; empty where none were counted."""
         parts = [manifest.class_instances for manifest in self.manifests]
-        names = [f"in {split.name}" for split in self.plan.splits] if len(parts) > 1 else []
+        if not all(parts):
+            return {}
+        names = [f"in {name}" for name in self.names] if len(parts) > 1 else []
         return {"instances": _column_sums(parts), **dict(zip(names, parts, strict=False))}
 
     @cached_property
@@ -125,13 +165,9 @@ class _Content:
 
     @cached_property
     def file_names(self) -> dict[str, str]:
-        """By key."""
-        images = (image for split in self.plan.splits for image in split.images)
-        return {image.key: image.entry.file_name for image in images}
-
-    @cached_property
-    def quarantined(self) -> tuple[Quarantined, ...]:
-        return tuple(entry for shard in self.built for entry in shard.quarantined)
+        """By key; empty for shards of other programs."""
+        splits = self.plan.splits if self.plan is not None else ()
+        return {image.key: image.entry.file_name for split in splits for image in split.images}
 
 
 def _column_sums(rows: Sequence[Sequence[int]]) -> list[int]:
@@ -141,15 +177,15 @@ def _column_sums(rows: Sequence[Sequence[int]]) -> list[int]:
 def _sections(content: _Content) -> Iterator[Section]:
     yield Section("Overview", list(_overview(content)))
     yield Section("Samples", list(_samples(content)))
-    if content.plan.labelled:
+    if content.labelled:
         blocks = class_overview(
             content.taxonomy, content.pixels, content.ignored, content.instances_by_split
         )
         yield Section("Classes", list(blocks))
     sizes = content.index.samples
     yield Section("Image sizes", [size_overview(sizes["width"], sizes["height"])])
-    if content.quarantined:
-        yield Section("Quarantine", list(_quarantine(content)))
+    if content.plan is not None and content.quarantined:
+        yield Section("Quarantine", list(_quarantine(content, content.plan)))
     yield Section("Inputs and settings", list(_settings(content)))
 
 
@@ -157,27 +193,29 @@ def _sections(content: _Content) -> Iterator[Section]:
 
 
 def _overview(content: _Content) -> Iterator[Block]:
-    manifests, labelled = content.manifests, content.plan.labelled
+    manifests, plan = content.manifests, content.plan
     samples = sum(manifest.samples for manifest in manifests)
-    bad = len(content.quarantined)
-    share = f"{bad / (bad + samples):.2%} of images"
-    most = f"up to {content.plan.samples_per_shard:,} each"
+    most = "" if plan is None else f"up to {plan.samples_per_shard:,} each"
     figures = [
         Figure("samples", f"{samples:,}"),
-        Figure("shards", f"{len(content.built):,}", most),
+        Figure("shards", f"{len(content.shard_files):,}", most),
         Figure("size", f"{sum(manifest.bytes for manifest in manifests) / 1e6:,.1f} MB"),
-        Figure("quarantined", f"{bad:,}", share if bad else "", alarming=bad > 0),
     ]
-    if labelled:
+    if plan is not None:
+        bad = len(content.quarantined)
+        share = f"{bad / (bad + samples):.2%} of images" if bad else ""
+        figures.append(Figure("quarantined", f"{bad:,}", share, alarming=bad > 0))
+    if content.labelled:
         total = sum(content.pixels) + content.ignored
         seen = sum(pixels > 0 for pixels in content.pixels[1:])
         figures += [
             Figure("classes seen", f"{seen:,}", f"of {content.taxonomy.num_classes - 1:,}"),
-            Figure("instances", f"{content.counts['instances']:,}"),
             Figure("background", f"{content.pixels[0] / total:.1%}", "of the pixels"),
         ]
+        if content.instances_by_split:
+            figures.append(Figure("instances", f"{content.counts['instances']:,}"))
     yield Figures(figures)
-    yield from map(Note, content.plan.notes())
+    yield from map(Note, (*content.notes, *content.warnings))
     if len(manifests) > 1:
         yield _split_table(content)
     met = {name: n for name, n in content.counts.items() if name not in _SHOWN_ABOVE}
@@ -208,11 +246,11 @@ _MET = {
 
 def _split_table(content: _Content) -> Table:
     rows: list[list[Cell]] = []
-    for split, manifest in zip(content.plan.splits, content.manifests, strict=True):
+    for name, manifest in zip(content.names, content.manifests, strict=True):
         seen = sum(pixels > 0 for pixels in manifest.class_pixels[1:])
         megabytes = Number(manifest.bytes, f"{manifest.bytes / 1e6:,.1f}")
         bad = manifest.counts.get("quarantined", 0)
-        rows.append([split.name, manifest.samples, len(manifest.shards), megabytes, bad, seen])
+        rows.append([name, manifest.samples, len(manifest.shards), megabytes, bad, seen])
     columns = ("split", "samples", "shards", "MB", "quarantined", "classes seen")
     return Table("Splits", columns, rows)
 
@@ -236,7 +274,7 @@ def _samples(content: _Content) -> Iterator[Block]:
     )
     pictures = [_sample_picture(content, place) for place in chosen]
     spread = "spread over the shards" + (
-        ", and chosen to show as many classes as possible" if content.plan.labelled else ""
+        ", and chosen to show as many classes as possible" if content.labelled else ""
     )
     yield Paragraph(f"{len(chosen):,} of {len(samples):,}, {spread}.")
     yield Pictures(pictures)
@@ -247,18 +285,20 @@ def _sample_picture(content: _Content, place: int) -> Picture:
     file = content.shard_files[int(content.index.samples["shard"][place])]
     tags = _tags(content, row)
     names = ", ".join(tag.text for tag in tags) or "no instances"
-    caption = f"{row.key} · {shortened(content.file_names[row.key], _MAX_LETTERS)}"
+    caption = row.key
+    if file_name := content.file_names.get(row.key):
+        caption += f" · {shortened(file_name, _MAX_LETTERS)}"
     try:
         image = _decode_sample(content, file, row)
     except _UNREADABLE as error:
         return Picture(None, f"cannot be shown: {error}", caption, tags)
-    alt = f"{row.key}: {names}" if content.plan.labelled else row.key
+    alt = f"{row.key}: {names}" if content.labelled else row.key
     return Picture(image, alt, caption, tags)
 
 
 def _decode_sample(content: _Content, file: Location, row: IndexRow) -> Jpeg:
     read = file.read_range
-    if not content.plan.labelled:
+    if not content.labelled:
         (stored,) = read_members(read, row, ("image",))
         return thumbnail(photo.decode(stored, row.orientation))
     stored, mask_file = read_members(read, row, ("image", "mask"))
@@ -277,20 +317,20 @@ def _tags(content: _Content, row: IndexRow) -> list[Tag]:
 # ---- quarantine
 
 
-def _quarantine(content: _Content) -> Iterator[Block]:
+def _quarantine(content: _Content, plan: BuildPlan) -> Iterator[Block]:
     entries = content.quarantined
     lists = " and ".join(
-        f"{split.name}/{QUARANTINE}" if split.name else QUARANTINE
-        for split, manifest in zip(content.plan.splits, content.manifests, strict=True)
+        f"{name}/{QUARANTINE}" if name else QUARANTINE
+        for name, manifest in zip(content.names, content.manifests, strict=True)
         if manifest.counts.get("quarantined")
     )
     yield Paragraph(f"These images were left out whole, since they cannot be trusted: see {lists}.")
     reasons = Counter(entry.reason for entry in entries)
     yield Items([f"{count:,} × {reason}" for reason, count in reasons.most_common()])
-    several = len(content.plan.sources) > 1
+    several = len(plan.sources) > 1
     rows: list[list[Cell]] = [
         [
-            *([content.plan.sources[entry.source].name] if several else []),
+            *([plan.sources[entry.source].name] if several else []),
             shortened(entry.file_name, _MAX_LETTERS),
             _id(entry.image_id),
             _id(entry.annotation_id),
@@ -303,7 +343,7 @@ def _quarantine(content: _Content) -> Iterator[Block]:
     yield Table("Quarantined images", ["source"] * several + columns, rows)
     if len(entries) > _MAX_QUARANTINED:
         yield Paragraph(f"Not listed: {len(entries) - _MAX_QUARANTINED:,} more.")
-    pictures = list(_quarantine_pictures(content))
+    pictures = list(_quarantine_pictures(content, plan))
     if pictures:
         yield Pictures(pictures)
 
@@ -312,12 +352,12 @@ def _id(value: int | None) -> Cell:
     return "" if value is None else Number(value, str(value))
 
 
-def _quarantine_pictures(content: _Content) -> Iterator[Picture]:
+def _quarantine_pictures(content: _Content, plan: BuildPlan) -> Iterator[Picture]:
     """Show some of each reason, if their files are there."""
     wanted = {entry.key for entry in content.quarantined}
     names = {
         image.key: image.name
-        for split in content.plan.splits
+        for split in plan.splits
         for image in split.images
         if image.name is not None and image.key in wanted
     }
@@ -327,7 +367,7 @@ def _quarantine_pictures(content: _Content) -> Iterator[Picture]:
             by_reason[entry.reason].append(entry)
     in_turn = itertools.chain.from_iterable(itertools.zip_longest(*by_reason.values()))
     for entry in itertools.islice(filter(None, in_turn), _QUARANTINE_PICTURES):
-        store = content.plan.catalogs[entry.source].store
+        store = plan.catalogs[entry.source].store
         name = names[entry.key]
         caption = f"{entry.reason}: {shortened(entry.file_name, _MAX_LETTERS)}"
         try:
@@ -357,9 +397,11 @@ def _settings(content: _Content) -> Iterator[Block]:
         (source.name, source.images, source.annotations, source.sha256[:16])
         for source in manifest.sources
     ]
-    yield Table("Inputs", ("name", "images", "annotations", "SHA-256 begins"), sources)
+    if sources:
+        yield Table("Inputs", ("name", "images", "annotations", "SHA-256 begins"), sources)
     settings = {name: value for name, value in manifest.settings.items() if name != "train_ids"}
-    fields = PrepareConfig.model_fields
+    config = IndexConfig if content.plan is None else PrepareConfig
+    fields = config.model_fields
     rows: list[tuple[Cell, ...]] = []
     for name, value in settings.items():
         if name == "priorities":

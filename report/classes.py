@@ -38,7 +38,8 @@ def class_overview(
     pixels
         By train id; `ignored` are those of the ignore index.
     instances
-        Column heading → instances by train id. The first column counts all.
+        Column heading → instances by train id. The first column counts all; without any, pixels
+        decide what never occurs.
     """
     falling = sorted(range(1, taxonomy.num_classes), key=lambda train_id: -pixels[train_id])
     bars = [
@@ -54,12 +55,13 @@ def class_overview(
     if len(listed) < taxonomy.num_classes:
         hidden = taxonomy.num_classes - len(listed)
         yield Paragraph(f"Not listed: {hidden:,} classes with the fewest pixels.")
-    counted = next(iter(instances.values()))
+    counted = next(iter(instances.values()), pixels)
     unseen = [i for i in range(1, taxonomy.num_classes) if not counted[i]]
     if unseen:
         names = ", ".join(class_tag(taxonomy, train_id).text for train_id in unseen[:_UNSEEN])
         more = " …" if len(unseen) > _UNSEEN else ""
-        yield Paragraph(f"Without instances: {len(unseen):,} ({names}{more}).")
+        what = "instances" if instances else "pixels"
+        yield Paragraph(f"Without {what}: {len(unseen):,} ({names}{more}).")
 
 
 def _table(

@@ -8,12 +8,11 @@ import hashlib
 import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..errors import DataError
+from ..meter import Meter
 from ..storage import Location, locate
 from ..taxonomy import Taxonomy
 from .contents import check_json, check_photo, count_classes, photo_header, read_described
@@ -81,7 +80,7 @@ def verify(folder: str, progress: bool = False) -> Verification:
     folder
         A folder of shards, or one that holds those which ``prepare --split`` made.
     progress
-        Show a bar on stderr.
+        Show progress on stderr; see `Meter`.
 
     Raises
     ------
@@ -92,14 +91,14 @@ def verify(folder: str, progress: bool = False) -> Verification:
     """
     extent = plan_verification(folder)
     root, problems = locate(folder), list[Problem]()
-    with tqdm(total=extent.samples, unit="img", disable=not progress) as bar:
+    with Meter("verify", extent.samples, "image", progress, slow="slower storage") as meter:
         for name in _missing_splits(root):
             problems.append(Problem(name, "is missing or unfinished"))
         for one in _shard_folders(root):
             split = "" if one == root else f"{one.name}/"
-            for problem in _folder(one, bar):
+            for problem in _folder(one, meter):
                 problems.append(Problem(split + problem.where, problem.what))
-                bar.set_postfix_str(f"{len(problems)} problems", refresh=False)
+                meter.note(problems=len(problems))
     return Verification(extent.shards, extent.samples, extent.bytes, tuple(problems))
 
 
@@ -122,7 +121,7 @@ def _missing_splits(folder: Location) -> list[str]:
     return sorted(names - {one.name for one in found})
 
 
-def _folder(folder: Location, bar: "tqdm[Any]") -> Iterator[Problem]:
+def _folder(folder: Location, meter: Meter) -> Iterator[Problem]:
     manifest = read_manifest(folder)
     index = read_index(folder, manifest)
     present = folder.list_files()
@@ -138,10 +137,10 @@ def _folder(folder: Location, bar: "tqdm[Any]") -> Iterator[Problem]:
                 yield from _shard(shard, content, rows, manifest)
                 for row in rows:
                     yield from _sample(f"{shard.name}: {row.key}", content, row, manifest)
-                    bar.update()
+                    meter.update()
         else:
             yield Problem(shard.name, "is missing")
-            bar.update(len(rows))
+            meter.update(len(rows))
 
 
 def _totals(manifest: Manifest, index: Index) -> Iterator[Problem]:

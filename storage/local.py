@@ -145,6 +145,18 @@ class LocalPath(Location):
                 os.unlink(temporary)
         _sync_folder(folder)
 
+    def publish_hard_link(self, file: "LocalPath") -> None:
+        """Let this be another name of a file, at once or not at all."""
+        folder = os.path.dirname(self.url)
+        temporary = os.path.join(folder, _temporary_name())
+        try:
+            os.link(os.path.realpath(file.url), temporary)
+            os.replace(temporary, self.url)  # does nothing where it is the same file already
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        _sync_folder(folder)
+
     def publish_file(self, local: Path) -> None:
         sync_file(local)
         os.replace(local, self.url)

@@ -12,7 +12,14 @@ from cocoseg.settings import Settings
 
 COMMANDS = [
     *("prepare", "verify", "index", "train", "infer", "eval", "demo", "doctor"),
-    *("config show", "config schema", "export hf", "export onnx", "export program"),
+    *(
+        "config show",
+        "config describe",
+        "config schema",
+        "export hf",
+        "export onnx",
+        "export program",
+    ),
 ]
 
 
@@ -58,6 +65,11 @@ def images(tmp_path):
 BAD = {
     "no such command": ("prepair", 2, "No such command 'prepair'"),
     "no such flag": ("prepare --annotation x", 2, "--annotations"),
+    "setting as a flag": ("train --epochs 3", 2, "'--epochs'. Use --set train.epochs=VALUE."),
+    "synonym as a flag": ("eval --bs 3", 2, "'--bs'. Use --batch-size."),
+    "flag of another name": ("train --output-dir x", 2, "'--output-dir'. Use --output."),
+    "no such section": ("config show trian", 2, "trian: no such section; there are prepare, "),
+    "no such key": ("config describe lr", 2, "unknown key 'lr'. Did you mean 'train.learning_rate"),
     "flag of another command": ("verify . --workers 2", 2, "No such option"),
     "flag without value": ("prepare --output", 2, "requires an argument"),
     "argument missing": ("verify", 2, "Missing argument 'SHARDS'"),
@@ -67,7 +79,11 @@ BAD = {
     "number too small": ("prepare --samples-per-shard 0", 2, "from --samples-per-shard"),
     "negative number": ("prepare --max-bad=-1", 2, "from --max-bad"),
     "unknown key": ("prepare --set prepare.overlop=order", 2, "Did you mean 'prepare.overlap'?"),
-    "key without section": ("train --set batch_size=4", 2, "Did you mean 'train.batch_size'?"),
+    "key without section": (
+        "train --set batch_size=4",
+        2,
+        "'train.batch_size' or 'infer.batch_size'?",
+    ),
     "set without value": ("prepare --set prepare.overlap", 2, "section.key=value"),
     "wrong type": ("config show --set train.batch_size=big", 2, "train.batch_size"),
     "wrong type of a section": ("config show --set train=5", 2, "unknown key 'train'"),

@@ -1,6 +1,7 @@
 """Settings: defaults < YAML < --set < flag, each with its origin, and nothing unknown."""
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 import pytest
@@ -8,6 +9,7 @@ from cocoseg.config import (
     PathField,
     PathMarker,
     Section,
+    describe,
     find_config,
     load,
     parse_yaml,
@@ -20,6 +22,8 @@ from pydantic import PositiveInt
 
 
 class PaintSection(Section):
+    synonyms = MappingProxyType({"hue": "color", "pigment": "kind"})
+
     color: str = "red"
     width: PositiveInt = 3
     rate: float = 1e-3
@@ -32,7 +36,12 @@ class PaintSection(Section):
 
 
 class FrameSection(Section):
+    synonyms = MappingProxyType({"hue": "depth"})
+    fixed_keys = ("depth",)
+
     depth: int = 1
+    """How far it
+    protrudes."""
 
 
 class Tree(Section):
@@ -99,6 +108,10 @@ def test_a_repeatable_flag_that_was_not_given_changes_nothing(written, flag, val
         ("pain.color", "'paint.color'"),
         ("frame.color", "'paint.color'"),
         ("color", "'paint.color'"),
+        ("paint.hue", "Did you mean 'paint.color'?"),
+        ("frame.hue", "Did you mean 'frame.depth'?"),
+        ("frame.Pigment", "Did you mean 'paint.kind'?"),
+        ("hue", "Did you mean 'paint.color' or 'frame.depth'?"),
         ("zzz", "'cocoseg config show'"),
     ],
 )
@@ -127,13 +140,13 @@ def test_an_unknown_key_names_the_nearest_known_one(key, hint):
         ("paint: !!python/object/apply:os.system [ls]\n", "cannot be read as YAML"),
         ("paint:\n  ? [a]\n  : 1\n", "cannot be read as YAML"),
         ("paint:\n  1: 2\n", "unknown key 'paint.1'"),
-        ("paint:\n  width: wide\n", "paint.width: Input should be a valid integer"),
+        ("paint:\n  width: wide\n", "paint.width: expected an integer (got 'wide', from"),
         ("paint:\n  width: 0\n", "greater than 0 (got 0, from my.yaml:2)"),
-        ("paint:\n  width: 1.5\n", "paint.width"),
+        ("paint:\n  width: 1.5\n", "paint.width: expected an integer (got 1.5"),
         ("paint:\n  rate: .nan\n", "paint.rate"),
-        ("paint:\n  kind: chalk\n", "paint.kind: Input should be 'oil' or 'ink'"),
-        ("paint:\n  inputs: one\n", "paint.inputs"),
-        ("paint:\n  color: [red]\n", "paint.color"),
+        ("paint:\n  kind: chalk\n", "paint.kind: expected 'oil' or 'ink' (got 'chalk'"),
+        ("paint:\n  inputs: one\n", "paint.inputs: expected a list, such as [a, b] (got"),
+        ("paint:\n  color: [red]\n", "paint.color: expected a string (got ['red']"),
         ("paint:\n  color:\n", "paint.color"),
     ],
 )
@@ -314,3 +327,178 @@ def test_a_deep_value_of_set_is_refused_in_a_short_message() -> None:
     with pytest.raises(ConfigError, match="nested too deeply") as raised:
         load(Tree, overrides=["paint.inputs=" + "[" * 100_000])
     assert len(str(raised.value)) < 300
+
+
+# --- what is said about keys
+
+
+WRONG = {
+    "no list": ("infer.tta_scales=1.0", "infer.tta_scales: expected a list, such as [a, b] (got"),
+    "no list nor word": (
+        "train.class_weights=even",
+        "train.class_weights: expected 'none' or 'auto', or a list, such as [a, b] (got 'even',",
+    ),
+    "list too short": ("augment.scale_range=[1]", "scale_range: expected a list of more values"),
+    "list too long": ("augment.scale_range=[1, 1, 1]", "scale_range: expected a list of 2 values"),
+    "empty list": ("infer.tta_scales=[]", "infer.tta_scales: expected a list of 1 or more values"),
+    "value of a list": (
+        "infer.tta_scales=[1, x]",
+        "infer.tta_scales: value 2 of the list: expected a number (got 'x', from --set)",
+    ),
+    "value of a mapping": (
+        "augment.extra={blur: 5}",
+        "augment.extra: 'blur': must be at most 1.0 (got 5, from --set)",
+    ),
+    "no mapping": ("augment.extra=5", "augment.extra: expected keys with values, such as {name: 0"),
+    "no size": ("train.cache_bytes=many", "expected a size in bytes, such as 200GB (got 'many'"),
+    "no switch": ("train.use_amp=maybe", "train.use_amp: expected true or false (got 'maybe'"),
+    "nothing": ("train.batch_size=", "train.batch_size: expected an integer (got None, from"),
+    "our own text": ("train.loss_type=mse", "train.loss_type: losses are ce, dice, ce_dice, focal"),
+    "a number by yes": ("train.seed=true", "train.seed: true is not a valid value for this key"),
+}
+
+
+@pytest.mark.parametrize(("override", "message"), WRONG.values(), ids=WRONG)
+def test_a_wrong_value_is_explained_in_plain_words(override, message):
+    with pytest.raises(ConfigError) as refused:
+        load(Settings, None, [override])
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_twenty_wrong_values_of_one_list_are_one_line():
+    with pytest.raises(ConfigError) as refused:
+        load(Settings, None, [f"train.class_weights={['a'] * 20}".replace("'", "")])
+    assert str(refused.value) == (
+        "train.class_weights: value 1 of the list: expected a number (got 'a', from --set); so are "
+        "19 more"
+    )
+
+
+def test_a_long_value_is_cut_in_the_message():
+    with pytest.raises(ConfigError) as refused:
+        load(Settings, None, [f"train.epochs={'x' * 10_000}"])
+    assert len(str(refused.value)) < 200
+
+
+def sections():
+    return {name: field.annotation for name, field in Settings.model_fields.items()}
+
+
+def test_synonyms_stand_for_keys_and_are_none_themselves():
+    for section in sections().values():
+        assert set(section.synonyms.values()) <= set(section.model_fields)
+        assert not set(section.synonyms) & set(section.model_fields)
+        assert all(name == name.lower() for name in section.synonyms)
+
+
+@pytest.mark.parametrize(
+    ("known_from_others", "ours"),
+    [
+        ("train.lr", "train.learning_rate"),
+        ("lr", "train.learning_rate"),
+        ("train.loss", "train.loss_type"),
+        ("train.bs", "train.batch_size"),
+        ("infer.bs", "infer.batch_size"),
+        ("train.crop_size", "model.input_size"),
+        ("train.num_workers", "train.workers"),
+        ("prepare.num-workers", "prepare.workers"),
+        ("train.input_size", "model.input_size"),
+        ("model.LR", "train.learning_rate"),
+    ],
+)
+def test_names_of_other_programs_are_understood_in_suggestions(known_from_others, ours):
+    with pytest.raises(ConfigError) as refused:
+        load(Settings, None, [f"{known_from_others}=1"])
+    assert str(refused.value).endswith(f"Did you mean {ours!r}?")
+
+
+def test_a_name_of_other_programs_in_a_yaml_file_is_understood(written):
+    with pytest.raises(
+        ConfigError, match=r"my.yaml:1: unknown section 'lr'. Did you mean 'train.l"
+    ):
+        load(Settings, written("lr: 0.1\n"))
+
+
+def test_one_section_is_shown_alone():
+    text = show(load(Tree), "frame")
+    assert text.splitlines()[0] == "frame:"
+    assert "depth: 1" in text
+    assert "paint" not in text
+    with pytest.raises(ConfigError, match="frames: no such section; there are paint, frame"):
+        show(load(Tree), "frames")
+
+
+def test_a_key_is_described():
+    (depth,) = describe(load(Tree, None, ["frame.depth=4"]), "frame.depth")
+    assert (depth.description, depth.allowed) == ("How far it protrudes.", "an integer")
+    assert (depth.default, depth.value, depth.origin) == (1, 4, "--set")
+    assert depth.text().splitlines()[0] == "frame.depth = 4  (--set, fixed once a run has begun)"
+
+
+def test_a_section_is_described_key_by_key():
+    keys = [one.key for one in describe(load(Tree), "paint")]
+    assert keys == [f"paint.{name}" for name in PaintSection.model_fields]
+
+
+@pytest.mark.parametrize("key", ["hue", "paint.hue", "", "paint.", "zzz"])
+def test_what_is_no_key_is_not_described(key):
+    with pytest.raises(ConfigError, match="unknown key"):
+        describe(load(Tree), key)
+
+
+def test_every_key_can_be_described():
+    for section in sections():
+        for one in describe(load(Settings), section):
+            assert one.description
+            assert one.allowed
+            assert "any value" not in one.allowed
+            assert one.value == one.default
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ratio", "origin"),
+    [
+        ([], 0.1, "default"),
+        (["model.name=segformer-b0"], 1.0, "default"),
+        (["model.name=segformer-b0", "train.backbone_lr_ratio=0.1"], 0.1, "--set"),
+    ],
+)
+def test_the_backbones_rate_is_shown_as_it_will_be(overrides, ratio, origin):
+    resolved = load(Settings, None, overrides)
+    assert f"  backbone_lr_ratio: {ratio} " in show(resolved, "train")
+    (described,) = describe(resolved, "train.backbone_lr_ratio")
+    assert (described.value, described.origin) == (ratio, origin)
+
+
+ALLOWED = {
+    "train.learning_rate": "a number, greater than 0",
+    "train.rare_class_sampling": "a number, at least 0, less than 1",
+    "train.use_amp": "true or false",
+    "train.loss_type": "'ce' or 'dice' or 'ce_dice' or 'focal'",
+    "train.max_steps": "an integer, greater than 0, or nothing (null)",
+    "train.class_weights": "'none' or 'auto', or a list, each value a number, at least 0",
+    "augment.ratio_range": "a list of 2 values, each a number, greater than 0",
+    "augment.extra": "keys with values: a number, at least 0, at most 1",
+}
+
+
+@pytest.mark.parametrize(("key", "allowed"), ALLOWED.items())
+def test_allowed_values_in_words(key, allowed):
+    assert describe(load(Settings), key)[0].allowed == allowed
+
+
+@pytest.mark.parametrize(
+    ("value", "becomes"),
+    [
+        ("runs/none", "{w}/runs/none"),  # the folder runs is there: a mistyped path
+        ("runs/a/b", "runs/a/b"),
+        ("owner/name", "owner/name"),
+        ("name", "name"),
+    ],
+)
+def test_a_path_that_is_missing_from_a_folder_is_no_name(written, value, becomes):
+    folder = Path(written("")).parent
+    (folder / "runs").mkdir()
+    value = load(Tree, written(f"paint:\n  model: {value}\n")).value.paint.model
+    assert value == becomes.format(w=folder)

@@ -1,6 +1,8 @@
 """Settings of ``cocoseg train``."""
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     Field,
@@ -12,12 +14,24 @@ from pydantic import (
 )
 
 from ..config import PathField, Section
+from ..model.config import ModelConfig
+from ..model.registry import is_random
 from ..shards.config import ReadConfig
 from .losses import LOSSES
 
 
 class AugmentConfig(Section):
     """Training transforms, in this order; validation only resizes."""
+
+    synonyms: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            **dict.fromkeys(("augment", "augmentation", "augmentations"), "enabled"),
+            **dict.fromkeys(("crop_scale", "scale", "random_scale"), "scale_range"),
+            **dict.fromkeys(("hflip", "horizontal_flip", "random_flip", "fliplr"), "flip"),
+            **dict.fromkeys(("rotate", "degrees"), "rotation"),
+            **dict.fromkeys(("colorjitter", "jitter"), "color_jitter"),
+        }
+    )
 
     enabled: bool = True
     """False turns all of them off: images are resized to input_size², as for validation."""
@@ -73,6 +87,49 @@ class TrainConfig(ReadConfig):
         *("optimizer", "no_weight_decay", "freeze_backbone", "freeze_batch_norm", "monitor"),
     )
 
+    synonyms: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            **dict.fromkeys(("lr", "base_lr", "initial_lr", "lr0", "max_lr"), "learning_rate"),
+            **dict.fromkeys(("loss", "loss_fn", "criterion"), "loss_type"),
+            **dict.fromkeys(("bs", "batch", "per_device_train_batch_size"), "batch_size"),
+            **dict.fromkeys(("samples_per_gpu", "ims_per_batch"), "batch_size"),
+            **dict.fromkeys(("num_workers", "n_workers", "workers_per_gpu"), "workers"),
+            "dataloader_num_workers": "workers",
+            **dict.fromkeys(("grad_accum", "accumulate_grad_batches"), "accumulation_steps"),
+            "gradient_accumulation_steps": "accumulation_steps",
+            **dict.fromkeys(("num_epochs", "max_epochs", "num_train_epochs"), "epochs"),
+            **dict.fromkeys(("iters", "iterations", "max_iters", "max_iter"), "max_steps"),
+            **dict.fromkeys(("steps", "num_steps", "total_steps"), "max_steps"),
+            **dict.fromkeys(("opt", "optim"), "optimizer"),
+            "wd": "weight_decay",
+            **dict.fromkeys(("lr_scheduler", "lr_policy", "lr_scheduler_type"), "scheduler"),
+            **dict.fromkeys(("warmup", "warmup_iters", "num_warmup_steps"), "warmup_steps"),
+            **dict.fromkeys(("grad_clip", "clip_grad", "max_grad_norm"), "clip_grad_norm"),
+            "gradient_clip_val": "clip_grad_norm",
+            **dict.fromkeys(("amp", "fp16", "mixed_precision"), "use_amp"),
+            **dict.fromkeys(("bf16", "precision", "dtype"), "amp_dtype"),
+            "gradient_checkpointing": "activation_checkpointing",
+            "torch_compile": "compile",
+            **dict.fromkeys(("sync_bn", "syncbn"), "sync_batchnorm"),
+            **dict.fromkeys(("class_weight", "weights"), "class_weights"),
+            **dict.fromkeys(("data", "dataset", "data_root", "data_dir"), "shards"),
+            "train_shards": "shards",
+            **dict.fromkeys(("output", "output_dir", "work_dir", "log_dir"), "save_dir"),
+            **dict.fromkeys(("resume_from", "resume_from_checkpoint"), "resume"),
+            **dict.fromkeys(("random_seed", "manual_seed"), "seed"),
+            "ema": "ema_decay",
+            **dict.fromkeys(("eval_every", "eval_interval", "eval_steps"), "val_every"),
+            **dict.fromkeys(("val_interval", "check_val_every_n_epoch"), "val_every"),
+            **dict.fromkeys(("save_every", "save_steps", "save_interval"), "checkpoint_every"),
+            **dict.fromkeys(("checkpoint_interval", "checkpoint_freq"), "checkpoint_every"),
+            **dict.fromkeys(("log_interval", "logging_steps", "print_freq"), "log_every"),
+            **dict.fromkeys(("save_total_limit", "max_keep_ckpts"), "keep_last"),
+            **dict.fromkeys(("early_stopping", "early_stopping_patience"), "patience"),
+            **dict.fromkeys(("metric", "metric_for_best_model", "save_best"), "monitor"),
+            **dict.fromkeys(("gpu", "gpus"), "device"),
+        }
+    )
+
     shards: tuple[PathField, ...] = ()
     """Folders of training shards."""
     val_shards: tuple[PathField, ...] = ()
@@ -113,7 +170,8 @@ class TrainConfig(ReadConfig):
     learning_rate: PositiveFloat = 6e-4
     """Peak learning rate of the decode head."""
     backbone_lr_ratio: NonNegativeFloat = 0.1
-    """Learning rate of the backbone, relative to the head's."""
+    """Learning rate of the backbone, relative to the head's. If it is not given, 1.0 for a network
+    with random weights ('segformer-b0' …); a resumed run keeps its own."""
     freeze_backbone: bool = False
     """Train the decode head alone."""
     freeze_batch_norm: bool = False
@@ -164,7 +222,7 @@ class TrainConfig(ReadConfig):
     block_shards: PositiveInt = 4
     """Shards whose samples are shuffled together."""
     val_every: NonNegativeInt = 0
-    """Optimizer steps between validations; 0 means once an epoch."""
+    """Optimizer steps between validations; 0 means once an epoch, but at most 50 times per run."""
     checkpoint_every: NonNegativeInt = 0
     """Optimizer steps between checkpoints; 0 means with each validation."""
     val_batch_size: PositiveInt = 8
@@ -188,3 +246,19 @@ class TrainConfig(ReadConfig):
         if name not in LOSSES:
             raise ValueError(f"losses are {', '.join(LOSSES)}")
         return name
+
+    def resolved(
+        self, model: ModelConfig, begun: Mapping[str, Any] = MappingProxyType({})
+    ) -> "TrainConfig":
+        """Return these settings with the defaults that depend on others.
+
+        Parameters
+        ----------
+        begun
+            ``section.key`` → value of the run to resume, if there is one; see `RunPlan.settings`.
+        """
+        key = "backbone_lr_ratio"
+        if key in self.model_fields_set:
+            return self
+        usual = 1.0 if is_random(model.name) else self.backbone_lr_ratio
+        return self.model_copy(update={key: begun.get(f"train.{key}", usual)})

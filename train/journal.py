@@ -89,6 +89,12 @@ class Journal:
         with explained(self.run):
             self._board.add_image(name, image, step, dataformats="HWC")
 
+    def settings(self, step: int, text: str) -> None:
+        """Show the settings, YAML, in TensorBoard as text; they hold from `step` on."""
+        with explained(self.run):
+            indented = "".join(f"    {line}\n" for line in text.splitlines())  # code, in Markdown
+            self._board.add_text("settings", indented, step)
+
     def flush(self) -> None:
         """Bring everything written so far safely to the disk."""
         with explained(self.run):

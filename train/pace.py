@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from ..meter import Throughput
+
 Step = TypeVar("Step")
 
 STARVED = 0.1
@@ -62,6 +64,9 @@ class Pace:
     """Since the loader was judged last."""
     _quiet: int = 0
     """Windows for which nothing more is said."""
+    _span: Window = field(default_factory=lambda: Window(0, 0.0, 0.0))
+    """Since throughput was judged last."""
+    _throughput: Throughput = field(default_factory=lambda: Throughput("images"))
 
     def waited(self, steps: Iterable[Step]) -> Iterator[Step]:
         """Pass on `steps`, and measure how long each has to be waited for.
@@ -131,4 +136,37 @@ class Pace:
             f"{recent.images_per_second:.1f} images/s arrive, the network could take "
             f"{recent.possible_images_per_second:.1f}. Try more train.workers (now {workers}"
             f"{known}), faster storage, or smaller images: docs/how-to.md, 'Slow loader'"
+        )
+
+    def collapsed(self, window: Window, workers: int) -> str | None:
+        """Return what to tell the user when throughput is 5 times below its median, else None.
+
+        It is reported once. The first window is not judged.
+
+        Parameters
+        ----------
+        window
+            What `window` returned last.
+        workers
+            Loader processes of each training process.
+        """
+        if self._windows <= 1:
+            return None
+        self._span += window
+        span = self._span
+        if span.seconds < _HEARD_AFTER:
+            return None
+        self._span = Window(0, 0.0, 0.0)
+        fallen = self._throughput.collapsed(span.images, span.seconds)
+        if fallen is None:
+            return None
+        share = f"{span.data_wait:.0%} of that time was spent waiting for data"
+        if span.data_wait > 0.5:
+            return (
+                f"{fallen}. {share}. Likely causes: slow storage or network, other programs on "
+                f"these cores, too few train.workers (now {workers}); docs/how-to.md, 'Slow loader'"
+            )
+        return (
+            f"{fallen}. Only {share}: the network itself is slower. Likely causes: another program "
+            "on this GPU or CPU, a GPU that is throttled (nvidia-smi), memory that is swapped"
         )

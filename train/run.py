@@ -69,7 +69,7 @@ def run(
     Parameters
     ----------
     progress
-        Show a bar on stderr (rank 0).
+        Show progress on stderr (rank 0); see `Meter`.
 
     Returns
     -------
@@ -100,6 +100,7 @@ def run(
         with agree_on_newest(run_folder, group) as checkpoint:
             with group.together():
                 _refuse_to_resume(train, checkpoint)
+            train = _resolved(train, model, checkpoint)
             trainer = Trainer.start(train, model, augment, group, interrupts, checkpoint)
         trainer.check_output = check
         del checkpoint  # and with it a second copy of the optimizer's state
@@ -140,12 +141,17 @@ def forecast(
     with agree_on_newest(run_folder, alone) as checkpoint:
         _refuse_to_resume(train, checkpoint)
         begun = None if checkpoint is None else checkpoint.state["identity"]
+        train = _resolved(train, model, checkpoint)
     plan = plan_run(train, model, augment, begun)
     check_extra(augment)
     StepLoss.of(train, plan.shards.taxonomy, plan.class_weights)
     if not launch.leads:
         return None
     return {"from_step": 0 if checkpoint is None else checkpoint.step, **plan.to_dict()}
+
+
+def _resolved(train: TrainConfig, model: ModelConfig, checkpoint: Checkpoint | None) -> TrainConfig:
+    return train.resolved(model, {} if checkpoint is None else checkpoint.state["settings"])
 
 
 def _run_folder(train: TrainConfig) -> Location:

@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from ..model.config import ModelConfig
 from ..printable import redacted
 from ..processes import Launch
+from ..shards.census import Census
 from ..shards.manifest import ShardEntry
 from ..shards.plan import ORDER, BatchLayout, Plan, steps_for
 from ..shards.reader import ShardSet
@@ -24,6 +25,7 @@ from .config import AugmentConfig, TrainConfig
 
 log = logging.getLogger(__name__)
 
+_MOST_VALIDATIONS = 50  # of a run, where train.val_every does not say how often
 _TOLD = 5  # classes or shards that a refusal names
 _OF_A_MACHINE = {
     "shards",
@@ -76,6 +78,12 @@ class RunPlan:
         return (slots if self.end is None else min(slots, self.end)) / self.plan.samples
 
     @property
+    def peak_rates(self) -> dict[str, float]:
+        """Largest learning rate of head and backbone."""
+        head = float(self.settings["train.learning_rate"])
+        return {"head": head, "backbone": head * self.settings["train.backbone_lr_ratio"]}
+
+    @property
     def scored_on(self) -> str | None:
         """What stands for the validation shards: scores on others are no match."""
         return _digest(self.val_shards) if self.val_shards else None
@@ -97,6 +105,18 @@ class RunPlan:
             step == self.total_steps or (step > 0 and step % self.val_every == 0)
         )
 
+    def warnings(self) -> list[str]:
+        """Return what of the masks makes training learn less than expected, or nothing."""
+        found = []
+        for name, shards in (("training", self.shards), ("validation", self.val_shards)):
+            if shards is not None:
+                census = Census.of(shards.indices, shards.taxonomy.num_classes)
+                warnings = census.warnings(
+                    shards.taxonomy, shards.indices, absent_classes=shards is self.shards
+                )
+                found += [f"{name} shards: {warning}" for warning in warnings]
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """Return what ``--dry-run`` prints."""
         cached = self.cache_bytes
@@ -112,9 +132,11 @@ class RunPlan:
             "steps": self.total_steps,
             "fillers": self.fillers,
             "epochs": round(self.epochs, 3),
+            "learning_rate": self.peak_rates,
             "val_every": self.val_every,
             "checkpoint_every": self.checkpoint_every,
             **({"cache_bytes_needed": cached} if cached else {}),
+            "warnings": self.warnings(),
         }
 
 
@@ -168,14 +190,16 @@ def plan_run(
         _refuse_other_run(str(train.save_dir), begun, identity)
     repeats = Repeats.of(shards, train.rare_class_sampling, train.seed)
     shown = len(repeats)
-    val_every = train.val_every or steps_for(1, shown, layout.global_batch)
+    total_steps = train.max_steps or steps_for(train.epochs, shown, layout.global_batch)
+    once_an_epoch = steps_for(1, shown, layout.global_batch)
+    val_every = train.val_every or max(once_an_epoch, -(-total_steps // _MOST_VALIDATIONS))
     plan = RunPlan(
         shards=shards,
         val_shards=val_shards,
         repeats=repeats,
         plan=Plan(repeats.shard_sizes, train.seed, train.streams, train.block_shards),
         layout=layout,
-        total_steps=train.max_steps or steps_for(train.epochs, shown, layout.global_batch),
+        total_steps=total_steps,
         end=None if train.max_steps else max(1, math.ceil(train.epochs * shown)),
         val_every=val_every,
         checkpoint_every=train.checkpoint_every or val_every,

@@ -36,6 +36,7 @@ def introduction(
         f"{layout.accumulation_steps} micro-batches, "
         f"{model.input_size}² each",
         "steps": f"{plan.total_steps:,} ({plan.epochs:,.4g} epochs)",
+        "learning rate": ", ".join(f"{rate:.3g} {part}" for part, rate in plan.peak_rates.items()),
         "device": f"{_device(device)}, {dtype_name(precision(config, device))}",
         "memory": _memory(config, model, learn),
         "run": str(config.save_dir),

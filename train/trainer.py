@@ -16,11 +16,11 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from ..config import to_yaml
 from ..distributed.group import Group
 from ..errors import CocosegError, ExitCode, Interrupted, StoreError, StoreRefusal, first_line
+from ..meter import Meter
 from ..metrics import Scores
 from ..model.config import ModelConfig
 from ..model.memory import explained_out_of_memory, is_out_of_memory
@@ -55,7 +55,7 @@ from .run_plan import RunPlan, agree_on_plan, changes, plan_run
 from .schedule import learning_rate_factor
 from .step import StepResult, TrainingStep
 from .summary import introduction
-from .validation import validate
+from .validation import Validated, validate
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +104,8 @@ class Trainer:
     now: Progress
     saved: int
     """The step of the newest checkpoint."""
+    progress: bool = False
+    """Whether it is shown how far the run is; see `Meter`."""
     pace: Pace = field(default_factory=Pace)
     journal: Journal | None = None
     """None on all ranks but the first."""
@@ -219,11 +221,15 @@ class Trainer:
         sections = {"model": model, "augment": augment, "train": self.config}
         with self.group.together():
             if self.group.leads:
+                settings = to_yaml(sections)
                 with explained(self.run):
-                    (self.run / "config.yaml").publish_bytes(to_yaml(sections).encode())
+                    (self.run / "config.yaml").publish_bytes(settings.encode())
                 self.journal = Journal(self.run, self.now.step, self.now.validated)
+                self.journal.settings(self.now.step, settings)
                 self.bad.publish()
                 log.info("%s", introduction(self.config, model, self.plan, self.learn))
+                for warning in self.plan.warnings():
+                    log.warning("warning: %s", warning)
                 if self.now.step:
                     log.info("goes on from step %d", self.now.step)
 
@@ -272,8 +278,9 @@ class Trainer:
         SystemExit
             Where another rank did so and tells of it.
         """
+        self.progress = progress
         try:
-            self._train(progress)
+            self._train()
         except Exception as error:
             failure = self._rescued_failure(error)
             if failure is None:
@@ -283,7 +290,7 @@ class Trainer:
         # Out of the handler, which held the tensors of the step that failed.
         self._rescue(*failure)
 
-    def _train(self, progress: bool) -> None:
+    def _train(self) -> None:
         steps = micro_batches(
             self.samples,
             self.plan.layout,
@@ -300,16 +307,14 @@ class Trainer:
         if self.patience_ended:
             return
         steps = on_device(steps, self.group.device)
-        bar = tqdm(
-            total=self.plan.total_steps, initial=self.now.step, unit="step", disable=not progress
-        )
-        with bar, contextlib.closing(steps):
+        meter = Meter("train", self.plan.total_steps, "step", self.progress, initial=self.now.step)
+        with meter, contextlib.closing(steps):
             for batches, pixels, images in self.pace.waited(self.agreed(steps)):
                 result = self.step(batches, pixels, images)
-                bar.update()
                 last = self.now.step == self.plan.total_steps
                 if self.now.step % self.config.log_every == 0 or last:
-                    bar.set_postfix(self.log_window(result))
+                    meter.note(**self.log_window(result))
+                meter.update()
                 validates = self.plan.validates_after(self.now.step)
                 if validates:
                     self.validate()
@@ -420,9 +425,10 @@ class Trainer:
         now, window = self.now, self.pace.window(self.plan.layout.global_batch)
         loss = now.loss_sum / now.loss_steps if now.loss_steps else math.nan
         starved = self.pace.starved(window, self.config.workers, available_cores())
+        fallen = self.pace.collapsed(window, self.config.workers)
         if self.journal is not None:
-            if starved:
-                log.warning("%s", starved)
+            if starved or fallen:
+                log.warning("%s", fallen or starved)
             if not (now.loss_steps or result.skipped):
                 log.warning(
                     "step %d: every pixel since the last line is ignored, nothing was learnt; look "
@@ -464,7 +470,7 @@ class Trainer:
         assert shards is not None
         before = dataclasses.replace(self.now)
         try:
-            scores = validate(
+            found = validate(
                 self.scored,
                 self.learn.preprocess,
                 shards,
@@ -472,11 +478,12 @@ class Trainer:
                 batch_size=self.config.val_batch_size,
                 precision=self.scoring_precision,
                 check=self._stop_if_interrupted,
+                progress=self.progress,
             )
-            self._note_scores(scores)
+            self._note_scores(found.scores)
             with self.group.together():
                 if self.journal is not None:
-                    self._write_scores(self.journal, scores)  # its pictures want the eval mode, too
+                    self._write_scores(self.journal, found)  # its pictures want the eval mode, too
         except CocosegError as error:
             self.now = before  # the validation is owed
             self.keep()
@@ -504,10 +511,10 @@ class Trainer:
         else:
             now.stale += 1
 
-    def _write_scores(self, journal: Journal, scores: Scores) -> None:
+    def _write_scores(self, journal: Journal, found: Validated) -> None:
         shards = self.plan.val_shards
         assert shards is not None
-        now, names = self.now, shards.taxonomy.names
+        now, names, scores = self.now, shards.taxonomy.names, found.scores
         told = scores.to_dict(names)
         absent = [entry["name"] for entry in told["classes"] if entry["IoU"] is None]
         journal.write(
@@ -516,11 +523,14 @@ class Trainer:
             val_mIoU_foreground=told["mIoU_foreground"],
             val_pixel_accuracy=told["pixel_accuracy"],
             val_mean_accuracy=told["mean_accuracy"],
+            val_loss=found.loss,
+            val_IoU={entry["name"]: entry["IoU"] for entry in told["classes"]},
             val_absent_classes=absent,
         )
         log.info(
-            "step %d: val mIoU %.4f (without background %.4f), best %s %.4f; %s",
+            "step %d: val loss %.4f, mIoU %.4f (without background %.4f), best %s %.4f; %s",
             now.step,
+            found.loss,
             scores.miou,
             scores.miou_foreground,
             self.config.monitor,

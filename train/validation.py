@@ -1,18 +1,31 @@
 """Validation during training: each sample once, at any number of processes, all of it counted."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
 from ..distributed.group import Group
+from ..meter import Meter
 from ..metrics import Scores
+from ..model.counts import LOSS_UNIT
 from ..model.predictor import Predictor
 from ..model.preprocess import Preprocess
-from ..model.score import NetworkPredicts, check_totals, confusion_of
+from ..model.score import NetworkPredicts, check_totals, totals_of
 from ..shards.plan import evaluation_batches
 from ..shards.reader import ShardSet
 from .kernels import usual_kernels
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """What validation found; the same on every process, and at every number of them."""
+
+    scores: Scores
+    loss: float
+    """Mean cross entropy of the valid pixels, at the masks' own resolution; NaN without any."""
 
 
 def validate(
@@ -24,7 +37,8 @@ def validate(
     batch_size: int,
     precision: torch.dtype,
     check: Callable[[], None],
-) -> Scores:
+    progress: bool = False,
+) -> Validated:
     """Score a network as ``eval --no-tta`` does; all processes call it together.
 
     Parameters
@@ -35,11 +49,8 @@ def validate(
         What the network computes in; see `ModelConfig.inference_precision`.
     check
         Called before each batch; what it raises ends validation on every process.
-
-    Returns
-    -------
-    Scores
-        The same on every process, and at every number of them.
+    progress
+        Show progress on stderr; see `Meter`.
 
     Raises
     ------
@@ -52,10 +63,29 @@ def validate(
     network.eval()
     predictor = Predictor(network, preprocess, precision=precision, batch_size=batch_size)
     batches = evaluation_batches(len(shards), batch_size, group.world_size, group.rank)
-    with group.together(), usual_kernels():
-        predicts = NetworkPredicts(predictor, confidence=False)
-        matrix = confusion_of(predicts, shards, batches, check)
-    summed = group.sum(torch.from_numpy(matrix)).numpy()
+    size = sum(map(len, batches))
+    with (
+        group.together(),
+        usual_kernels(),
+        Meter("validation", size, "image", progress, leave=False) as meter,
+    ):
+        begun = 0
+
+        def before_each() -> None:
+            nonlocal begun
+            check()
+            meter.reach(begun)
+            begun = min(begun + batch_size, size)
+
+        predicts = NetworkPredicts(predictor, confidence=False, loss=True)
+        own = totals_of(predicts, shards, batches, before_each)
+        meter.reach(size)
+    # Integers: no order of ranks can change a score or the loss.
+    counts = np.append(own.confusion.ravel(), own.loss)
+    *cells, loss = group.sum(torch.from_numpy(counts)).tolist()
+    summed = np.array(cells, np.int64).reshape(own.confusion.shape)
     with group.together():
         check_totals(summed, shards, "validation scored wrongly: ")
-    return Scores.from_confusion(summed)
+    pixels = int(summed.sum())
+    mean_loss = loss / LOSS_UNIT / pixels if pixels else float("nan")
+    return Validated(Scores.from_confusion(summed), mean_loss)

@@ -33,7 +33,7 @@ from cocoseg.infer.views import views_of
 from cocoseg.model.config import ModelConfig
 from cocoseg.model.predictor import Predictor
 from cocoseg.model.preprocess import Preprocess
-from cocoseg.model.score import NetworkPredicts, confusion_of
+from cocoseg.model.score import NetworkPredicts, totals_of
 from cocoseg.model.tiles import Tiling
 from cocoseg.shards.plan import evaluation_batches
 from cocoseg.shards.reader import ShardSet
@@ -188,11 +188,15 @@ def inference(bench: Bench) -> Iterator[Row]:
                     one.wait()
         yield _of(bench, f"synchronisations in inference, {what}", found, 0)
     shards = ShardSet([str(GOLDEN / "val")])
-    predicts = NetworkPredicts(Predictor(network, preprocess, six), confidence=True)
-    for watched in (False, True):
-        with synchronisations(bench) if watched else contextlib.nullcontext([]) as found:
-            confusion_of(predicts, shards, evaluation_batches(len(shards), 2, 1, 0))
-    yield _of(bench, "synchronisations in the scoring loop", found, 0)
+    one_view = Predictor(network, preprocess)
+    for what, predicts in (
+        ("the scoring loop", NetworkPredicts(Predictor(network, preprocess, six), confidence=True)),
+        ("validation, with its loss", NetworkPredicts(one_view, confidence=False, loss=True)),
+    ):
+        for watched in (False, True):
+            with synchronisations(bench) if watched else contextlib.nullcontext([]) as found:
+                totals_of(predicts, shards, evaluation_batches(len(shards), 2, 1, 0))
+        yield _of(bench, f"synchronisations in {what}", found, 0)
 
 
 def launched(bench: Bench, function: Callable[[], object]) -> Launched | None:

@@ -216,12 +216,12 @@ def test_scores_that_lose_pixels_are_a_problem(
 ) -> None:
     from cocoseg.doctor import trial
 
-    confusion_of = trial.confusion_of
+    totals_of = trial.totals_of
 
     def loses(predicts: Any, shards: Any, batches: Any) -> Any:
-        return confusion_of(predicts, shards, [batch[1:] for batch in batches])
+        return totals_of(predicts, shards, [batch[1:] for batch in batches])
 
-    monkeypatch.setattr(trial, "confusion_of", loses)
+    monkeypatch.setattr(trial, "totals_of", loses)
     (found,) = worst(examined())
     assert found.startswith("scores: the confusion matrix counts ")
 

@@ -26,7 +26,9 @@ def scoring(
             views_of(InferConfig(use_tta=tta)),
             precision=getattr(torch, precision),
         )
-        predicts = NetworkPredicts(predictor, confidence=confidence)
+        predicts = NetworkPredicts(
+            predictor, confidence=confidence, loss=not confidence and not tta
+        )
         with counter:
             batches = evaluation_batches(len(shards), 4, 1, 0)
             assert len(list(scored(predicts, shards, batches, lambda one: None))) == len(shards)

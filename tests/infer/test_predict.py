@@ -186,7 +186,7 @@ def test_a_list_of_windows_counts_each_file_once(infer, put, photos, out):
 
 def test_no_scale_at_all_is_refused(infer, put, out):
     put("a.jpg")
-    refused(infer("--set=infer.tta_scales=[]"), out, "tta_scales", "at least 1 item")
+    refused(infer("--set=infer.tta_scales=[]"), out, "tta_scales", "a list of 1 or more values")
 
 
 def test_logits_that_are_no_numbers_are_bad_data(infer, put, make_checkpoint, out):

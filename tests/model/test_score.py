@@ -1,16 +1,20 @@
 """Predicting and scoring: flips, mixed sizes, ranks and workers change nothing they should not."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from cocoseg.errors import DataError
+from cocoseg.model.counts import loss_units
 from cocoseg.model.predictor import Predictor
 from cocoseg.model.preprocess import Preprocess
-from cocoseg.model.score import NetworkPredicts, confusion_of, scored
+from cocoseg.model.score import NetworkPredicts, scored, totals_of
 from cocoseg.model.view import View
 from cocoseg.shards.plan import evaluation_batches
 from cocoseg.shards.reader import ShardSet
-from PIL import Image
+from PIL import Image, ImageOps
+from torch.nn import functional as F
 
 SIZES = [(40, 60), (60, 40), (40, 60), (90, 30), (60, 40), (1, 1)]
 
@@ -94,7 +98,7 @@ def predictor(make_network):
 
 
 def matrix_of(predictor, shards, batches):
-    return confusion_of(NetworkPredicts(predictor, confidence=False), shards, batches)
+    return totals_of(NetworkPredicts(predictor, confidence=False), shards, batches).confusion
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +168,7 @@ def test_what_the_check_raises_ends_the_loop_before_a_batch(shards, predictor):
         seen.append(None)
 
     with pytest.raises(KeyboardInterrupt):
-        confusion_of(
+        totals_of(
             NetworkPredicts(predictor, confidence=False),
             shards,
             evaluation_batches(len(shards), 2, world_size=1, rank=0),
@@ -191,4 +195,77 @@ def test_logits_that_are_not_finite_are_an_error_and_no_score(make_network, shar
     batches = evaluation_batches(len(shards), 3, world_size=1, rank=0)
     predicts = NetworkPredicts(predictor, confidence=confidence)
     with pytest.raises(DataError, match=r"this one: the network's logits are not finite"):
-        confusion_of(predicts, shards, batches)
+        totals_of(predicts, shards, batches)
+
+
+# --- the loss
+
+
+def loss_of(predictor, shards, batches):
+    return totals_of(NetworkPredicts(predictor, confidence=False, loss=True), shards, batches).loss
+
+
+def test_the_loss_is_the_cross_entropy_at_the_masks_resolution(
+    golden, stored, make_network, shards
+):
+    """PyTorch's, of upsampled logits, over the masks as `tarfile` and Pillow read them."""
+    network, preprocess = make_network(81), Preprocess(64, keep_ratio=True)
+    batches = evaluation_batches(len(shards), 3, world_size=1, rank=0)
+    samples = [*stored(golden.shards("train")).values(), *stored(golden.shards("val")).values()]
+    expected = 0.0
+    for sample in samples:
+        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(sample.photo)))
+        image = np.asarray(upright.convert("RGB"))
+        logits = by_hand(network, preprocess, image)[None]
+        upsampled = F.interpolate(logits, sample.mask.shape, mode="bilinear")
+        truth = torch.from_numpy(sample.mask.astype(np.int64))[None]
+        expected += float(F.cross_entropy(upsampled, truth, ignore_index=255, reduction="sum"))
+    found = loss_of(Predictor(network, preprocess), shards, batches) / 2**20
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_ranks_losses_sum_to_that_of_one_exactly(shards, predictor, ranks):
+    dealt = [evaluation_batches(len(shards), 3, ranks, rank) for rank in range(ranks)]
+    parts = [loss_of(predictor, shards, batches) for batches in dealt]
+    assert sum(parts) == loss_of(predictor, shards, evaluation_batches(len(shards), 3, 1, 0))
+    assert all(parts)
+
+
+def test_asking_for_the_loss_changes_no_count(shards, predictor, whole):
+    predicts = NetworkPredicts(predictor, confidence=True, loss=True)
+    batches = evaluation_batches(len(shards), 3, world_size=1, rank=0)
+    found = list(scored(predicts, shards, batches, lambda one: one))
+    assert np.array_equal(sum(one.confusion for one in found), whole)
+    plain = all_scored(predictor, shards, batches, confidence=True)
+    assert all(
+        np.array_equal(a.calibration, b.calibration) for a, b in zip(found, plain, strict=True)
+    )
+    assert sum(one.loss for one in found) == loss_of(predictor, shards, batches)
+    assert {one.loss for one in plain} == {0}
+
+
+@pytest.mark.parametrize("ignored", [5, 255, 65535])
+def test_loss_units_of_a_strip(ignored):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 7, 5, generator=generator) * 8
+    truth = torch.randint(0, 5, (3, 7), generator=generator, dtype=torch.int32)
+    truth[1, 2:5] = ignored
+    exact = F.cross_entropy(
+        logits.double().view(-1, 5),
+        truth.long().view(-1),
+        ignore_index=ignored,
+        reduction="sum",
+    )
+    assert int(loss_units(logits, logits.amax(2), truth)) / 2**20 == pytest.approx(
+        float(exact), rel=1e-6
+    )
+    truth[:] = ignored
+    assert int(loss_units(logits, logits.amax(2), truth)) == 0
+
+
+def test_a_loss_is_never_negative_and_never_overflows():
+    sure = torch.tensor([[[30.0, -30.0]]])
+    assert int(loss_units(sure, sure.amax(2), torch.tensor([[0]]))) == 0
+    far = torch.tensor([[[3e38, -3e38]]])
+    assert int(loss_units(far, far.amax(2), torch.tensor([[1]]))) == 2**30

@@ -250,12 +250,21 @@ def test_a_folder_without_a_network_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["/runs/bets", "runs/one/best", "RUNN", "", "memory://runs/none", "w.pt"]
+    "name",
+    [
+        *("/runs/bets", "runs/one/best", "RUNN", "", "memory://runs/none", "w.pt"),
+        *("here/none", "run/best", "run/last", "checkpoints/step-00000100"),
+        *("run/model.safetensors", "./run", "../run"),
+    ],
 )
 def test_a_mistyped_path_is_not_looked_up_on_the_hub(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
     with pytest.raises(ConfigError, match=f"--checkpoint {name}: no such f"):
         find_checkpoint(name)
+    if name.count("/") == 1 and not name.startswith("."):
+        with pytest.raises(ConfigError, match=f"{name}: no such folder"):
+            start(name)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ConfigError, match="--checkpoint file: is a file"):
         find_checkpoint("file")

@@ -1,8 +1,10 @@
 """`index`: shards of other programs become shards like our own, or nothing is written."""
 
+import errno
 import io
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import tarfile
@@ -14,6 +16,7 @@ import webdataset
 from cocoseg.errors import ConfigError, DataError
 from cocoseg.prepare.adopt import index_shards
 from cocoseg.prepare.config import IndexConfig
+from cocoseg.prepare.deal import deal_shards
 from cocoseg.shards.manifest import read_index, read_manifest
 from cocoseg.shards.reader import ShardSet
 from cocoseg.shards.verify import verify
@@ -238,7 +241,7 @@ BAD = {
     "cut photo": (sample(1, jpg=photo(1)[:-40]), "image: "),
     "cut mask": (sample(1, png=png(mask_pixels(1))[:-20]), "mask: "),
     "empty photo": (sample(1, jpg=b""), "image: the file has 0 bytes"),
-    "pickled photo": (sample(1, jpg=pickle.dumps([1])), "image: is no image"),
+    "pickled photo": (sample(1, jpg=pickle.dumps([1])), "image: is not an image"),
     "no mask": (sample(1, png=None), "has no mask, 'seg.png' or 'png', among jpg"),
     "no image": (sample(1, jpg=None), "has 0 images"),
     "two images": (sample(1, **{"depth.png": png(mask_pixels(1))}), "has 2 images"),
@@ -335,3 +338,197 @@ def test_the_command_tells_its_plan_its_result_and_what_is_wrong(tmp_path, class
     assert "x.tar: has no end mark" in ran.err or "behind the end of the file" in ran.err
     assert run_cocoseg("index", folder).code == 2
     assert run_cocoseg("verify", folder).code == 3
+
+
+# --- warnings
+
+
+def test_masks_that_teach_nothing_are_warned_of(tmp_path, classes, run_cocoseg):
+    """Binary masks, 0 and 255, are the usual mistake: the exit code stays 0."""
+    binary = png(mask_pixels(1, values=(0, 255)))
+    folder = pack(tmp_path / "shards" / "a.tar", [("a", sample(1, png=binary))])
+    ran = run_cocoseg("index", folder, "--classes", classes)
+    assert ran.code == 0
+    assert "warning: the masks look like binary masks: they hold the values 0 and 255" in ran.err
+    assert "warning" not in ran.out
+    ran = run_cocoseg("index", folder, "--classes", classes, "--json")
+    (warning,) = json.loads(ran.out)["warnings"]
+    assert "binary" in warning
+
+
+def test_good_masks_are_not_warned_of(tmp_path, classes, run_cocoseg):
+    folder = pack(tmp_path / "shards" / "a.tar", [("a", sample(1))])
+    ran = run_cocoseg("index", folder, "--classes", classes)
+    assert (ran.code, ran.err) == (0, "")
+
+
+# --- splits
+
+
+def many(folder, count):
+    for number in range(count):
+        seeds = range(3 * number, 3 * number + 3)
+        pack(folder / f"s-{number}.tar", [(f"k-{seed}", sample(seed)) for seed in seeds])
+    return folder
+
+
+@pytest.fixture
+def dealt(tmp_path, config):
+    """Ten shards, dealt 0.7 to 0.3: (folder, settings, result)."""
+    folder = many(tmp_path / "shards", 10)
+    settings = config.model_copy(update={"split": "train=0.7,val=0.3"})
+    return folder, settings, index_shards(str(folder), settings)
+
+
+def held(folder, split):
+    return sorted(path.name for path in (folder / split).iterdir() if path.suffix == ".tar")
+
+
+def test_whole_shards_are_dealt_and_no_byte_is_copied(dealt):
+    folder, _, result = dealt
+    train, val = held(folder, "train"), held(folder, "val")
+    assert sorted(train + val) == [f"s-{number}.tar" for number in range(10)]
+    assert (len(train), len(val)) == (7, 3)
+    for split, names in (("train", train), ("val", val)):
+        assert all((folder / split / name).samefile(folder / name) for name in names)
+        manifest = read_manifest(str(folder / split))
+        assert [shard.name for shard in manifest.shards] == names
+        assert manifest.settings["split"] == "train=0.7,val=0.3"
+    assert result.to_dict()["splits"] == {"train": 21, "val": 9}
+    assert result.to_dict()["samples"] == 30
+    assert not (folder / "manifest.json").exists()  # it would mix both
+
+
+def test_each_split_is_read_and_all_of_it_is_verified(dealt):
+    folder, _, _ = dealt
+    sets = [ShardSet([str(folder / split)]) for split in ("train", "val")]
+    keys = [{shards.row(i).key for i in range(len(shards))} for shards in sets]
+    assert not keys[0] & keys[1]
+    assert len(keys[0] | keys[1]) == 30
+    found = verify(str(folder))
+    assert (found.problems, found.samples) == ((), 30)
+    (folder / "val" / "manifest.json").unlink()
+    assert [problem.where for problem in verify(str(folder)).problems] == ["val"]
+
+
+def test_the_counts_of_the_splits_add_up_to_those_of_the_folder(dealt, config):
+    folder, _, result = dealt
+    for split in ("train", "val"):
+        shutil.rmtree(folder / split)
+    whole = index_shards(str(folder), config).to_dict()
+    parts = result.to_dict()
+    assert parts.pop("splits")
+    assert parts == whole
+
+
+def test_the_same_call_again_changes_nothing_and_another_deals_anew(dealt):
+    folder, settings, _ = dealt
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    index_shards(str(folder), settings)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    index_shards(str(folder), settings.model_copy(update={"split": "train=0.5,val=0.5"}))
+    assert [len(held(folder, split)) for split in ("train", "val")] == [5, 5]
+    assert not set(held(folder, "train")) & set(held(folder, "val"))
+    assert verify(str(folder)).problems == ()
+
+
+def test_an_earlier_index_of_the_whole_folder_is_replaced(tmp_path, config):
+    folder = many(tmp_path / "shards", 2)
+    index_shards(str(folder), config)
+    index_shards(str(folder), config.model_copy(update={"split": "train=0.5,val=0.5"}))
+    files = sorted(path.name for path in folder.iterdir())
+    assert files == ["index-report.html", "s-0.tar", "s-1.tar", "train", "val"]
+
+
+def test_each_split_gets_a_shard_and_too_few_shards_are_refused(tmp_path, config):
+    folder = many(tmp_path / "shards", 2)
+    index_shards(str(folder), config.model_copy(update={"split": "train=0.99,val=0.01"}))
+    assert [len(held(folder, split)) for split in ("train", "val")] == [1, 1]
+    for split in ("train", "val"):
+        shutil.rmtree(folder / split)
+    with pytest.raises(ConfigError, match="2 cannot be dealt to 3 splits"):
+        index_shards(str(folder), config.model_copy(update={"split": "a=0.4,b=0.3,c=0.3"}))
+    assert not (folder / "a").exists()
+
+
+@pytest.mark.parametrize("fractions", [(0.5, 0.5), (0.9, 0.1), (0.001, 0.999), (0.2, 0.3, 0.5)])
+def test_dealing_gives_every_shard_once_and_about_the_share(fractions):
+    names = [f"n{i:02}" for i in range(40)]
+    wanted = {f"s{i}": fraction for i, fraction in enumerate(fractions)}
+    parts = deal_shards(names, wanted)
+    assert sorted(name for part in parts.values() for name in part) == names
+    for split, fraction in wanted.items():
+        assert parts[split] == sorted(parts[split])
+        assert len(parts[split]) > 0
+        assert abs(len(parts[split]) - 40 * fraction) <= 1
+    assert deal_shards(names[::-1], wanted) == parts
+    assert parts["s0"] != names[: len(parts["s0"])]  # by a hash, and not in the files' order
+
+
+def test_what_index_did_not_put_there_is_left_alone(dealt):
+    folder, settings, _ = dealt
+    copy = folder / "val" / held(folder, "val")[0]
+    content = copy.read_bytes()
+    copy.unlink()
+    copy.write_bytes(content)  # the same bytes, but another file
+    with pytest.raises(ConfigError, match=f"val: holds {copy.name}, which 'cocoseg index' did not"):
+        index_shards(str(folder), settings)
+    assert copy.read_bytes() == content
+    copy.unlink()
+    (folder / "val" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"val: holds notes\.txt"):
+        index_shards(str(folder), settings)
+    (folder / "val" / "notes.txt").unlink()
+    index_shards(str(folder), settings)
+    assert verify(str(folder)).problems == ()
+
+
+def test_splits_of_other_names_are_not_mixed(dealt):
+    folder, settings, _ = dealt
+    with pytest.raises(ConfigError, match="train: holds another split"):
+        index_shards(str(folder), settings.model_copy(update={"split": "a=0.5,val=0.5"}))
+
+
+def test_a_file_system_without_hard_links_is_told_and_nothing_is_lost(dealt, monkeypatch):
+    folder, settings, _ = dealt
+    before = sorted(folder.rglob("*"))
+
+    def refuses(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refuses)
+    with pytest.raises(ConfigError, match="hard links cannot be made here"):
+        index_shards(str(folder), settings)
+    assert sorted(folder.rglob("*")) == before
+    assert verify(str(folder)).problems == ()
+
+
+def test_an_object_store_is_not_split(config):
+    store = fsspec.filesystem("memory")
+    for name in "ab":
+        store.pipe_file(f"/split/{name}.tar", b"")
+    with pytest.raises(ConfigError, match="--split needs a local folder"):
+        index_shards("memory://split", config.model_copy(update={"split": "a=0.5,b=0.5"}))
+
+
+def test_a_link_in_the_folder_is_dealt_as_the_file_that_it_leads_to(tmp_path, config):
+    elsewhere, folder = many(tmp_path / "elsewhere", 2), tmp_path / "shards"
+    folder.mkdir()
+    for path in elsewhere.iterdir():
+        (folder / path.name).symlink_to(path)
+    index_shards(str(folder), config.model_copy(update={"split": "a=0.5,b=0.5"}))
+    (linked,) = (folder / "a").glob("*.tar")
+    assert not linked.is_symlink()
+    assert linked.samefile(elsewhere / linked.name)
+
+
+def test_the_command_line_splits_and_reports(tmp_path, classes, run_cocoseg):
+    folder = many(tmp_path / "shards", 4)
+    flags = ("index", folder, "--classes", classes, "--workers", 1, "--split", "train=0.5,val=0.5")
+    assert "train=0.5,val=0.5" in run_cocoseg(*flags, "--dry-run").out
+    assert not (folder / "train").exists()
+    ran = run_cocoseg(*flags)
+    assert ran.code == 0
+    assert re.search(r"^splits +train 6, val 6$", ran.out, re.MULTILINE)
+    assert "Splits" in (folder / "index-report.html").read_text()
+    assert run_cocoseg(*flags[:-1], "train=0.5,val=0.6").code == 2

@@ -1,14 +1,17 @@
-"""``prepare-report.html``: true pictures and numbers, whatever the data set holds."""
+"""The reports of ``prepare`` and ``index``: true pictures and numbers, whatever is in the data."""
 
 import base64
 import io
 import json
 import re
+import tarfile
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from cocoseg.colors import distinct_colormap
+from cocoseg.prepare.adopt import index_shards
+from cocoseg.prepare.config import IndexConfig
 from msgspec.structs import replace
 from PIL import Image
 
@@ -20,9 +23,9 @@ GRAY = 120
 class Report(HTMLParser):
     """A report, taken apart."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, name="prepare-report.html"):
         super().__init__()
-        self.bytes = (folder / "prepare-report.html").read_bytes()
+        self.bytes = (folder / name).read_bytes()
         self.images, self.tags, self.rows, self.missing, self.figures = {}, [], [], [], []
         self._cells = self._open = None
         self.feed(self.bytes.decode())
@@ -278,3 +281,56 @@ def test_a_real_report_shows_most_classes_and_is_small(real_data, tmp_path):
     assert len(report.images) == 12
     assert len(report.bytes) < 1_500_000
     assert all(max(image.shape) <= 320 for image in report.images.values())
+
+
+# --- shards of other programs
+
+
+def foreign(folder, *samples):
+    """Pack (key, train ids of the mask's halves) with a gray photograph, and index them."""
+    folder.mkdir()
+    photo = io.BytesIO()
+    Image.new("RGB", (16, 12), (GRAY, GRAY, GRAY)).save(photo, "JPEG", quality=95)
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        for key, (left, right) in samples:
+            mask, pixels = io.BytesIO(), np.full((12, 16), left, np.uint8)
+            pixels[:, 8:] = right
+            Image.fromarray(pixels).save(mask, "PNG")
+            for extension, content in (("jpg", photo), ("png", mask)):
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(content.getvalue())
+                tar.addfile(info, io.BytesIO(content.getvalue()))
+    (folder / "classes.json").write_text(json.dumps(["background", "cat", HOSTILE]))
+    config = IndexConfig(classes=str(folder / "classes.json"), workers=1)
+    result = index_shards(str(folder), config)
+    assert result.report == str(folder / "index-report.html")
+    return Report(folder, "index-report.html")
+
+
+def test_shards_of_other_programs_are_shown_with_their_masks(tmp_path):
+    report = foreign(tmp_path / "s", ("b", (0, 1)), ("a/<i>", (1, 255)))
+    assert sorted(report.images) == ["a/<i>: cat, (ignored)", "b: cat"]
+    np.testing.assert_allclose(report.images["b: cat"][6, 12], painted(1), atol=8)
+    np.testing.assert_allclose(report.images["b: cat"][6, 3], GRAY, atol=8)
+    assert report.row("1")[1:3] == ["cat", "192"]  # no column of instances: nobody counted them
+    assert report.row("255")[2] == "96"
+    assert report.figure("samples") == "2"
+    assert report.figure("classes seen") == "1"
+    assert report.row("exif")[1] == "auto"
+    assert "instances" not in report.figures
+    assert "quarantined" not in report.figures
+    text = report.bytes.decode()
+    assert HOSTILE not in text
+    assert "1 of 2 classes have no pixel" in text
+
+
+def test_binary_masks_are_told_in_the_report(tmp_path):
+    report = foreign(tmp_path / "s", ("a", (0, 255)))
+    assert "the masks look like binary masks" in report.bytes.decode()
+
+
+def test_prepares_report_has_the_warnings_too(coco_set, tmp_path):
+    coco_set.photo(1)
+    coco_set.prepare(tmp_path / "out")
+    text = Report(tmp_path / "out").bytes.decode()
+    assert "no mask has a pixel of any class" in text

@@ -146,5 +146,5 @@ def test_a_mask_of_another_size_is_told_before_it_is_decoded(no_pixels):
 
 
 def test_what_is_no_photo_says_where(row):
-    with pytest.raises(DataError, match=f"^{WHERE}: image: is no image"):
+    with pytest.raises(DataError, match=f"^{WHERE}: image: is not an image"):
         decode_photo(b"<html>", row, WHERE)

@@ -34,7 +34,7 @@ def main() -> None:
     if os.environ["RANK"] in os.environ["RANK_WITHOUT"].split(","):
         TrainingStep._backward = failing
         if at_call == 0:
-            validation.confusion_of = failing_validation
+            validation.totals_of = failing_validation
     sys.argv[0] = "cocoseg"
     cli.main()
 

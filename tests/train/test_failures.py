@@ -34,7 +34,7 @@ def test_a_validation_that_fails_costs_no_step(
         raise kind("no memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(validation, "confusion_of", fails)
+        patch.setattr(validation, "totals_of", fails)
         with pytest.raises(kind, match="no memory"):
             train_small(tmp_path)
     assert list_steps(locate(tmp_path)) == [3]

@@ -228,3 +228,18 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(CocosegError, match=r"cannot be written: No space left .*; make room"):
         journal.write(1, loss=0.5)
     journal._board.close()
+
+
+def test_the_settings_are_shown_as_text_from_the_step_on_that_they_hold(tmp_path: Path) -> None:
+    first = Journal(locate(tmp_path), 0, 0)
+    first.settings(0, "train:\n  seed: 0\n")
+    note(first, 1, 6)
+    first.close()
+    resumed = Journal(locate(tmp_path), 4, 4)
+    resumed.settings(4, "train:\n  seed: 1\n")
+    resumed.close()
+    board = PluginAccumulator(str(tmp_path / "tensorboard")).Reload()
+    events = board.Tensors("settings/text_summary")
+    told = [(event.step, event.tensor_proto.string_val[0]) for event in events]
+    assert told == [(0, b"    train:\n      seed: 0\n"), (4, b"    train:\n      seed: 1\n")]
+    assert all("settings" not in line for line in lines(tmp_path))

@@ -119,3 +119,44 @@ def test_the_share_must_last_ten_seconds() -> None:
 def test_exactly_a_tenth_is_not_starved() -> None:
     assert told([FED, Window(1, 20.0, 2.0)]) == []
     assert told([FED, Window(1, 20.0, 2.1)]) == [1]
+
+
+# --- a collapse of throughput
+
+
+def collapses(shares: list[Window]) -> list[tuple[int, str]]:
+    """Numbers of the windows after which a collapse is told, and the texts."""
+    pace = Pace(Clock())
+    found = []
+    for number, window in enumerate(shares):
+        pace.window(0)
+        if (text := pace.collapsed(window, 4)) is not None:
+            found.append((number, text))
+    return found
+
+
+USUAL = Window(100, 10.0, 0.5)
+
+
+def test_a_collapse_by_waiting_names_the_loader() -> None:
+    ((number, text),) = collapses([USUAL] * 6 + [Window(10, 10.0, 9.5)] * 3)
+    assert number == 6
+    for part in ("1 images/s", "10 s", "median is 10", "95%", "storage", "now 4", "Slow loader"):
+        assert part in text
+
+
+def test_a_collapse_without_waiting_names_the_device() -> None:
+    ((number, text),) = collapses([USUAL] * 6 + [Window(10, 10.0, 0.2)] * 3)
+    assert number == 6
+    for part in ("Only 2%", "network itself is slower", "nvidia-smi"):
+        assert part in text
+    assert "Slow loader" not in text
+
+
+def test_short_windows_are_put_together_before_they_are_judged() -> None:
+    assert collapses([Window(10, 1.0, 0.0)] * 61 + [Window(0, 2.0, 2.0)]) == []
+    assert collapses([Window(10, 1.0, 0.0)] * 61 + [Window(1, 5.0, 5.0)] * 2)[0][0] == 62
+
+
+def test_the_first_window_is_no_part_of_the_median() -> None:
+    assert collapses([Window(100_000, 10.0, 0.0)] + [USUAL] * 20) == []

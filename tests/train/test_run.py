@@ -8,22 +8,24 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from cocoseg.errors import ConfigError
 from cocoseg.infer.config import InferConfig
 from cocoseg.infer.evaluate import evaluate
 from cocoseg.model.config import ModelConfig
 from cocoseg.storage import locate
 from cocoseg.train.checkpoint import list_steps
-from cocoseg.train.config import AugmentConfig
-from cocoseg.train.run import RunResult
+from cocoseg.train.config import AugmentConfig, TrainConfig
+from cocoseg.train.run import RunResult, forecast
+from cocoseg.train.run_plan import plan_run
 from exact_oracle import plain_network
-from small_runs import MODEL, assert_same_weights, journal, losses, vouch
+from small_runs import AUGMENT, MODEL, assert_same_weights, journal, losses, vouch
 
 Train = Callable[..., RunResult]
 
 
 def test_the_loss_falls(train_small: Train, tmp_path: Path) -> None:
-    train_small(tmp_path, max_steps=40, val_every=40, learning_rate=3e-3, backbone_lr_ratio=1.0)
+    train_small(tmp_path, max_steps=40, val_every=40, learning_rate=3e-3)
     values = losses(tmp_path)
     first, last = [values[i] for i in range(1, 6)], [values[i] for i in range(36, 41)]
     assert sum(last) < 0.7 * sum(first)
@@ -62,6 +64,67 @@ def test_a_run_that_is_cut_anywhere_ends_with_the_same_bits(
         assert_same_weights(run, tmp_path / "whole")
         assert losses(run) == losses(tmp_path / "whole")
         assert [line["step"] for line in journal(run)] == [1, 2, 3, 3, 4, 5, 6, 6]
+
+
+def rates(run: Path) -> list[dict[str, float]]:
+    return [line["learning_rate"] for line in journal(run) if "learning_rate" in line]
+
+
+def saved_ratio(run: Path) -> float:
+    return yaml.safe_load((run / "config.yaml").read_text())["train"]["backbone_lr_ratio"]
+
+
+def test_random_weights_learn_at_one_rate_and_the_run_records_it(
+    train_small: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        train_small(tmp_path, max_steps=2, val_every=2)
+    assert all(rate["backbone"] == rate["head"] for rate in rates(tmp_path))
+    assert saved_ratio(tmp_path) == 1.0
+    assert re.search("^learning rate +0.001 head, 0.001 backbone$", caplog.text, re.MULTILINE)
+
+
+def test_pretrained_weights_learn_at_a_tenth_in_the_backbone(
+    train_small: Train, tmp_path: Path
+) -> None:
+    train_small(tmp_path / "first", max_steps=1, val_every=1)
+    pretrained = ModelConfig(name=str(tmp_path / "first" / "last"), input_size=32)
+    train_small(tmp_path / "second", pretrained, max_steps=1, val_every=1)
+    (rate,) = rates(tmp_path / "second")
+    assert rate["backbone"] == pytest.approx(rate["head"] / 10)
+    assert saved_ratio(tmp_path / "second") == 0.1
+
+
+def test_a_ratio_that_is_given_is_used_for_random_weights_too(
+    train_small: Train, tmp_path: Path
+) -> None:
+    train_small(tmp_path, max_steps=1, val_every=1, backbone_lr_ratio=0.1)
+    (rate,) = rates(tmp_path)
+    assert rate["backbone"] == pytest.approx(rate["head"] / 10)
+
+
+def test_a_run_of_the_earlier_default_is_resumed_exactly(
+    train_small: Train, tmp_path: Path
+) -> None:
+    """Before, 0.1 was the default for random weights too; its checkpoints hold the value."""
+    train_small(tmp_path / "whole", backbone_lr_ratio=0.1)
+    run = tmp_path / "cut"
+    train_small(run, backbone_lr_ratio=0.1)
+    for name in ("checkpoints/step-00000006", "best", "last"):
+        path = run / name
+        path.unlink() if path.is_symlink() else shutil.rmtree(path)
+    train_small(run)
+    assert_same_weights(run, tmp_path / "whole")
+    assert rates(run) == rates(tmp_path / "whole")
+    assert saved_ratio(run) == 0.1
+
+
+def test_the_dry_run_prints_the_peak_rates(train_small: Train, tmp_path: Path, golden) -> None:
+    config = TrainConfig(shards=(str(golden.shards("train")),), save_dir=str(tmp_path))
+    told = forecast(config, MODEL, AugmentConfig())
+    assert told["learning_rate"] == {"head": 6e-4, "backbone": 6e-4}
+    given = config.model_copy(update={"backbone_lr_ratio": 0.5})
+    assert forecast(given, MODEL, AugmentConfig())["learning_rate"]["backbone"] == 3e-4
 
 
 def test_the_same_call_finds_a_finished_run_finished(train_small: Train, tmp_path: Path) -> None:
@@ -149,7 +212,7 @@ def test_what_may_change_changes_when_a_run_goes_on(
     rates = {line["step"]: line["learning_rate"] for line in journal(tmp_path) if "loss" in line}
     assert rates[1]["head"] == pytest.approx(1e-3)
     assert rates[4]["head"] == pytest.approx(1e-4 * (1 - 3 / 6))
-    assert rates[4]["backbone"] == pytest.approx(1e-5 * (1 - 3 / 6))
+    assert rates[4]["backbone"] == pytest.approx(1e-4 * (1 - 3 / 6))
 
 
 def test_other_augmentations_are_told_when_a_run_goes_on(
@@ -286,3 +349,56 @@ def test_two_processes_follow_one_within_float_noise(
     assert two[1] == pytest.approx(one[1], rel=1e-6)
     scores = [line for line in journal(tmp_path / "two") if "val_mIoU" in line]
     assert len(scores) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "every"),
+    [
+        ({"epochs": 10}, 2),  # 8 samples, 4 a step
+        ({"epochs": 50}, 2),
+        ({"epochs": 51}, 3),  # 102 steps: 34 times
+        ({"max_steps": 1001}, 21),
+        ({"max_steps": 1}, 2),
+        ({"max_steps": 1001, "val_every": 5}, 5),
+    ],
+)
+def test_validation_is_once_an_epoch_and_at_most_fifty_times(golden, settings, every) -> None:
+    shards = {name: (str(golden.shards(name.partition("_")[0])),) for name in ("train", "val")}
+    config = TrainConfig(
+        shards=shards["train"],
+        val_shards=shards["val"],
+        batch_size=2,
+        accumulation_steps=2,
+        **settings,
+    )
+    plan = plan_run(config, MODEL, AugmentConfig())
+    assert plan.val_every == plan.checkpoint_every == every
+    times = sum(plan.validates_after(step) for step in range(1, plan.total_steps + 1))
+    assert times == -(-plan.total_steps // every)
+    assert times <= 50 or "val_every" in settings
+
+
+def test_masks_that_teach_nothing_are_warned_of(
+    train_small: Train, coco_set_class, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    coco_set = coco_set_class(tmp_path / "set")
+    for image_id in (1, 2):
+        coco_set.photo(image_id, 40, 30)
+        box = [3, 3, 20, 3, 20, 25, 3, 25]
+        rle = {"size": [30, 40], "counts": [0, 1200]}
+        coco_set.annotate(image_id, rle if image_id == 1 else [box], iscrowd=2 - image_id)
+    coco_set.prepare(tmp_path / "shards", crowd="ignore")
+    shards = (str(tmp_path / "shards"),)
+    told = r"warning: {} shards: 1 of 2 masks are ignored as a whole and contribute nothing: 0+1$"
+    train_small(tmp_path / "run", max_steps=1, shards=shards, val_shards=shards)
+    for name in ("training", "validation"):
+        assert re.search(told.format(name), caplog.text, re.MULTILINE)
+    config = TrainConfig(shards=shards, save_dir=str(tmp_path / "other"))
+    assert any("ignored as a whole" in one for one in forecast(config, MODEL, AUGMENT)["warnings"])
+
+
+def test_classes_without_a_pixel_are_named_for_the_training_shards_alone(golden) -> None:
+    shards = {name: (str(golden.shards(name)),) for name in ("train", "val")}
+    config = TrainConfig(shards=shards["train"], val_shards=shards["val"])
+    (warning,) = plan_run(config, MODEL, AUGMENT).warnings()
+    assert re.match(r"training shards: \d+ of 80 classes have no pixel and can be neither", warning)

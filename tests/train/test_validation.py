@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from cocoseg.errors import CocosegError, DataError
 from cocoseg.train.run import RunResult
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from warm import Warm
 
 Train = Callable[..., RunResult]
@@ -56,6 +57,7 @@ def test_one_two_and_four_processes_count_the_same(warm: Warm, network: Path, se
         manifest = json.loads((sets / str(count) / "manifest.json").read_text())
         assert [entry["pixels"] for entry in told["classes"]] == manifest["class_pixels"]
     assert len({told["pixel_accuracy"] for told in one}) > 1
+    assert len({told["loss"] for told in one}) == len(SAMPLES)
     for world_size in (2, 4):
         assert scores(warm, network, sets, world_size) == one
 
@@ -65,12 +67,12 @@ def test_pixels_that_the_manifest_does_not_count_end_validation(
 ) -> None:
     from cocoseg.train import validation
 
-    confusion_of = validation.confusion_of
+    totals_of = validation.totals_of
 
     def forgetful(predicts: Any, shards: Any, batches: Any, check: Any) -> Any:
-        return confusion_of(predicts, shards, batches[:-1], check)  # one batch is lost
+        return totals_of(predicts, shards, batches[:-1], check)  # one batch is lost
 
-    monkeypatch.setattr(validation, "confusion_of", forgetful)
+    monkeypatch.setattr(validation, "totals_of", forgetful)
     with pytest.raises(DataError, match=r"validation scored .* pixels of .* the manifests count"):
         train_small(
             tmp_path, shards=(str(sets / "7"),), val_shards=(str(sets / "7"),), val_batch_size=2
@@ -99,3 +101,25 @@ def test_classes_that_neither_are_there_nor_predicted_are_listed(
     assert 0 < len(told["val_absent_classes"]) < 81
     assert "background" not in told["val_absent_classes"]
     assert np.isfinite(told["val_mIoU"])
+
+
+def test_loss_and_scores_of_each_class_are_recorded(train_small: Train, tmp_path: Path) -> None:
+    train_small(tmp_path, max_steps=3)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    told = next(line for line in lines if "val_mIoU" in line)
+    assert 0 < told["val_loss"] < 10
+    assert len(told["val_IoU"]) == 81
+    known = {name: iou for name, iou in told["val_IoU"].items() if iou is not None}
+    assert np.mean(list(known.values())) == pytest.approx(told["val_mIoU"])
+    assert sorted({*told["val_IoU"]} - {*known}) == sorted(told["val_absent_classes"])
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert board.Scalars("val_loss")[0].value == pytest.approx(told["val_loss"])
+    shown = {tag.removeprefix("val_IoU/") for tag in board.Tags()["scalars"] if "val_IoU/" in tag}
+    assert shown == set(known)
+
+
+def test_the_loss_falls_with_training(train_small: Train, tmp_path: Path) -> None:
+    train_small(tmp_path, max_steps=30, val_every=10, learning_rate=3e-3)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    first, *_, last = (line["val_loss"] for line in lines if "val_loss" in line)
+    assert last < first

@@ -22,7 +22,7 @@ def main():
         loaded = load_network(checkpoint, ModelConfig())
         for folder in json.loads(folders):
             shards = ShardSet([folder])
-            scores = validate(
+            found = validate(
                 loaded.network,
                 loaded.preprocess,
                 shards,
@@ -31,7 +31,7 @@ def main():
                 precision=torch.float32,
                 check=lambda: None,
             )
-            told = group.gather(scores.to_dict(shards.taxonomy.names))
+            told = group.gather({**found.scores.to_dict(shards.taxonomy.names), "loss": found.loss})
             assert all(one == told[0] for one in told)  # every rank knows the same
             if group.leads:
                 print(json.dumps(told[0]), flush=True)
