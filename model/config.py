@@ -20,7 +20,8 @@ class ModelConfig(Section):
         "nvidia/segformer-b5-finetuned-ade-640-640"
     )
     """A Hugging Face name or a local folder, SegFormer or another of transformers' networks for
-    semantic segmentation: pretrained, with a new classifier where the classes differ. Or
+    semantic segmentation: pretrained, with a new classifier where the classes differ. Or a file of
+    weights of a published SegFormer, with or without a decode head ('mit_b0.pth'). Or
     'segformer-tiny', 'segformer-b0' … 'segformer-b5': randomly initialised, needs no network."""
     num_classes: PositiveInt | None = None
     """Classes, background included; by default those of the shards, else it must equal them."""
