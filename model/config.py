@@ -26,7 +26,8 @@ class ModelConfig(Section):
     num_classes: PositiveInt | None = None
     """Classes, background included; by default those of the shards, else it must equal them."""
     input_size: PositiveInt = 640
-    """Side of training crops and of the square that an image is resized to [pixels]."""
+    """Side of training crops and of the square that an image is resized to [pixels]. For 'infer'
+    and 'eval' only of files of weights, and of folders without an image processor."""
     keep_ratio: bool = False
     """Resize the longer side to `input_size` and keep the shape, instead of a square."""
 

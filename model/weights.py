@@ -5,7 +5,6 @@ a network computes is a matter of autocast (`model.precision`).
 """
 
 import contextlib
-import dataclasses
 import errno
 import json
 import logging
@@ -40,9 +39,9 @@ from .config import ModelConfig
 from .encoder import lighten_encoder
 from .head import fold_head
 from .layouts import is_segformer, published_name, to_transformers
-from .preprocess import Preprocess
+from .preprocess import KIND_OF_NETWORK, SEGFORMER, Preprocess
 from .registry import architecture, is_random, names
-from .sizes import check_input_size
+from .sizes import check_input_size, check_sizes
 from .weight_file import SUFFIXES, read_weights
 
 log = logging.getLogger(__name__)
@@ -104,12 +103,10 @@ def start_network(
             settings.update(label_settings(taxonomy))
             classifiers = classifier_keys(settings)
             network = _network(source, config.name, settings, replaceable=classifiers)
-            preprocess = _preprocess_of(source)
+            preprocess = _preprocess_of(source, config.name, settings, None)
         if not same:  # the same number of other classes would slip in silently
             renew_classifiers(network, classifiers, settings)
-        preprocess = dataclasses.replace(
-            preprocess, input_size=config.input_size, keep_ratio=config.keep_ratio
-        )
+        preprocess = preprocess.for_training(config.input_size, keep_ratio=config.keep_ratio)
     check_input_size(network, config.input_size, config.name)
     return _faster(network), preprocess
 
@@ -166,8 +163,9 @@ def load_network(checkpoint: str, config: ModelConfig) -> LoadedNetwork:
     with _local(found) as folder:
         settings = _settings(folder, checkpoint)
         network = _network(folder, checkpoint, settings)
-        taxonomy, preprocess = _taxonomy_of(folder, settings), _preprocess_of(folder)
-    check_input_size(network, preprocess.input_size, checkpoint)
+        taxonomy = _taxonomy_of(folder, settings)
+        preprocess = _preprocess_of(folder, checkpoint, settings, config)
+    check_sizes(network, preprocess, checkpoint)
     return LoadedNetwork(_faster(network).eval(), preprocess, taxonomy, found)
 
 
@@ -445,17 +443,40 @@ def _pretrained(kind: Any, source: str, name: str, **options: Any) -> Any:
         ) from None
 
 
-def _preprocess_of(folder: str) -> Preprocess:
+def _preprocess_of(folder: str, name: str, settings: Any, config: ModelConfig | None) -> Preprocess:
+    """Read the image processor of a network; without one, sizes are those of `config`.
+
+    Parameters
+    ----------
+    config
+        None: a training, which has sizes of its own.
+    """
+    file = Path(folder) / PREPROCESS_NAME
     mixin = transformers.image_processing_base.ImageProcessingMixin
     try:
         with quiet():
             content = mixin.get_image_processor_dict(folder)[0]
-        return Preprocess.from_dict(content)
+        kind = KIND_OF_NETWORK.get(settings.model_type, SEGFORMER)
+        return Preprocess.from_dict(content, kind, sizes=config is not None)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        file = Path(folder) / PREPROCESS_NAME
-        if file.is_file():
-            raise DataError(f"{file}: cannot be read: {first_line(error)}") from None
-        return Preprocess.from_dict({})  # the weights came without any
+        if file.is_file() or not isinstance(error, OSError):
+            raise DataError(f"{file}: {first_line(error)}") from None
+    size = "" if config is None else f", resized to model.input_size {config.input_size}"
+    log.warning(
+        "%s: has no %s: assuming RGB images%s, and ImageNet's mean and standard deviation",
+        name,
+        PREPROCESS_NAME,
+        size,
+    )
+    if config is None:
+        return Preprocess.from_dict({}, sizes=False)
+    return Preprocess(config.input_size, config.keep_ratio)
+
+
+def has_processor(checkpoint: str) -> bool:
+    """Tell whether a checkpoint brings its own sizes; a name of the hub is not looked up."""
+    found = locate(find_checkpoint(checkpoint))
+    return not found.is_dir() or (found / PREPROCESS_NAME).is_file()
 
 
 @contextlib.contextmanager

@@ -564,7 +564,7 @@ def test_a_taxonomy_that_contradicts_the_network_is_refused(ours):
 def test_labels_and_defaults_stand_in_for_what_another_program_left_out(hub):
     loaded = load_network(str(hub), ModelConfig())
     assert loaded.taxonomy.names == FIVE.names
-    assert loaded.preprocess == Preprocess(512)  # transformers' default
+    assert loaded.preprocess == Preprocess(640)  # model.input_size
 
 
 # --- runs
