@@ -32,7 +32,7 @@ FIELDS = {
     "a number": {"size": 56},
     "a number, square": {"size": 56, "default_to_square": True},
     "a number, no square": {"size": 56, "default_to_square": False},
-    "shorter side": {"size": {"shortest_edge": 50}},
+    "shorter side": {"size": {"shortest_edge": 53}},
     "both sides": {"size": {"shortest_edge": 50, "longest_edge": 80}},
     "both sides, wide": {"size": {"shortest_edge": 40, "longest_edge": 900}},
     "at most": {"size": {"max_height": 70, "max_width": 45}},
