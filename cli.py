@@ -302,7 +302,7 @@ def train(
 @click.option(
     "--checkpoint",
     metavar="CKPT",
-    help="A run, a checkpoint folder, a Hugging Face name, or a .pt file.",
+    help="A run, a checkpoint folder, a Hugging Face name, or a file of weights.",
 )
 @click.option(
     "--input",
@@ -363,7 +363,7 @@ def infer(
 @click.option(
     "--checkpoint",
     metavar="CKPT",
-    help="A run, a checkpoint folder, a Hugging Face name, or a .pt file.",
+    help="A run, a checkpoint folder, a Hugging Face name, or a file of weights.",
 )
 @click.option(
     "--predictions",
@@ -409,7 +409,7 @@ def evaluate(
 @click.option(
     "--checkpoint",
     metavar="CKPT",
-    help="Also load a run, a checkpoint folder, a Hugging Face name, or a .pt file.",
+    help="Also load a run, a checkpoint folder, a Hugging Face name, or a file of weights.",
 )
 @common_options
 def doctor(
@@ -468,7 +468,7 @@ def export_options(output: str) -> Callable[[Command], Command]:
             click.option(
                 "--checkpoint",
                 metavar="CKPT",
-                help="A run, a checkpoint folder, a Hugging Face name, or a .pt file.",
+                help="A run, a checkpoint folder, a Hugging Face name, or a file of weights.",
             ),
             click.option("--output", metavar=output, help="What is written."),
             click.option(

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import logging
 import multiprocessing
 import os
 import signal
@@ -105,6 +106,11 @@ class Launch:
         """
         if self.fault:
             raise ConfigError(self.fault)
+
+
+def of_leader(record: logging.LogRecord) -> bool:
+    """Let the leading process log alone what all processes of a run do alike."""
+    return Launch.from_environment().leads
 
 
 _BARE_SRUN = (

@@ -226,7 +226,7 @@ def hub(model: ModelConfig) -> Iterator[Finding]:
     from ..model.registry import is_random
 
     name = model.name
-    if is_random(name) or os.path.isdir(name):
+    if is_random(name) or os.path.exists(name):
         yield ok(f"{name} needs no network")
         return
     if locate(name).remote:

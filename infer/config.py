@@ -26,7 +26,7 @@ class InferConfig(ReadConfig):
     )
 
     checkpoint: Annotated[str, PathMarker(only_existing=True)] | None = None
-    """A run, a checkpoint folder, a Hugging Face name, or a .pt/.pth file (with --config)."""
+    """A run, a checkpoint folder, a Hugging Face name, or a file of weights (.pt …)."""
     input: PathField | None = None
     """What 'infer' predicts: an image, a folder of images (recursive), a pattern such as
     'photos/**/*.jpg', a .txt file that lists images, or a folder of shards."""

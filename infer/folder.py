@@ -6,7 +6,7 @@ from typing import Any
 from ..config import parse_yaml, to_yaml
 from ..errors import ConfigError
 from ..model.config import COMPUTATION_KEYS, ModelConfig
-from ..model.weights import is_bare
+from ..model.weights import has_processor, is_bare
 from ..storage import Location
 from ..storage.output import FILES, OutputFolder, read_ledger
 from .config import InferConfig
@@ -67,7 +67,11 @@ def used_settings(config: InferConfig, model: ModelConfig) -> str:
     """
     if config.checkpoint is None:
         return to_yaml({"infer": config})
-    only = {} if is_bare(config.checkpoint) else {"model": COMPUTATION_KEYS}
+    only = {"model": COMPUTATION_KEYS}
+    if is_bare(config.checkpoint):
+        only = {}
+    elif not has_processor(config.checkpoint):
+        only = {"model": COMPUTATION_KEYS | {"input_size", "keep_ratio"}}
     return to_yaml({"model": model, "infer": config}, only)
 
 

@@ -9,7 +9,7 @@ from ..model.config import ModelConfig
 from ..model.memory import explained_out_of_memory
 from ..model.precision import resolve_precision
 from ..model.predictor import Predictor
-from ..model.sizes import check_input_size
+from ..model.sizes import check_sizes
 from ..model.tiles import Tiling
 from ..model.weights import LoadedNetwork, load_network
 from ..processes import keep_freed_memory
@@ -36,10 +36,8 @@ def load_predictor(
         raise ConfigError("--checkpoint: give a run, a checkpoint folder or a Hugging Face name")
     loaded = load_network(config.checkpoint, model)
     views = views_of(config)
-    for scale in sorted({view.scale for view in views}):
-        side = loaded.preprocess.target_size(1, 1, scale)[0]
-        said = f"infer.tta_scales {scale:g}, an input of"
-        check_input_size(loaded.network, side, config.checkpoint, said)
+    scales = sorted({view.scale for view in views})
+    check_sizes(loaded.network, loaded.preprocess, config.checkpoint, scales)
     if device.type == "cpu":
         keep_freed_memory()
     size = config.tile_size or 2 * loaded.preprocess.input_size

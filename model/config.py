@@ -31,12 +31,14 @@ class ModelConfig(Section):
         "nvidia/segformer-b5-finetuned-ade-640-640"
     )
     """A Hugging Face name or a local folder, SegFormer or another of transformers' networks for
-    semantic segmentation: pretrained, with a new classifier where the classes differ. Or
+    semantic segmentation: pretrained, with a new classifier where the classes differ. Or a file of
+    weights of a published SegFormer, with or without a decode head ('mit_b0.pth'). Or
     'segformer-tiny', 'segformer-b0' … 'segformer-b5': randomly initialised, needs no network."""
     num_classes: PositiveInt | None = None
     """Classes, background included; by default those of the shards, else it must equal them."""
     input_size: PositiveInt = 640
-    """Side of training crops and of the square that an image is resized to [pixels]."""
+    """Side of training crops and of the square that an image is resized to [pixels]. For 'infer'
+    and 'eval' only of files of weights, and of folders without an image processor."""
     keep_ratio: bool = False
     """Resize the longer side to `input_size` and keep the shape, instead of a square."""
 

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..errors import DataError
+from ..errors import DataError, first_line
 from .fuse import Piece, Readings, class_strips, probability_strips, read_strips, strip_numbers
 from .memory import OutOfMemory, is_out_of_memory
 from .pipeline import Transfer, read_ahead
@@ -345,9 +345,22 @@ class Predictor:
                 continue
             except RuntimeError as error:
                 if not is_out_of_memory(error):
-                    raise
+                    raise self._explained(
+                        error, [inputs.images[place] for place in batch]
+                    ) from error
             self._halve_batch()  # here: the error has let go of the tensors it held
         return found
+
+    def _explained(self, error: RuntimeError, images: Sequence[NDArray[np.uint8]]) -> Exception:
+        """Tell which sizes a network failed of, where they follow from the images' own."""
+        if self._preprocess.resizing is None:
+            return error
+        sizes = {f"{image.shape[1]} × {image.shape[0]}" for image in images}
+        return DataError(
+            f"{self._origin}: the network fails of images of {', '.join(sorted(sizes))} pixels, "
+            "resized as its image processor says (do_resize, size in preprocessor_config.json): "
+            f"{first_line(error)}"
+        )
 
     def _run_network(self, inputs: Inputs, places: Sequence[int]) -> dict[int, Sequence[Tensor]]:
         jobs = [

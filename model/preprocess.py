@@ -1,9 +1,9 @@
-"""From a photograph to the network's input, and from its logits back to the photograph's size."""
+"""From an image to the network's input, and from its logits back to the image's size."""
 
-# B batch, C classes, H W pixels of the photograph, h w of the network's input
+# B batch, C classes, H W pixels of the image, h w of the network's input
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -14,10 +14,78 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .resizing import SMALLEST, Resizing, flag, read_size
 from .view import View
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_HALF = (0.5, 0.5, 0.5)
+
+_Triple = tuple[float, float, float]
+BILINEAR, BICUBIC = int(Image.Resampling.BILINEAR), int(Image.Resampling.BICUBIC)
+
+SEGFORMER = "SegformerImageProcessor"
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    SEGFORMER: {
+        "size": 512,
+        "resample": BILINEAR,
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+    },
+    "BeitImageProcessor": {
+        "size": 224,
+        "crop_size": 224,
+        "resample": BICUBIC,
+    },
+    "DPTImageProcessor": {"size": 384, "resample": BICUBIC},
+    "MobileNetV2ImageProcessor": {
+        "size": 256,
+        "default_to_square": False,
+        "crop_size": 224,
+        "do_center_crop": True,
+        "resample": BILINEAR,
+    },
+    "MobileViTImageProcessor": {
+        "size": 224,
+        "default_to_square": False,
+        "crop_size": 256,
+        "do_center_crop": True,
+        "resample": BICUBIC,
+        "do_flip_channel_order": True,
+    },
+    "Sapiens2ImageProcessor": {
+        "size": {"height": 1024, "width": 768},
+        "resample": BILINEAR,
+        "image_mean": IMAGENET_MEAN,
+        "image_std": IMAGENET_STD,
+    },
+    "Tipsv2DptImageProcessor": {"size": 448, "resample": BILINEAR, "do_normalize": False},
+}
+"""Where transformers' processors for semantic segmentation differ from each other by default."""
+KIND_OF_NETWORK = {
+    "beit": "BeitImageProcessor",
+    "data2vec-vision": "BeitImageProcessor",
+    "dpt": "DPTImageProcessor",
+    "mobilenet_v2": "MobileNetV2ImageProcessor",
+    "mobilevit": "MobileViTImageProcessor",
+    "mobilevitv2": "MobileViTImageProcessor",
+    "sapiens2": "Sapiens2ImageProcessor",
+    "tipsv2_dpt": "Tipsv2DptImageProcessor",
+}
+"""Which processor transformers uses where a folder names none; else it is SegFormer's."""
+_COMMON = {
+    "do_resize": True,
+    "default_to_square": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": _HALF,
+    "image_std": _HALF,
+}
+_CROPS = frozenset(_DEFAULTS) - {SEGFORMER, "DPTImageProcessor"}
+"""Those that read ``do_center_crop``."""
+_OF_TORCHVISION = frozenset({"Sapiens2ImageProcessor", "Tipsv2DptImageProcessor"})
+"""Those that exist for torchvision alone, whose pixels differ from Pillow's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +95,41 @@ class Preprocess:
     input_size: int
     """Side of the square, or with `keep_ratio` the longer side [pixels]."""
     keep_ratio: bool = False
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: _Triple = IMAGENET_MEAN
+    std: _Triple = IMAGENET_STD
     """Per channel RGB, of values 0…1."""
     blue_first: bool = False
     """The network takes BGR, as MobileViT does; `mean` and `std` then follow that order."""
+    rescale: float = 1 / 255
+    """Factor of the values 0…255 of pixels, before `mean` and `std`."""
+    resample: int = BILINEAR
+    """Pillow's number of the filter that resizes."""
+    resizing: Resizing | None = None
+    """Of another program's processor that does not resize to a square: used instead of
+    `input_size` and `keep_ratio`; `input_size` is then the longest side that it names."""
 
     def target_size(self, width: int, height: int, scale: float = 1.0) -> tuple[int, int]:
-        """Return (w, h) [pixels] that a photograph is resized to; never below 32."""
-        side = max(32, round(self.input_size * scale))
+        """Return (w, h) [pixels] that an image is resized to; never below 32."""
+        if self.resizing is not None:
+            return self.resizing.target(width, height, scale)
+        side = max(SMALLEST, round(self.input_size * scale))
         if not self.keep_ratio:
             return side, side
         factor = side / max(width, height)
-        return max(32, round(width * factor)), max(32, round(height * factor))
+        return max(SMALLEST, round(width * factor)), max(SMALLEST, round(height * factor))
+
+    def for_training(self, input_size: int, keep_ratio: bool) -> "Preprocess":
+        """Return the same pixel values at the sizes of a training, resized bilinearly."""
+        return replace(
+            self,
+            input_size=input_size,
+            keep_ratio=keep_ratio,
+            resample=BILINEAR,
+            resizing=None,
+        )
 
     def resize(self, image: NDArray[np.uint8], scale: float = 1.0) -> NDArray[np.uint8]:
-        """Resize a photograph bilinearly, antialiased, as transformers' image processor does.
+        """Resize an image, antialiased, as transformers' image processor does with Pillow.
 
         Parameters
         ----------
@@ -58,7 +145,7 @@ class Preprocess:
         """
         height, width = image.shape[:2]
         target = self.target_size(width, height, scale)
-        resized = Image.fromarray(image).resize(target, Image.Resampling.BILINEAR)
+        resized = Image.fromarray(image).resize(target, Image.Resampling(self.resample))
         return np.asarray(resized)
 
     def normaliser(self) -> "Normalise":
@@ -67,21 +154,28 @@ class Preprocess:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of ``preprocessor_config.json``, as transformers reads it."""
-        theirs: dict[str, Any] = {"image_processor_type": "SegformerImageProcessor"}
+        theirs: dict[str, Any] = {"image_processor_type": SEGFORMER}
         if self.blue_first:
             theirs = {
                 "image_processor_type": "MobileViTImageProcessor",
                 "do_flip_channel_order": True,
                 "do_center_crop": False,
             }
-        return {
-            **theirs,
+        sizes: dict[str, Any] = {
             "do_resize": True,
             "size": {"height": self.input_size, "width": self.input_size},
             "keep_ratio": self.keep_ratio,  # ours alone: transformers always resizes to a square
-            "resample": int(Image.Resampling.BILINEAR),
+        }
+        if self.resizing is not None:
+            sizes = self.resizing.to_dict()
+            if "ensure_multiple_of" in sizes:
+                theirs = {"image_processor_type": "DPTImageProcessor"}
+        return {
+            **theirs,
+            **sizes,
+            "resample": self.resample,
             "do_rescale": True,
-            "rescale_factor": 1 / 255,
+            "rescale_factor": self.rescale,
             "do_normalize": True,
             "image_mean": list(self.mean),
             "image_std": list(self.std),
@@ -89,37 +183,94 @@ class Preprocess:
         }
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "Preprocess":
+    def from_dict(
+        cls, content: Mapping[str, Any], default_kind: str = SEGFORMER, *, sizes: bool = True
+    ) -> "Preprocess":
         """Read a ``preprocessor_config.json``, ours or another's.
 
-        `do_reduce_labels` is not looked at: it is about ADE20K's labels, which nothing here has.
+        Every setting that the processor of transformers reads for an image is used, or refused; a
+        null is false, and is not allowed for a value that is needed, as in transformers.
+        `do_reduce_labels` is about ADE20K's labels, which nothing here has.
+
+        Parameters
+        ----------
+        default_kind
+            The class of the processor, where the content names none.
+        sizes
+            Whether to read what is about sizes; a training has its own.
 
         Raises
         ------
         ValueError
-            If a value is of the wrong type or range; names the key.
+            If a value is of the wrong type or range, or is not supported; names the key.
         """
         if not isinstance(content, Mapping):
             raise ValueError("expected an object")
-        size = content.get("size", 512)
-        if isinstance(size, Mapping):
-            size = size.get("height", size.get("shortest_edge", 512))
-        kind = str(content.get("image_processor_type", content.get("feature_extractor_type", "")))
-        blue_first = bool(content.get("do_flip_channel_order", kind.startswith("MobileViT")))
-        if not isinstance(size, (int, float)) or isinstance(size, bool) or not 1 <= size < 2**15:
-            raise ValueError(f"size: {size!r} is not a number of pixels")
-        mean = _three("image_mean", content.get("image_mean") or IMAGENET_MEAN)
-        std = _three("image_std", content.get("image_std") or IMAGENET_STD)
+        kind = _kind(content, default_kind)
+        read = {**_COMMON, **_DEFAULTS[kind], **content}
+        mobilevit = kind == "MobileViTImageProcessor"
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        # MobileViT's processor never normalises, whatever it is told; only files of ours mean it.
+        if flag(read, "do_normalize") and (not mobilevit or "keep_ratio" in content):
+            mean = _three("image_mean", read["image_mean"])
+            std = _three("image_std", read["image_std"])
         if min(std) <= 0:
             raise ValueError(f"image_std: {std} is not positive")
-        normalises = content.get("do_normalize")
-        # MobileViT's processor, the one that flips, does not normalise unless it is told to.
-        if not (not blue_first if normalises is None else normalises):
-            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        return cls(int(size), bool(content.get("keep_ratio", False)), mean, std, blue_first)
+        factor = read["rescale_factor"] if flag(read, "do_rescale") else 1.0
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < 1e9:
+            raise ValueError(f"rescale_factor: {factor!r} is not a positive number")
+        found = cls(
+            512, False, mean, std, mobilevit and flag(read, "do_flip_channel_order"), float(factor)
+        )
+        return found._with_sizes(kind, read) if sizes else found
+
+    def _with_sizes(self, kind: str, read: Mapping[str, Any]) -> "Preprocess":
+        if kind in _OF_TORCHVISION:
+            raise ValueError(
+                f"image_processor_type: {kind} needs torchvision, whose pixels differ from those "
+                "of Pillow: it is not supported. Train the network first (model.name)"
+            )
+        resizing = Resizing.read(read, dpt=kind == "DPTImageProcessor")
+        if kind in _CROPS and flag(read, "do_center_crop"):
+            crop = read_size("crop_size", read["crop_size"], square=True)
+            if dict(resizing.sides) != crop:
+                raise ValueError(
+                    "do_center_crop: true is not supported: what is cropped away is in no mask. "
+                    "Set it to false in a copy of the folder"
+                )
+        divisor = read.get("size_divisor")
+        if kind == "DPTImageProcessor" and flag(read, "do_pad") and divisor not in (None, 1):
+            raise ValueError(
+                "do_pad: true with a size_divisor is not supported: transformers would stretch the "
+                "padding into the mask. Set do_pad to false in a copy of the folder, and "
+                "ensure_multiple_of to the size_divisor"
+            )
+        resample = read["resample"]
+        if isinstance(resample, bool) or resample not in list(Image.Resampling):
+            raise ValueError(f"resample: {resample!r} is not the number of a filter of Pillow")
+        side = resizing.square or resizing.side or self.input_size
+        return replace(
+            self,
+            input_size=side,
+            keep_ratio=flag(read, "keep_ratio"),
+            resample=int(resample),
+            resizing=None if resizing.square else resizing,
+        )
 
 
-def _three(key: str, value: Any) -> tuple[float, float, float]:
+def _kind(given: Mapping[str, Any], default: str) -> str:
+    """Return the name of the processor's class, in its form of today."""
+    named = given.get("image_processor_type") or given.get("feature_extractor_type") or default
+    kind = str(named).replace("FeatureExtractor", "ImageProcessor")
+    kind = kind.removesuffix("Pil").removesuffix("Fast")
+    if kind not in _DEFAULTS:
+        raise ValueError(
+            f"image_processor_type: {named} is not supported; known are {', '.join(_DEFAULTS)}"
+        )
+    return kind
+
+
+def _three(key: str, value: Any) -> _Triple:
     """Return a number for each channel; a single one is for all of them."""
     values = [value] * 3 if isinstance(value, (int, float)) else value
     if (
@@ -143,6 +294,7 @@ class Normalise(nn.Module):
     def __init__(self, preprocess: Preprocess) -> None:
         super().__init__()
         self._blue_first = preprocess.blue_first
+        self._rescale = preprocess.rescale
         for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
@@ -154,7 +306,9 @@ class Normalise(nn.Module):
         images = images_BhwC.permute(0, 3, 1, 2).to(
             torch.float32, memory_format=torch.contiguous_format
         )
-        return images.div_(255).sub_(self.mean).div_(self.std)
+        usual = self._rescale == 1 / 255
+        images = images.div_(255) if usual else images.mul_(self._rescale)
+        return images.sub_(self.mean).div_(self.std)
 
 
 class HostNormaliser:

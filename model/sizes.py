@@ -1,6 +1,6 @@
 """Which sizes of images a network can take."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -8,10 +8,16 @@ from torch import nn
 
 from ..errors import ConfigError, first_line
 from .meta import meta_copy
+from .preprocess import Preprocess
 
 
 def check_input_size(
-    network: nn.Module, input_size: int, name: str, setting: str = "model.input_size"
+    network: nn.Module,
+    input_size: int,
+    name: str,
+    setting: str = "model.input_size",
+    *,
+    width: int | None = None,
 ) -> None:
     """Refuse a size that the network cannot take, and name one that it can.
 
@@ -21,7 +27,9 @@ def check_input_size(
     Parameters
     ----------
     input_size
-        Side of the square inputs [pixels].
+        Height of the inputs [pixels].
+    width
+        Of the inputs; None: they are squares.
     name, setting
         The network's, and what the size comes from, for the error.
 
@@ -34,7 +42,7 @@ def check_input_size(
     if settings.model_type == "segformer":
         return
     probe: Any = meta_copy(network).eval()
-    trouble = _trouble(probe, input_size)
+    trouble = _trouble(probe, input_size, width)
     if trouble is None:
         return
     sizes = sorted(
@@ -43,17 +51,38 @@ def check_input_size(
     if not sizes:  # nothing can be said without running it
         return
     wanted = " or ".join(str(size) for size in sizes)
+    told = f"{input_size}" if width in (None, input_size) else f"{width} × {input_size}"
     raise ConfigError(
-        f"{setting} {input_size}: {name} is a {settings.model_type}, which cannot take it "
+        f"{setting} {told}: {name} is a {settings.model_type}, which cannot take it "
         f"({trouble}): use {wanted}"
     )
 
 
-def _trouble(probe: Any, size: int) -> str | None:
+def check_sizes(
+    network: nn.Module, preprocess: Preprocess, name: str, scales: Iterable[float] = (1.0,)
+) -> None:
+    """Refuse a processor's size that the network cannot take, at each scale of views.
+
+    Raises
+    ------
+    ConfigError
+        See `check_input_size`. Inputs of the images' own sizes are not checked.
+    """
+    if preprocess.resizing is not None and not preprocess.resizing.sides:
+        return
+    side = preprocess.input_size
+    for scale in scales:
+        width, height = preprocess.target_size(side, side, scale)
+        setting = "model.input_size" if scale == 1 else f"infer.tta_scales {scale:g}, an input of"
+        check_input_size(network, height, name, setting, width=width)
+
+
+def _trouble(probe: Any, size: int, width: int | None = None) -> str | None:
     """Return what a forward at that size fails of."""
+    pixels = torch.empty(1, 3, size, width or size, device="meta")
     try:
         with torch.no_grad():
-            logits = probe(pixel_values=torch.empty(1, 3, size, size, device="meta")).logits
+            logits = probe(pixel_values=pixels).logits
         if logits.shape[:2] != (1, probe.config.num_labels):
             return f"its logits have shape {tuple(logits.shape)}"
     except Exception as error:  # whatever a network fails of

@@ -5,10 +5,9 @@ a network computes is a matter of autocast (`model.precision`).
 """
 
 import contextlib
-import dataclasses
 import errno
-import io
 import json
+import logging
 import os
 import pickle
 import re
@@ -31,6 +30,7 @@ from transformers import (
 )
 
 from ..errors import ConfigError, DataError, first_line
+from ..processes import of_leader
 from ..storage import LocalPath, Location, locate
 from ..storage.lock import temporary_folder
 from ..taxonomy import SemanticClass, Taxonomy, coco_taxonomy
@@ -38,9 +38,14 @@ from .classes import classifier_keys, label_settings, renew_classifiers
 from .config import ModelConfig
 from .encoder import lighten_encoder
 from .head import fold_head
-from .preprocess import Preprocess
+from .layouts import is_segformer, published_name, to_transformers
+from .preprocess import KIND_OF_NETWORK, SEGFORMER, Preprocess
 from .registry import architecture, is_random, names
-from .sizes import check_input_size
+from .sizes import check_input_size, check_sizes
+from .weight_file import SUFFIXES, read_weights
+
+log = logging.getLogger(__name__)
+log.addFilter(of_leader)
 
 _NETWORK_NAME = "config.json"
 PREPROCESS_NAME = "preprocessor_config.json"
@@ -55,7 +60,6 @@ _UNLOADABLE = (
 """What transformers raises of a config.json that it cannot use."""
 _OF_A_RUN = re.compile(r"best|last|checkpoints|step-\d+|.*\.(safetensors|bin|ckpt|json|onnx|pt2)")
 """Last parts of paths that are never models of the hub."""
-_WRAPPERS = ("model", "model_state_dict", "state_dict")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +81,14 @@ def start_network(
     """Return the network that a training run starts from.
 
     Pretrained weights are kept, all of them; the classifiers alone are new where the classes
-    differ. A SegFormer's encoder without a decode head (``nvidia/mit-b0`` …) gets a new head.
+    differ. A SegFormer's encoder without a decode head (``nvidia/mit-b0``, ``mit_b0.pth`` …) gets a
+    new head.
 
     Raises
     ------
     ConfigError
-        If the name is unknown, or the network does not segment or cannot take the input size.
+        If the name is unknown, or the network does not segment or cannot take the input size, or a
+        lone file of weights is not that of a published SegFormer.
     DataError
         If weights are damaged, missing, left over or of other shapes.
     """
@@ -93,18 +99,16 @@ def start_network(
         network = AutoModelForSemanticSegmentation.from_config(settings)
         preprocess = Preprocess(config.input_size, config.keep_ratio)
     else:
-        with _local(config.name) as source:
+        with _pretrained_folder(config.name) as source:
             settings = _settings(source, config.name)
             same = _labels(settings) == taxonomy.names
             settings.update(label_settings(taxonomy))
             classifiers = classifier_keys(settings)
             network = _network(source, config.name, settings, replaceable=classifiers)
-            preprocess = _preprocess_of(source)
+            preprocess = _preprocess_of(source, config.name, settings, None)
         if not same:  # the same number of other classes would slip in silently
             renew_classifiers(network, classifiers, settings)
-        preprocess = dataclasses.replace(
-            preprocess, input_size=config.input_size, keep_ratio=config.keep_ratio
-        )
+        preprocess = preprocess.for_training(config.input_size, keep_ratio=config.keep_ratio)
     check_input_size(network, config.input_size, config.name)
     return _faster(network), preprocess
 
@@ -141,9 +145,10 @@ def load_network(checkpoint: str, config: ModelConfig) -> LoadedNetwork:
     ----------
     checkpoint
         A run (its ``best``, else its ``last``), a checkpoint folder, a Hugging Face name, or a
-        ``.pt``/``.pth`` file of weights.
+        file of weights (``.pt``, ``.safetensors`` …, see `read_weights`).
     config
-        Architecture, classes and size for a bare file of weights; a folder brings its own.
+        Architecture, classes and size for a bare file of weights; a folder brings its own. With the
+        default name, a file of the shapes of a published SegFormer is taken as that.
 
     Raises
     ------
@@ -160,8 +165,9 @@ def load_network(checkpoint: str, config: ModelConfig) -> LoadedNetwork:
     with _local(found) as folder:
         settings = _settings(folder, checkpoint)
         network = _network(folder, checkpoint, settings)
-        taxonomy, preprocess = _taxonomy_of(folder, settings), _preprocess_of(folder)
-    check_input_size(network, preprocess.input_size, checkpoint)
+        taxonomy = _taxonomy_of(folder, settings)
+        preprocess = _preprocess_of(folder, checkpoint, settings, config)
+    check_sizes(network, preprocess, checkpoint)
     return LoadedNetwork(_faster(network).eval(), preprocess, taxonomy, found)
 
 
@@ -176,7 +182,7 @@ def weights_digest(network: nn.Module) -> str:
 
 def is_bare(checkpoint: str) -> bool:
     """Tell whether it is a file of weights, which knows neither its network nor its classes."""
-    return checkpoint.endswith((".pt", ".pth"))
+    return checkpoint.endswith(SUFFIXES)
 
 
 def find_checkpoint(checkpoint: str) -> str:
@@ -204,8 +210,8 @@ def find_checkpoint(checkpoint: str) -> str:
             )
     elif found.exists():
         raise ConfigError(
-            f"--checkpoint {checkpoint}: is a file; give a run, a checkpoint folder, or a .pt or "
-            ".pth file of weights"
+            f"--checkpoint {checkpoint}: is a file; give a run, a checkpoint folder, or a file of "
+            f"weights ({', '.join(SUFFIXES)})"
         )
     elif not _may_be_on_hub(found.url):
         raise ConfigError(f"--checkpoint {checkpoint}: no such folder")
@@ -236,66 +242,96 @@ def _resolve_run(checkpoint: Location) -> Location:
     return checkpoint
 
 
-def read_weights(path: str) -> dict[str, torch.Tensor]:
-    """Read a bare file of weights: raw, or under ``model``, ``model_state_dict`` or ``state_dict``.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such file.
-    DataError
-        If it holds anything but tensors, which are all that is unpickled.
-    """
-    try:
-        stored = io.BytesIO(locate(path).read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    try:
-        content = torch.load(stored, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling a hostile or broken file raises anything
-        raise DataError(f"{path}: is no file of weights: {first_line(error)}") from None
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
-    if not isinstance(content, Mapping) or not all(
-        isinstance(value, torch.Tensor) for value in content.values()
-    ):
-        raise DataError(
-            f"{path}: expected weights by name, at the top or under {', '.join(_WRAPPERS)}"
-        )
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
-
-
 def _load_file(path: str, config: ModelConfig) -> LoadedNetwork:
-    weights = read_weights(path)
-    if is_random(config.name):
-        settings = architecture(config.name)
-    else:
-        try:
-            with _local(config.name) as folder:
-                settings = _settings(folder, config.name)
-        except ConfigError as error:
-            raise ConfigError(
-                f"{path}: holds weights alone: say by --config, or --set model.name=segformer-b0 …,"
-                f" of which network; model.name is {config.name}, and:\n{error}"
-            ) from None
-    classes = config.num_classes or _classes_of(weights, settings)
-    taxonomy = coco_taxonomy()
-    if classes != taxonomy.num_classes:
-        classes_beside = (f"class {i}" for i in range(1, classes))
-        taxonomy = Taxonomy(tuple(SemanticClass(n) for n in ("background", *classes_beside)))
+    weights = to_transformers(path, read_weights(path), encoder_suffices=False)
+    settings, name = _architecture_of(path, weights, config)
+    head = any(key.startswith("decode_head.") for key in weights)
+    if is_segformer(weights) and not head:
+        raise DataError(
+            f"{path}: contains an encoder without a decode head: it can start a training "
+            "(model.name), but predicts nothing"
+        )
+    taxonomy = _taxonomy_of_file(weights, settings, config.num_classes)
     settings.update(label_settings(taxonomy))
-    with temporary_folder() as scratch:
-        # By way of a folder: transformers converts the key names of its older versions on load.
-        settings.save_pretrained(scratch)
-        plain = {name: value.contiguous().clone() for name, value in weights.items()}
-        save_file(plain, scratch / "model.safetensors", metadata={"format": "pt"})
-        network = _network(str(scratch), f"{path} as {config.name}", settings)
-    check_input_size(network, config.input_size, config.name)
+    with _as_folder(weights, settings) as folder:
+        network = _network(folder, f"{path} as {name}", settings)
+    check_input_size(network, config.input_size, name)
     return LoadedNetwork(
         _faster(network).eval(), Preprocess(config.input_size, config.keep_ratio), taxonomy, path
     )
+
+
+def _architecture_of(
+    path: str, weights: Mapping[str, torch.Tensor], config: ModelConfig
+) -> tuple[Any, str]:
+    """Return the configuration of the network that bare weights belong to, and its name."""
+    name, published = config.name, published_name(weights)
+    if published and name == ModelConfig.model_fields["name"].default:
+        name = published
+        log.info("%s: loaded as %s, according to the shapes of its weights", path, name)
+    if is_random(name):
+        if published not in (None, name):
+            raise ConfigError(
+                f"{path}: is a {published} according to the shapes of its weights, but model.name "
+                f"is {name}: set model.name={published}"
+            )
+        return architecture(name), name
+    try:
+        with _local(name) as folder:
+            return _settings(folder, name), name
+    except ConfigError as error:
+        raise ConfigError(
+            f"{path}: contains weights alone: say by --config, or --set model.name=segformer-b0 …,"
+            f" of which network; model.name is {name}, and:\n{error}"
+        ) from None
+
+
+def _taxonomy_of_file(
+    weights: Mapping[str, torch.Tensor], settings: Any, num_classes: int | None = None
+) -> Taxonomy:
+    """Return the classes of bare weights: COCO's, or numbered ones where there are others."""
+    classes = num_classes or _classes_of(weights, settings)
+    taxonomy = coco_taxonomy()
+    if classes == taxonomy.num_classes:
+        return taxonomy
+    beside = (f"class {i}" for i in range(1, classes))
+    return Taxonomy(tuple(SemanticClass(name) for name in ("background", *beside)))
+
+
+@contextlib.contextmanager
+def _as_folder(weights: Mapping[str, torch.Tensor], settings: Any) -> Iterator[str]:
+    """Give a folder of bare weights, from which transformers loads them.
+
+    It converts the names of its older versions on the way.
+    """
+    with temporary_folder() as scratch:
+        settings.save_pretrained(scratch)
+        plain = {name: value.contiguous().clone() for name, value in weights.items()}
+        save_file(plain, scratch / "model.safetensors", metadata={"format": "pt"})
+        yield str(scratch)
+
+
+@contextlib.contextmanager
+def _pretrained_folder(name: str) -> Iterator[str]:
+    """Give a folder of the weights that a training starts from; a lone file becomes one."""
+    if not (is_bare(name) and locate(name).is_file()):
+        with _local(name) as folder:
+            yield folder
+        return
+    weights = to_transformers(name, read_weights(name), encoder_suffices=True)
+    size = published_name(weights)
+    if size is None:
+        raise ConfigError(
+            f"model.name {name}: its weights are not those of a published SegFormer "
+            f"({', '.join(names())}), and a file of weights does not say of which network it is: "
+            "give a folder with a config.json"
+        )
+    settings = architecture(size)
+    if _classes_of(weights, settings):
+        settings.update(label_settings(_taxonomy_of_file(weights, settings)))
+    log.info("%s: loaded as %s, according to the shapes of its weights", name, size)
+    with _as_folder(weights, settings) as folder:
+        yield folder
 
 
 def _faster(network: nn.Module) -> nn.Module:
@@ -307,7 +343,8 @@ def _faster(network: nn.Module) -> nn.Module:
 
 def _classes_of(weights: Mapping[str, torch.Tensor], settings: Any) -> int:
     """Return how many classes bare weights score; 0 if they hold no classifier."""
-    return next((len(weights[k]) for k in sorted(classifier_keys(settings)) if k in weights), 0)
+    shapes = (weights[key].shape for key in sorted(classifier_keys(settings)) if key in weights)
+    return next((shape[0] for shape in shapes if shape), 0)
 
 
 def _settings(source: str, name: str) -> Any:
@@ -415,17 +452,40 @@ def _pretrained(kind: Any, source: str, name: str, **options: Any) -> Any:
         ) from None
 
 
-def _preprocess_of(folder: str) -> Preprocess:
+def _preprocess_of(folder: str, name: str, settings: Any, config: ModelConfig | None) -> Preprocess:
+    """Read the image processor of a network; without one, sizes are those of `config`.
+
+    Parameters
+    ----------
+    config
+        None: a training, which has sizes of its own.
+    """
+    file = Path(folder) / PREPROCESS_NAME
     mixin = transformers.image_processing_base.ImageProcessingMixin
     try:
         with quiet():
             content = mixin.get_image_processor_dict(folder)[0]
-        return Preprocess.from_dict(content)
+        kind = KIND_OF_NETWORK.get(settings.model_type, SEGFORMER)
+        return Preprocess.from_dict(content, kind, sizes=config is not None)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        file = Path(folder) / PREPROCESS_NAME
-        if file.is_file():
-            raise DataError(f"{file}: cannot be read: {first_line(error)}") from None
-        return Preprocess.from_dict({})  # the weights came without any
+        if file.is_file() or not isinstance(error, OSError):
+            raise DataError(f"{file}: {first_line(error)}") from None
+    size = "" if config is None else f", resized to model.input_size {config.input_size}"
+    log.warning(
+        "%s: has no %s: assuming RGB images%s, and ImageNet's mean and standard deviation",
+        name,
+        PREPROCESS_NAME,
+        size,
+    )
+    if config is None:
+        return Preprocess.from_dict({}, sizes=False)
+    return Preprocess(config.input_size, config.keep_ratio)
+
+
+def has_processor(checkpoint: str) -> bool:
+    """Tell whether a checkpoint brings its own sizes; a name of the hub is not looked up."""
+    found = locate(find_checkpoint(checkpoint))
+    return not found.is_dir() or (found / PREPROCESS_NAME).is_file()
 
 
 @contextlib.contextmanager

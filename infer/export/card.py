@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from PIL import Image
 
 from ...model.preprocess import Preprocess
 from ...taxonomy import Taxonomy
@@ -87,10 +88,14 @@ class Card:
 
     def _preprocessing(self) -> str:
         p = self.preprocess
-        size = f"{p.input_size} × {p.input_size}"
+        size = f"to {p.input_size} × {p.input_size} pixels"
+        if p.resizing is not None:
+            size = f"as {p.resizing.to_dict()} says"
+        kind = Image.Resampling(p.resample).name.lower()
+        scaled = "divided by 255" if p.rescale == 1 / 255 else f"multiplied by {p.rescale}"
         text = (
-            f"The photograph, {'BGR' if p.blue_first else 'RGB'}, is resized to {size} pixels "
-            f"(bilinear, antialiased), divided by 255, and normalised with mean {list(p.mean)} and "
+            f"The photograph, {'BGR' if p.blue_first else 'RGB'}, is resized {size} "
+            f"({kind}, antialiased), {scaled}, and normalised with mean {list(p.mean)} and "
             f"standard deviation {list(p.std)}. The logits are brought back to the photograph's "
             "size bilinearly before the argmax. Labels are train ids as they are: nothing is "
             "subtracted (`do_reduce_labels` is false)."

@@ -11,7 +11,7 @@ class ExportConfig(Section):
     """From a checkpoint to a file or folder that other programs run."""
 
     checkpoint: Annotated[str, PathMarker(only_existing=True)] | None = None
-    """A run, a checkpoint folder, a Hugging Face name, or a .pt/.pth file (with --config)."""
+    """A run, a checkpoint folder, a Hugging Face name, or a file of weights (.pt …)."""
     output: PathField | None = None
     """FILE.onnx, FILE.pt2, or for 'hf' a folder."""
     overwrite: bool = False

@@ -20,6 +20,7 @@ from torch.export import ExportedProgram
 from ... import __version__
 from ...errors import CocosegError, ConfigError
 from ...model.config import ModelConfig
+from ...model.preprocess import BILINEAR
 from ...model.weights import LoadedNetwork, load_network, weights_digest
 from ...storage import Location
 from .config import ExportConfig
@@ -242,6 +243,9 @@ def _description(
         "channel_order": "BGR" if preprocess.blue_first else "RGB",
         "input_size": preprocess.input_size,
         "keep_ratio": preprocess.keep_ratio,
+        **({} if preprocess.resizing is None else preprocess.resizing.to_dict()),
+        **({} if preprocess.resample == BILINEAR else {"resample": preprocess.resample}),
+        **({} if preprocess.rescale == 1 / 255 else {"rescale_factor": preprocess.rescale}),
         "num_classes": taxonomy.num_classes,
         "class_names": list(taxonomy.names),
         "ignore_index": taxonomy.ignore_index,

@@ -485,8 +485,8 @@ def test_a_bare_file_of_weights_predicts_as_its_folder_does(infer, put, checkpoi
 
 def test_a_bare_file_without_its_network_asks_for_it(infer, put, out, tmp_path):
     put("a.png")
-    torch.save({}, tmp_path / "w.pt")
-    refused(infer(checkpoint=tmp_path / "w.pt"), out, "holds weights alone", "--set model.name=")
+    torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "w.pt")
+    refused(infer(checkpoint=tmp_path / "w.pt"), out, "contains weights alone", "--set model.name=")
 
 
 # --- what comes out

@@ -1,10 +1,7 @@
 """Weights: what is new and what is kept, what is refused, and that transformers reads ours."""
 
-import io
 import json
-import pickle
 import shutil
-from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -19,7 +16,6 @@ from cocoseg.model.registry import architecture, names
 from cocoseg.model.weights import (
     find_checkpoint,
     load_network,
-    read_weights,
     save_network,
     start_network,
 )
@@ -331,127 +327,6 @@ def test_tiny_is_small():
     assert 0.5e6 < sum(p.numel() for p in start("segformer-tiny").parameters()) < 0.54e6
 
 
-# --- bare files of weights
-
-
-def bare(make_network, folder, wrap=lambda weights: weights, names="current"):
-    """Write a .pt of a five-class network and the architecture it needs; return both."""
-    network = make_network(5)
-    network.save_pretrained(folder / "architecture")
-    weights = network.state_dict()
-    if names == "file":
-        weights = load_file(folder / "architecture" / "model.safetensors")
-    (folder / "architecture" / "model.safetensors").unlink()
-    torch.save(wrap(dict(weights)), folder / "weights.pt")
-    config = ModelConfig(name=str(folder / "architecture"), num_classes=5, input_size=96)
-    return network, folder / "weights.pt", config
-
-
-WRAPPERS = {
-    "raw": lambda w: w,
-    "model": lambda w: {"model": w, "epoch": 3},
-    "model_state_dict": lambda w: {"epoch": 3, "model_state_dict": w, "optimizer": {"lr": 0.1}},
-    "state_dict": lambda w: {"state_dict": w},
-    "module.": lambda w: {f"module.{k}": v for k, v in w.items()},
-    "model, module.": lambda w: {"model": {f"module.{k}": v for k, v in w.items()}},
-}
-
-
-@pytest.mark.parametrize("names", ["current", "file"])
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_a_bare_file_loads_however_it_was_wrapped(make_network, tmp_path, wrapper, names):
-    network, path, config = bare(make_network, tmp_path, WRAPPERS[wrapper], names)
-    assert (CURRENT_NAME if names == "current" else FILE_NAME) in read_weights(str(path))
-    loaded = load_network(str(path), config)
-    assert differing(network, loaded.network) == set()
-    assert not loaded.network.training
-    assert loaded.preprocess == Preprocess(96)
-    assert loaded.taxonomy.names[:3] == ("background", "class 1", "class 2")
-
-
-def test_a_bare_file_of_81_classes_means_coco(tmp_path):
-    network = start("segformer-tiny", coco_taxonomy())
-    torch.save(network.state_dict(), tmp_path / "w.pth")
-    loaded = load_network(str(tmp_path / "w.pth"), ModelConfig(name="segformer-tiny"))
-    assert loaded.taxonomy == coco_taxonomy()
-    assert differing(network, loaded.network) == set()
-
-
-def test_a_bare_file_may_lie_on_an_object_store(make_network, tmp_path):
-    network, path, config = bare(make_network, tmp_path)
-    fsspec.filesystem("memory").pipe_file("/weights-test/w.pt", path.read_bytes())
-    loaded = load_network("memory://weights-test/w.pt", config)
-    assert differing(network, loaded.network) == set()
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda w: w.pop("decode_head.batch_norm.weight"), "1 missing .decode_head.batch_norm.w"),
-        (lambda w: w.update(strange=torch.zeros(1)), "1 left over .strange"),
-        (
-            lambda w: w.update({"decode_head.batch_norm.weight": torch.zeros(3)}),
-            "1 of another shape .decode_head.batch_norm.weight",
-        ),
-        (
-            lambda w: w.update({"decode_head.classifier.bias": torch.zeros(3)}),
-            "1 of another shape .decode_head.classifier.bias",
-        ),
-        (lambda w: [w.pop(k) for k in CLASSIFIER], "2 missing"),
-    ],
-)
-def test_a_bare_file_that_does_not_fit_is_refused(make_network, tmp_path, change, said):
-    _, path, config = bare(make_network, tmp_path, lambda w: [change(w), w][1])
-    with pytest.raises(DataError, match=said):
-        load_network(str(path), config)
-
-
-def test_a_bare_file_of_another_size_is_refused(make_network, tmp_path):
-    _, path, _ = bare(make_network, tmp_path)
-    with pytest.raises(DataError, match=r"weights\.pt as segformer-tiny: weights do not fit"):
-        load_network(str(path), ModelConfig(name="segformer-tiny", num_classes=5))
-
-
-class Hostile:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("form", ["torch", "pickle"])
-def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, form):
-    content = {"model": {"decode_head.classifier.bias": Hostile(tmp_path / "ran")}}
-    if form == "torch":
-        torch.save(content, tmp_path / "w.pt")
-    else:
-        (tmp_path / "w.pt").write_bytes(pickle.dumps(content))
-    with pytest.raises(DataError, match=r"w\.pt: is no file of weights"):
-        load_network(str(tmp_path / "w.pt"), ModelConfig(name="segformer-tiny"))
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04 cut", b"\x80\x02}q"])
-def test_what_is_no_file_of_weights_is_refused(tmp_path, content):
-    (tmp_path / "w.pt").write_bytes(content)
-    with pytest.raises(DataError, match=r"w\.pt: is no file of weights"):
-        read_weights(str(tmp_path / "w.pt"))
-
-
-@pytest.mark.parametrize("content", [[1, 2], {"model": {"lr": 0.1}}, {"epoch": 3}, 7])
-def test_other_content_than_tensors_is_refused(tmp_path, content):
-    torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(DataError, match="expected weights by name"):
-        read_weights(str(tmp_path / "w.pt"))
-
-
-def test_an_absent_file_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"w\.pt: no such file"):
-        load_network(str(tmp_path / "w.pt"), ModelConfig(name="segformer-tiny"))
-
-
 # --- types of numbers
 
 
@@ -698,7 +573,7 @@ def test_a_taxonomy_that_contradicts_the_network_is_refused(ours):
 def test_labels_and_defaults_stand_in_for_what_another_program_left_out(hub):
     loaded = load_network(str(hub), ModelConfig())
     assert loaded.taxonomy.names == FIVE.names
-    assert loaded.preprocess == Preprocess(512)  # transformers' default
+    assert loaded.preprocess == Preprocess(640)  # model.input_size
 
 
 # --- runs
@@ -761,14 +636,6 @@ def test_a_run_without_a_checkpoint_is_refused(tmp_path):
 def test_what_is_no_run_stays_what_it_is(ours):
     assert find_checkpoint(str(ours)) == str(ours)
     assert find_checkpoint("nvidia/some-name") == "nvidia/some-name"
-
-
-def test_the_training_state_of_a_checkpoint_is_no_file_of_weights(tmp_path):
-    buffer = io.BytesIO()
-    torch.save({"step": 7, "optimizer": {"state": {}}}, buffer)
-    (tmp_path / "training_state.pt").write_bytes(buffer.getvalue())
-    with pytest.raises(DataError, match="expected weights by name"):
-        read_weights(str(tmp_path / "training_state.pt"))
 
 
 def test_loaded_weights_lie_in_memory_of_their_own(tmp_path):
