@@ -2,7 +2,8 @@
 
 Segmentations stay raw JSON until a worker paints them: most of the file is never turned into
 Python objects here. What makes the whole file untrustworthy is refused on the spot; what concerns
-one image is found when that image is painted.
+one image is found when that image is painted. What is only written in another form is read by
+`lenient`, where this strict way fails.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -25,9 +26,10 @@ from ..photo import SUFFIXES
 from ..storage import LocalPath, locate
 from ..taxonomy import Category
 from .images import ImageStore, image_names, readable
+from .lenient import LenientLists, plain_json
 
 _NULL, _EMPTY = msgspec.Raw(b"null"), msgspec.Raw(b"[]")
-_NOTHING = (b"null", b"[]", b"{}")
+_NOTHING = re.compile(rb"null|\[\s*\]|\{\s*\}")
 _UNLABELLED = {"info", "images", "licenses", "categories"}
 """The top level of a file that lists images and says nothing of their contents."""
 
@@ -80,6 +82,8 @@ class AnnotationFile:
     duplicate_annotation_ids: int
     labelled: bool = True
     """Whether it has ``annotations`` at all: COCO's test sets have none."""
+    forms: Mapping[str, int] = field(default_factory=dict)
+    """What is written in another form than COCO's, and how often (see `lenient`)."""
 
 
 def read_annotations(path: str) -> AnnotationFile:
@@ -95,8 +99,8 @@ def read_annotations(path: str) -> AnnotationFile:
     ConfigError
         If there is no such file.
     DataError
-        If it is no JSON, no COCO, holds a top-level list twice, or if its ids clash or point
-        nowhere; the text names the file and the place in it.
+        If it is no JSON, compressed, no COCO, holds a top-level list twice, or if its ids clash or
+        point nowhere; the text names the file and the place in it.
     """
     content = _content(path)
     with _collector_at_rest(), ThreadPoolExecutor(1) as aside:
@@ -121,19 +125,29 @@ def _collector_at_rest() -> Iterator[None]:
 
 
 def _read(path: str, content: memoryview, digest: "Future[str]") -> AnnotationFile:
-    sections = _sections(path, content)
+    forms: Counter[str] = Counter()
+    try:
+        sections = _sections(path, content)
+    except DataError:
+        plain = plain_json(path, content, forms)
+        if plain is None:
+            raise
+        sections = _sections(path, plain)
     labelled = not (sections.keys() <= _UNLABELLED and "images" in sections)
     if not labelled:
         sections |= {"annotations": _EMPTY, "categories": sections.get("categories", _EMPTY)}
-    categories = _decode(path, "categories", sections, list[CategoryEntry])
-    images = _decode(path, "images", sections, list[ImageEntry])
-    annotations = _decode(path, "annotations", sections, list[AnnotationEntry])
-    _refuse_duplicates(path, "categories", [entry.id for entry in categories])
+    lenient = LenientLists(path, forms)
+    given = _decode(path, "categories", sections, list[CategoryEntry], lenient)
+    images = _decode(path, "images", sections, list[ImageEntry], lenient)
+    annotations = _decode(path, "annotations", sections, list[AnnotationEntry], lenient)
+    categories = {(entry.id, entry.name, _text(entry.supercategory)): entry for entry in given}
+    forms["repeated_categories"] += len(given) - len(categories)
+    _refuse_duplicates(path, "categories", [entry.id for entry in categories.values()])
     _refuse_duplicates(path, "images", [entry.id for entry in images])
     if not images:
         raise DataError(f"{path}: $.images is empty: there is nothing to prepare")
 
-    category_ids = {entry.id for entry in categories}
+    category_ids = {entry.id for entry in given}
     by_image: dict[int, list[AnnotationEntry]] = {entry.id: [] for entry in images}
     for position, entry in enumerate(annotations):
         if entry.category_id in category_ids and entry.image_id in by_image:
@@ -143,7 +157,7 @@ def _read(path: str, content: memoryview, digest: "Future[str]") -> AnnotationFi
         if entry.category_id not in category_ids:
             raise DataError(f"{where}: category_id {entry.category_id} is not in $.categories")
         raise DataError(f"{where}: image_id {entry.image_id} is not in $.images")
-    if annotations and all(bytes(entry.segmentation) in _NOTHING for entry in annotations):
+    if annotations and all(_NOTHING.fullmatch(entry.segmentation) for entry in annotations):
         raise DataError(
             f"{path}: none of its {len(annotations)} annotations has a segmentation: boxes alone "
             "give no masks"
@@ -155,13 +169,14 @@ def _read(path: str, content: memoryview, digest: "Future[str]") -> AnnotationFi
         sha256=digest.result(),
         categories=tuple(
             Category(entry.id, entry.name, _text(entry.supercategory), entry.id in used)
-            for entry in categories
+            for entry in categories.values()
         ),
         images=tuple(images),
         instances={image_id: found for image_id, found in by_image.items() if found},
         annotations=len(annotations),
         duplicate_annotation_ids=len(known_ids) - len(set(known_ids)),
         labelled=labelled,
+        forms={name: count for name, count in forms.items() if count},
     )
 
 
@@ -236,7 +251,8 @@ def _sections(path: str, content: memoryview) -> dict[str, msgspec.Raw]:
             f"{path}: is not COCO: expected an object with images, annotations and categories"
         ) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path}: is not JSON: {error}") from None
+        more = "; a file holds one object" if "trailing characters" in str(error) else ""
+        raise DataError(f"{path}: is not JSON: {error}{more}") from None
     base = _address(content)
     end = 0
     for value in sorted((memoryview(raw) for raw in sections.values()), key=_address):
@@ -257,13 +273,26 @@ Entry = TypeVar("Entry")
 
 
 def _decode(
-    path: str, name: str, sections: Mapping[str, msgspec.Raw], kind: type[list[Entry]]
+    path: str,
+    name: str,
+    sections: Mapping[str, msgspec.Raw],
+    kind: type[list[Entry]],
+    lenient: LenientLists,
 ) -> list[Entry]:
     if name not in sections:
         found = ", ".join(key[:40] for key in sorted(sections)[:8]) or "nothing"
         raise DataError(f"{path}: is not COCO: $.{name} is missing (the top level holds {found})")
+    if not lenient.numbered:  # else a reference that is a number leads nowhere
+        with contextlib.suppress(DataError):
+            return _decode_strictly(path, name, sections[name], kind)
+    return _decode_strictly(path, name, lenient.rewrite(name, sections[name]), kind)
+
+
+def _decode_strictly(
+    path: str, name: str, section: msgspec.Raw, kind: type[list[Entry]]
+) -> list[Entry]:
     try:
-        return msgspec.json.decode(sections[name], type=kind)
+        return msgspec.json.decode(section, type=kind)
     except msgspec.ValidationError as error:
         text = str(error)
         where = text.replace("`$", f"`$.{name}") if "`$" in text else f"{text} - at `$.{name}`"

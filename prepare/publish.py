@@ -146,9 +146,9 @@ def _describe(
         instances.update(shard.class_instances)
     if split is plan.splits[0]:
         counts.update(plan.left_out)
-        counts["duplicate_annotation_ids"] += sum(
-            source.duplicate_annotation_ids for source in plan.sources
-        )
+        for source in plan.sources:
+            counts["duplicate_annotation_ids"] += source.duplicate_annotation_ids
+            counts.update(source.forms)
     return Manifest(
         format=shard_manifest.FORMAT,
         version=shard_manifest.VERSION,

@@ -5,8 +5,9 @@ decode), exactly: other rasterizers differ at the borders. pycocotools trusts it
 numbers crash it), so everything is checked before it sees any.
 
 All segmentations of an image are decoded, checked and rasterized in one go; only when something is
-wrong are they looked at one by one, to say what. Runs are painted into a column-major canvas, as
-RLE counts them, by rlemasklib: a tenth of the time of pycocotools' `decode` and a boolean index.
+wrong, or written in another form, are they looked at one by one. Runs are painted into a
+column-major canvas, as RLE counts them, by rlemasklib: a tenth of the time of pycocotools' `decode`
+and a boolean index.
 """
 
 import itertools
@@ -22,6 +23,7 @@ from pycocotools import mask as coco_mask
 from rlemasklib import RLEMask
 
 from ..shards.png import Mask
+from .lenient import NUMBER, whole_number
 
 
 class BadAnnotation(Exception):
@@ -96,6 +98,7 @@ def rasterize(instances: Instances, width: int, height: int, rules: PaintRules) 
         instances=len(instances),
         crowds=sum(instances.crowds),
         out_of_bounds=outlines.out_of_bounds,
+        **outlines.forms,
     )
     layers: list[tuple[bool, int, int, int, RLEMask]] = []
     for shape, train_id, crowd in zip(shapes, instances.train_ids, instances.crowds, strict=True):
@@ -157,6 +160,8 @@ class _Outlines:
     out_of_bounds: int
     columns: slice
     """Outside these no shape has a pixel."""
+    forms: Mapping[str, int]
+    """What is written in another form than COCO's, and how often."""
 
 
 def _outlines(instances: Instances, width: int, height: int) -> _Outlines:
@@ -166,8 +171,9 @@ def _outlines(instances: Instances, width: int, height: int) -> _Outlines:
         decoded = None
     polygons = _polygons_of(decoded or ())
     numbers = _numbers(polygons)
+    forms: Counter[str] = Counter()
     if decoded is None or not _sound(polygons, numbers, width, height):
-        decoded = _checked_one_by_one(instances, width, height)
+        decoded = _checked_one_by_one(instances, width, height, forms)
         polygons = _polygons_of(decoded)
         numbers = _numbers(polygons)
     rles = coco_mask.frPyObjects(polygons, height, width) if polygons else []
@@ -192,7 +198,7 @@ def _outlines(instances: Instances, width: int, height: int) -> _Outlines:
     if polygons and not any(isinstance(content, _Rle) for content in decoded):
         left, right = numbers[0::2].min(), numbers[0::2].max()
         columns = slice(max(0, int(left) - 1), max(0, int(right) + 2))  # it rounds by less than 1
-    return _Outlines(shapes, out_of_bounds, columns)
+    return _Outlines(shapes, out_of_bounds, columns, forms)
 
 
 def _polygons_of(decoded: Iterable[list[list[float]] | _Rle | None]) -> list[list[float]]:
@@ -242,9 +248,9 @@ def _inside(numbers: NDArray[np.float64], width: int, height: int) -> bool:
 
 
 def _checked_one_by_one(
-    instances: Instances, width: int, height: int
+    instances: Instances, width: int, height: int, forms: Counter[str]
 ) -> list[list[list[float]] | _Rle | None]:
-    """Find out what is wrong and say so, or return what was only written unusually."""
+    """Find out what is wrong and say so, or return what was only written in another form."""
     try:
         raws = _RAW_DECODER.decode(instances.segmentations)
     except _UNDECODABLE as error:
@@ -252,38 +258,94 @@ def _checked_one_by_one(
     decoded = []
     for raw, annotation_id in zip(raws, instances.ids, strict=True):
         try:
-            decoded.append(_segmentation(raw, width, height))
+            decoded.append(_segmentation(raw, width, height, forms))
         except BadAnnotation as bad:
             raise BadAnnotation(bad.reason, bad.detail, annotation_id) from None
     return decoded
 
 
-def _segmentation(raw: msgspec.Raw, width: int, height: int) -> list[list[float]] | _Rle | None:
+def _segmentation(
+    raw: msgspec.Raw, width: int, height: int, forms: Counter[str]
+) -> list[list[float]] | _Rle | None:
     try:
         content = msgspec.json.decode(raw)
-    except _UNDECODABLE as error:  # 1e999 and the like
-        raise BadAnnotation("bad-segmentation", f"segmentation: {error}") from None
+    except _UNDECODABLE as error:  # 1e999 and the like, or NaN: see `lenient`
+        detail = f"segmentation: {error}"
+        if "out of range" in detail:
+            detail = "segmentation: a number is NaN, infinite or out of range"
+        raise BadAnnotation("bad-segmentation", detail) from None
     if content is None or content == [] or content == {}:
         return None
     if isinstance(content, list):
-        for number, polygon in enumerate(content):
-            _check_polygon(f"segmentation[{number}]", polygon, width, height)
-        return content
+        if not any(isinstance(polygon, list) for polygon in content):
+            content = [content]
+            forms["flat_polygons"] += 1
+        return [
+            _polygon(f"segmentation[{number}]", polygon, width, height, forms)
+            for number, polygon in enumerate(content)
+        ]
     if isinstance(content, dict):
         size, counts = content.get("size"), content.get("counts")
-        if not isinstance(size, list) or [type(v) for v in size] != [int, int]:
+        try:
+            sides = [_whole(side, forms) for side in _a_list(size)]
+        except ValueError:
+            sides = []
+        if len(sides) != 2:
             raise BadAnnotation("bad-rle", f"RLE size {_brief(size)}; expected [height, width]")
-        if not isinstance(counts, str) and not (
-            isinstance(counts, list) and all(type(run) is int for run in counts)
-        ):
-            raise BadAnnotation("bad-rle", "RLE counts are neither a string nor a list of integers")
-        return _Rle(size, counts)
+        if isinstance(counts, str):
+            return _Rle(sides, counts)
+        try:
+            return _Rle(sides, [_whole(run, forms) for run in _a_list(counts)])
+        except ValueError:
+            detail = "RLE counts are neither a string nor a list of integers"
+            raise BadAnnotation("bad-rle", detail) from None
     raise BadAnnotation("bad-segmentation", f"segmentation is {type(content).__name__}")
 
 
+def _a_list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError("is not a list")
+    return value
+
+
+def _whole(value: Any, forms: Counter[str]) -> int:
+    """Return an integer that may be written as a float or as text."""
+    if type(value) is int:
+        return value
+    found = whole_number(msgspec.json.encode(value))
+    if found is None:
+        raise ValueError("is not a whole number")
+    forms[found[1] or ""] += 1
+    return int(found[0])
+
+
+def _coordinate(value: Any, forms: Counter[str]) -> float:
+    if type(value) in (int, float):
+        return value  # type: ignore[no-any-return]
+    if not isinstance(value, str) or not NUMBER.fullmatch(value):
+        raise ValueError("is not a number")
+    forms["numbers_as_text"] += 1
+    return float(value)
+
+
+def _polygon(where: str, polygon: Any, width: int, height: int, forms: Counter[str]) -> list[float]:
+    """Check a polygon, and write its points in one row where they are pairs."""
+    if isinstance(polygon, list) and polygon and all(map(_is_pair, polygon)):
+        polygon = list(itertools.chain.from_iterable(polygon))
+        forms["paired_points"] += 1
+    try:
+        numbers = [_coordinate(value, forms) for value in _a_list(polygon)]
+    except ValueError:
+        raise BadAnnotation("bad-polygon", f"{where}: expected a flat list of numbers") from None
+    _check_polygon(where, numbers, width, height)
+    return numbers
+
+
+def _is_pair(point: Any) -> bool:
+    return isinstance(point, list) and len(point) == 2
+
+
 def _check_polygon(where: str, polygon: Any, width: int, height: int) -> None:
-    if not isinstance(polygon, list) or not all(type(v) in (int, float) for v in polygon):
-        raise BadAnnotation("bad-polygon", f"{where}: expected a flat list of numbers")
     if len(polygon) < 6 or len(polygon) % 2:
         raise BadAnnotation(
             "bad-polygon",

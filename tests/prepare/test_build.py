@@ -155,9 +155,9 @@ def test_when_every_image_is_bad_nothing_is_published(coco_set, tmp_path, run_co
         lambda content: content["annotations"][0].update(category_id=99),
         lambda content: content["images"].append(content["images"][0]),
         lambda content: content.pop("categories"),
-        lambda content: content["images"][0].update(id="1"),
+        lambda content: content["images"][0].update(id=1.5),
     ],
-    ids=["unknown category", "image id twice", "no categories", "id a string"],
+    ids=["unknown category", "image id twice", "no categories", "id a fraction"],
 )
 def test_a_data_set_that_cannot_be_trusted_publishes_nothing(
     coco_set, tmp_path, run_cocoseg, spoil
