@@ -99,6 +99,12 @@ def cli() -> None:
     help="What becomes of crowd regions. [paint]",
 )
 @click.option(
+    "--boxes",
+    type=click.Choice(["quarantine", "ignore", "background"]),
+    help="Annotations with a box but no segmentation: leave the image out, mark the box 255 where "
+    "nothing else is painted, or paint nothing. [quarantine]",
+)
+@click.option(
     "--exif",
     type=click.Choice(["auto", "apply", "raw"]),
     help="Orientation that the annotations mean. [auto]",

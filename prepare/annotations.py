@@ -7,13 +7,14 @@ one image is found when that image is painted. What is only written in another f
 """
 
 import contextlib
+import functools
 import gc
 import hashlib
 import mmap
 import os
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
@@ -29,7 +30,7 @@ from .images import ImageStore, image_names, readable
 from .lenient import LenientLists, plain_json
 
 _NULL, _EMPTY = msgspec.Raw(b"null"), msgspec.Raw(b"[]")
-_NOTHING = re.compile(rb"null|\[\s*\]|\{\s*\}")
+_BLANK = re.compile(rb"null|\[\s*\]|\{\s*\}")
 _UNLABELLED = {"info", "images", "licenses", "categories"}
 """The top level of a file that lists images and says nothing of their contents."""
 
@@ -50,13 +51,21 @@ class ImageEntry(msgspec.Struct, frozen=True, gc=False):
 
 
 class AnnotationEntry(msgspec.Struct, frozen=True, gc=False):
-    """An entry of ``annotations``; ``area`` and ``bbox`` are not trusted and not read."""
+    """An entry of ``annotations``; ``area`` and ``bbox`` are not trusted: see `BoxEntry`."""
 
     image_id: Id
     category_id: Id
     id: Id | None = None
     segmentation: msgspec.Raw = _NULL
     iscrowd: int | bool | None = 0
+
+
+class BoxEntry(msgspec.Struct, frozen=True, gc=False):
+    """What an entry of ``annotations`` says of its object; read only without a segmentation."""
+
+    image_id: int
+    bbox: msgspec.Raw = _NULL
+    area: msgspec.Raw = _NULL
 
 
 class CategoryEntry(msgspec.Struct, frozen=True, gc=False):
@@ -84,6 +93,10 @@ class AnnotationFile:
     """Whether it has ``annotations`` at all: COCO's test sets have none."""
     forms: Mapping[str, int] = field(default_factory=dict)
     """What is written in another form than COCO's, and how often (see `lenient`)."""
+    outlined: bool = True
+    """Whether any annotation has a segmentation."""
+    boxes: Callable[[], Mapping[int, Sequence[BoxEntry]]] = dict
+    """Reads the boxes of `instances`, at the first call."""
 
 
 def read_annotations(path: str) -> AnnotationFile:
@@ -157,11 +170,6 @@ def _read(path: str, content: memoryview, digest: "Future[str]") -> AnnotationFi
         if entry.category_id not in category_ids:
             raise DataError(f"{where}: category_id {entry.category_id} is not in $.categories")
         raise DataError(f"{where}: image_id {entry.image_id} is not in $.images")
-    if annotations and all(_NOTHING.fullmatch(entry.segmentation) for entry in annotations):
-        raise DataError(
-            f"{path}: none of its {len(annotations)} annotations has a segmentation: boxes alone "
-            "give no masks"
-        )
     used = {entry.category_id for entry in annotations}
     known_ids = [entry.id for entry in annotations if entry.id is not None]
     return AnnotationFile(
@@ -177,7 +185,21 @@ def _read(path: str, content: memoryview, digest: "Future[str]") -> AnnotationFi
         duplicate_annotation_ids=len(known_ids) - len(set(known_ids)),
         labelled=labelled,
         forms={name: count for name, count in forms.items() if count},
+        outlined=not all(is_blank(entry.segmentation) for entry in annotations),
+        boxes=functools.cache(functools.partial(_boxes, sections["annotations"])),
     )
+
+
+def is_blank(segmentation: msgspec.Raw) -> bool:
+    """Tell whether an annotation has no segmentation: null, or an empty list or object."""
+    return _BLANK.fullmatch(segmentation) is not None
+
+
+def _boxes(annotations: msgspec.Raw) -> dict[int, list[BoxEntry]]:
+    by_image = defaultdict(list)
+    for entry in msgspec.json.decode(annotations, type=list[BoxEntry]):
+        by_image[entry.image_id].append(entry)
+    return by_image
 
 
 def _text(raw: msgspec.Raw) -> str | None:
@@ -275,7 +297,7 @@ Entry = TypeVar("Entry")
 def _decode(
     path: str,
     name: str,
-    sections: Mapping[str, msgspec.Raw],
+    sections: dict[str, msgspec.Raw],
     kind: type[list[Entry]],
     lenient: LenientLists,
 ) -> list[Entry]:
@@ -285,7 +307,8 @@ def _decode(
     if not lenient.numbered:  # else a reference that is a number leads nowhere
         with contextlib.suppress(DataError):
             return _decode_strictly(path, name, sections[name], kind)
-    return _decode_strictly(path, name, lenient.rewrite(name, sections[name]), kind)
+    sections[name] = lenient.rewrite(name, sections[name])
+    return _decode_strictly(path, name, sections[name], kind)
 
 
 def _decode_strictly(

@@ -24,7 +24,7 @@ _COMPRESSED = {
 }
 _KEPT = {
     "images": {"id", "file_name", "width", "height", "flickr_url"},
-    "annotations": {"id", "image_id", "category_id", "segmentation", "iscrowd"},
+    "annotations": {"id", "image_id", "category_id", "segmentation", "iscrowd", "bbox", "area"},
     "categories": {"id", "name", "supercategory"},
 }
 _WHOLE = {"images": ("width", "height"), "annotations": ("iscrowd",), "categories": ()}

@@ -16,11 +16,12 @@ from msgspec.structs import replace
 from ..errors import ConfigError, DataError
 from ..photo import BadPhoto
 from ..taxonomy import ClassMap, is_coco, resolve_classes
-from .annotations import AnnotationFile, ImageEntry, list_images, read_annotations
+from .annotations import AnnotationFile, ImageEntry, is_blank, list_images, read_annotations
 from .config import PrepareConfig, parse_split
 from .images import Catalog, open_store
 from .orientation import Orientation
-from .rasterize import Instances, PaintRules
+from .outlines import Instances
+from .rasterize import PaintRules
 from .sample import ImageTask, SampleRules
 
 
@@ -129,6 +130,7 @@ def plan_build(config: PrepareConfig) -> BuildPlan:
         raise ConfigError(
             f"--annotations: {without} has no annotations, others have: prepare it by itself"
         )
+    _refuse_boxes_alone(config, sources)
     class_map = resolve_classes(config.classes, [source.categories for source in sources])
     images, left_out = _choose(config, sources)
     ungrouped = _ungrouped(config, images)
@@ -138,6 +140,17 @@ def plan_build(config: PrepareConfig) -> BuildPlan:
     return BuildPlan(
         sources, catalogs, class_map, splits, config.samples_per_shard, +left_out, ungrouped
     )
+
+
+def _refuse_boxes_alone(config: PrepareConfig, sources: Sequence[AnnotationFile]) -> None:
+    """Refuse files without any segmentation, unless they go with others and `boxes` allows it."""
+    bare = [source for source in sources if source.annotations and not source.outlined]
+    alone = len(bare) == sum(source.annotations > 0 for source in sources)
+    if bare and (alone or config.boxes == "quarantine"):
+        raise DataError(
+            f"--annotations {bare[0].name}: none of its {bare[0].annotations} annotations has a "
+            "segmentation: boxes alone give no masks (with other files, see --boxes)"
+        )
 
 
 def image_task(plan: BuildPlan, image: PlannedImage) -> ImageTask:
@@ -163,7 +176,7 @@ def sample_rules(plan: BuildPlan, config: PrepareConfig, facing: Orientation) ->
     class_map = plan.class_map
     ignore_index = class_map.taxonomy.ignore_index
     return SampleRules(
-        PaintRules(config.overlap, config.crowd, ignore_index, class_map.priorities),
+        PaintRules(config.overlap, config.crowd, ignore_index, class_map.priorities, config.boxes),
         facing,
         config.check_images == "full",
         config.max_side,
@@ -173,12 +186,17 @@ def sample_rules(plan: BuildPlan, config: PrepareConfig, facing: Orientation) ->
 
 def _instances(plan: BuildPlan, source: int, image_id: int) -> Instances:
     entries = plan.sources[source].instances.get(image_id, ())
+    boxes = b""
+    if any(is_blank(entry.segmentation) for entry in entries):
+        found = plan.sources[source].boxes()[image_id]
+        boxes = b",".join(b"[%b,%b]" % (entry.bbox, entry.area) for entry in found)
     train_ids = plan.class_map.train_ids[source]
     return Instances(
         tuple(entry.id for entry in entries),
         tuple(train_ids[entry.category_id] for entry in entries),
         tuple(bool(entry.iscrowd) for entry in entries),
         b"[" + b",".join(entry.segmentation for entry in entries) + b"]",
+        b"[" + boxes + b"]",
     )
 
 

@@ -35,6 +35,7 @@ def draft_manifest(plan: BuildPlan, config: PrepareConfig) -> dict[str, Any]:
         ],
     }
     chosen = {
+        "boxes": config.boxes,
         "check_images": config.check_images,
         "split": config.split,
         "group_by": config.group_by,
@@ -47,7 +48,7 @@ def draft_manifest(plan: BuildPlan, config: PrepareConfig) -> dict[str, Any]:
             for train_id, rank in plan.class_map.priorities.items()
         },
     }
-    unset: tuple[object, ...] = (None, False, "header", {})
+    unset: tuple[object, ...] = (None, False, "header", "quarantine", {})
     settings |= {name: value for name, value in chosen.items() if value not in unset}
     sources = [
         {

@@ -183,13 +183,15 @@ def _overview(content: _Content) -> Iterator[Block]:
 _SHOWN_ABOVE = ("instances", "quarantined")
 _MET = {
     "beyond_limit": "images beyond --limit",
+    "boxes_as_background": "boxes without a segmentation, painted as background",
+    "boxes_ignored": "boxes without a segmentation, marked as ignored",
     "crowds": "crowd regions (iscrowd)",
     "duplicate_annotation_ids": "annotation ids that are given more than once",
     "exif_ambiguous": "images that fit their annotated size with and without the turn in EXIF",
     "flat_polygons": "polygons that are not in a list of polygons",
     "found_elsewhere": "images found in another folder than their file_name says",
     "ids_numbered": "ids that are text, numbered in the order of the file",
-    "no_segmentation": "instances without a segmentation",
+    "no_segmentation": "instances without a segmentation, a box or an area",
     "non_finite_numbers": "NaN and Infinity in the annotation files",
     "numbers_as_text": "numbers written as text",
     "out_of_bounds": "instances that reach over the edge of their image",

@@ -13,7 +13,8 @@ from ..shards.png import Mask, encode_mask
 from ..shards.writer import Sample
 from .images import PhotoPlace, read_photo
 from .orientation import Orientation, Turn
-from .rasterize import BadAnnotation, Instances, PaintRules, count_pixels, rasterize
+from .outlines import BadAnnotation, Instances
+from .rasterize import PaintRules, count_pixels, rasterize
 
 _LONGEST_DETAIL = 1000  # characters
 

@@ -4,13 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from cocoseg.prepare.rasterize import (
-    BadAnnotation,
-    Instances,
-    PaintRules,
-    decode_counts,
-    rasterize,
-)
+from cocoseg.prepare.outlines import BadAnnotation, Instances, decode_counts
+from cocoseg.prepare.rasterize import PaintRules, rasterize
 from cocoseg.shards.decode import decode_mask
 from cocoseg.shards.png import encode_mask
 from hypothesis import example, given, settings
