@@ -165,12 +165,17 @@ def prepare(
     config = settings.value.prepare
     if dry_run:
         expected = forecast(plan_build(config), config)
-        return _print(expected.to_dict(), as_json, expected.story())
-    result = build(config, progress=_progress())
-    _print(describe(result), as_json, table(result))
-    for line in advice(result, config.max_bad):
-        _log(line)
-    if len(result.quarantined) > config.max_bad:
+        _print(expected.to_dict(), as_json, expected.story())
+        if expected.refusal is not None:
+            raise expected.refusal
+        quarantined = expected.quarantined
+    else:
+        result = build(config, progress=_progress())
+        _print(describe(result), as_json, table(result))
+        for line in advice(result, config.max_bad):
+            _log(line)
+        quarantined = len(result.quarantined)
+    if quarantined > config.max_bad:
         sys.exit(ExitCode.QUARANTINED)
 
 

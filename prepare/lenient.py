@@ -10,10 +10,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
+from urllib.parse import unquote
 
 import msgspec
 
 from ..errors import DataError
+from .names import path_of_url
 
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
@@ -23,7 +25,7 @@ _COMPRESSED = {
     b"PK\3\4": "zip",
 }
 _KEPT = {
-    "images": {"id", "file_name", "width", "height", "flickr_url"},
+    "images": {"id", "file_name", "width", "height", "flickr_url", "coco_url"},
     "annotations": {"id", "image_id", "category_id", "segmentation", "iscrowd", "bbox", "area"},
     "categories": {"id", "name", "supercategory"},
 }
@@ -142,6 +144,8 @@ class LenientLists:
         for key in _WHOLE[name]:
             for entry in entries:
                 self._rewrite_number(entry, key)
+        if name == "images":
+            self._name_by_url(entries)
         if name == "annotations":
             for key, target in _REFERENCES.items():
                 self._rewrite_references(key, target, entries)
@@ -170,6 +174,15 @@ class LenientLists:
                     f"{self._path}: $.{name}: the ids {other.decode()} and {before.decode()} are "
                     "one number in two forms"
                 )
+
+    def _name_by_url(self, entries: Sequence[dict[str, msgspec.Raw]]) -> None:
+        """Take the file name from ``coco_url`` where there is none, as in LVIS."""
+        for entry in entries:
+            url = None if "file_name" in entry else _string(bytes(entry.get("coco_url", b"null")))
+            if url is not None:
+                path = unquote(path_of_url(url))
+                entry["file_name"] = msgspec.Raw(msgspec.json.encode(path))
+                self._counts["named_by_url"] += 1
 
     def _rewrite_number(self, entry: dict[str, msgspec.Raw], key: str) -> None:
         number = whole_number(bytes(entry[key])) if key in entry else None

@@ -6,7 +6,7 @@ annotations → classes → which images → keys → splits → the order of th
 import hashlib
 import itertools
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from .annotations import AnnotationFile, ImageEntry, is_blank, list_images, read
 from .config import PrepareConfig, parse_split
 from .images import Catalog, open_store
 from .orientation import Orientation
-from .outlines import Instances
+from .outlines import Instances, brief
 from .rasterize import PaintRules
 from .sample import ImageTask, SampleRules
 
@@ -35,8 +35,8 @@ class PlannedImage(msgspec.Struct, frozen=True, gc=False):
     split: int
     name: str | None = None
     """Its path in the image folder, tar or zip; None where it cannot be found."""
-    moved: bool = False
-    """Whether it was found elsewhere than the JSON says."""
+    moved: str = ""
+    """As what it is counted where it was not found under its ``file_name``: see `names`."""
     problem: str | None = None
     detail: str = ""
     """The reason code, and the details, of what makes it useless already."""
@@ -151,6 +151,27 @@ def _refuse_boxes_alone(config: PrepareConfig, sources: Sequence[AnnotationFile]
             f"--annotations {bare[0].name}: none of its {bare[0].annotations} annotations has a "
             "segmentation: boxes alone give no masks (with other files, see --boxes)"
         )
+
+
+def refuse_wrong_folders(plan: BuildPlan) -> None:
+    """Refuse image folders in which no file of a source was found.
+
+    Raises
+    ------
+    DataError
+        Names the folder, and a name that was looked for in it.
+    """
+    by_source: dict[int, list[PlannedImage]] = defaultdict(list)
+    for split in plan.splits:
+        for image in split.images:
+            by_source[image.source].append(image)
+    for source, images in sorted(by_source.items()):
+        if all(image.problem == "missing-file" for image in images):
+            raise DataError(
+                f"--images {plan.catalogs[source]}: none of the {len(images):,} file names in "
+                f"{plan.sources[source].name} exists there, such as "
+                f"{brief(images[0].entry.file_name)}; give the folder that holds these images"
+            )
 
 
 def image_task(plan: BuildPlan, image: PlannedImage) -> ImageTask:

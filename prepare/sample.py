@@ -29,8 +29,8 @@ class ImageTask(msgspec.Struct, frozen=True):
     file_name: str
     location: PhotoPlace | None
     """Where its photograph lies; None where it was not found."""
-    moved: bool
-    """Whether it was found elsewhere than the JSON says."""
+    moved: str
+    """As what it is counted where it was not found under its ``file_name``."""
     problem: str | None
     """The reason code of what makes it useless already; nothing is read then."""
     detail: str
@@ -101,7 +101,8 @@ def _build(image: ImageTask, location: PhotoPlace, rules: SampleRules) -> MadeSa
     width, height = (image.width, image.height) if image.width else info.size(info.orientation)
     turn = rules.orientation.turn(info, width, height)
     counts = Counter(_oddities(info))
-    counts["found_elsewhere"] += image.moved
+    if image.moved:
+        counts[image.moved] += 1
     counts["turned_by_exif"] += turn.value != 1
     counts["exif_ambiguous"] += turn.ambiguous
     mask: Mask | None = None

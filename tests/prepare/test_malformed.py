@@ -228,14 +228,15 @@ ENTRIES = {
     "one pixel too wide": entered("size-mismatch", "17 x 12", width=17),
     "name empty": entered("bad-file-name", "empty", file_name=""),
     "name with NUL": entered("bad-file-name", "NUL", file_name="3.jpg\0.png"),
-    "name absolute": entered("bad-file-name", "not relative", file_name="/etc/passwd"),
-    "name of Windows": entered("bad-file-name", "not relative", file_name="C:\\data\\3.jpg"),
-    "name a URL": entered("bad-file-name", "not relative", file_name="https://example.com/3.jpg"),
-    "name a file URL": entered("bad-file-name", "not relative", file_name="file:///3.jpg"),
-    "name a pipe:": entered("bad-file-name", "not relative", file_name="pipe://cat 3.jpg"),
-    "name leads out": entered("bad-file-name", "leaves", file_name="../images/3.jpg"),
-    "name leads out and in": entered("bad-file-name", "leaves", file_name="x/../../images/3.jpg"),
-    "name leads out, backslashes": entered("bad-file-name", "leaves", file_name="..\\3.jpg"),
+    "name absolute": entered("missing-file", "'/etc/passwd'", file_name="/etc/passwd"),
+    "name of Windows": entered("missing-file", "no ", file_name="C:\\data\\4.jpg"),
+    "name a URL": entered("missing-file", file_name="https://example.com/4.jpg?d=5.jpg"),
+    "name a URL without a path": entered("missing-file", file_name="https://3.jpg"),
+    "name a bad URL": entered("missing-file", file_name="https://[3.jpg"),
+    "name a pipe:": entered("missing-file", file_name="pipe://cat 3.jpg"),
+    "name leads out": entered("missing-file", file_name="../instances.json"),
+    "name leads out, encoded": entered("missing-file", file_name="%2e%2e%2Finstances.json"),
+    "name a folder that leads out": entered("missing-file", file_name="3.jpg/.."),
     "name a dot": entered("missing-file", "no '.'", file_name="."),
     "name another's folder": entered("missing-file", file_name="1.jpg/9.jpg"),
     "name of a million letters": entered("missing-file", "xxx…", file_name="x" * 10**6),
@@ -372,6 +373,18 @@ ACCEPTED = {
     "a file in another folder": Case(
         first("images", file_name="train/3.jpg"), 0, "found_elsewhere"
     ),
+    **{
+        f"file_name {name!r}": Case(first("images", file_name=name), 0, "absolute_names")
+        for name in (
+            "/data/upload/4/3.jpg",
+            "C:\\data\\3.jpg",
+            "https://example.com/3.jpg?key=1#top",
+            "file:///3.jpg",
+            "../images/3.jpg",
+            "x/../../images/3.jpg",
+            "..\\3.jpg",
+        )
+    },
 }
 
 # ---- the victim's photograph
