@@ -116,6 +116,12 @@ def cli() -> None:
     help="What becomes of crowd regions. [paint]",
 )
 @click.option(
+    "--boxes",
+    type=click.Choice(["quarantine", "ignore", "background"]),
+    help="Annotations with a box but no segmentation: leave the image out, mark the box 255 where "
+    "nothing else is painted, or paint nothing. [quarantine]",
+)
+@click.option(
     "--exif",
     type=click.Choice(["auto", "apply", "raw"]),
     help="Orientation that the annotations mean. [auto]",
@@ -176,12 +182,17 @@ def prepare(
     config = settings.value.prepare
     if dry_run:
         expected = forecast(plan_build(config), config)
-        return _print(expected.to_dict(), as_json, expected.story())
-    result = build(config, progress=_progress())
-    _print(describe(result), as_json, table(result))
-    for line in advice(result, config.max_bad):
-        _log(line)
-    if len(result.quarantined) > config.max_bad:
+        _print(expected.to_dict(), as_json, expected.story())
+        if expected.refusal is not None:
+            raise expected.refusal
+        quarantined = expected.quarantined
+    else:
+        result = build(config, progress=_progress())
+        _print(describe(result), as_json, table(result))
+        for line in advice(result, config.max_bad):
+            _log(line)
+        quarantined = len(result.quarantined)
+    if quarantined > config.max_bad:
         sys.exit(ExitCode.QUARANTINED)
 
 

@@ -5,18 +5,22 @@ A *category id* is what an annotation names; a *train id* is what a mask holds: 
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import yaml
-
-from .config import parse_yaml
+from .classes_file import (
+    BACKGROUND,
+    BACKGROUND_BIN,
+    BACKGROUND_NAMES,
+    IGNORE_BIN,
+    IGNORE_NAMES,
+    MOST_CLASSES,
+    ClassRules,
+    read_class_names,
+    read_class_rules,
+)
 from .errors import ConfigError, DataError
-from .storage import locate
-
-BACKGROUND = "background"
-_MOST_CLASSES = 65535  # in 16 bits, beside the ignore index
 
 # COCO's 80 "thing" categories: id, name, supercategory, ascending by id.
 # Source: `categories` of instances_{train,val}{2014,2017}.json (cocodataset.org).
@@ -226,11 +230,11 @@ def resolve_classes(classes: str, sources: Sequence[Sequence[Category]]) -> Clas
         return _by_coco_name(sources)
     if classes == "auto" and all(is_coco(source) for source in sources):
         return _by_coco_name(sources)
-    rules = None if classes == "auto" else _read_classes_file(classes)
+    rules = None if classes == "auto" else read_class_rules(classes)
     kept, notes = [], []
     for source in sources:
         dummy = _dummy(source)
-        if dummy is not None and rules is not None and rules.names(dummy):
+        if dummy is not None and rules is not None and _is_named(dummy, source, rules):
             dummy = None
         kept.append([c for c in source if c is not dummy])
         if dummy is not None:
@@ -238,11 +242,15 @@ def resolve_classes(classes: str, sources: Sequence[Sequence[Category]]) -> Clas
                 f"category {dummy.name!r} (id 0) is left out: nothing is annotated as it, it only "
                 "heads the others (Roboflow adds it)"
             )
-    class_map = _own_classes(kept) if rules is None else _from_rules(classes, rules, kept)
-    if class_map.taxonomy.num_classes > _MOST_CLASSES:
+    if rules is None:
+        class_map = _own_classes(kept)
+        notes += [note for source in kept for note in _notes_of_bins(source)]
+    else:
+        class_map = _from_rules(classes, rules, kept)
+    if class_map.taxonomy.num_classes > MOST_CLASSES:
         raise ConfigError(
             f"--classes {classes}: {class_map.taxonomy.num_classes:,} classes with background; "
-            f"a mask holds at most {_MOST_CLASSES:,}: merge some in a classes file"
+            f"a mask holds at most {MOST_CLASSES:,}: merge some in a classes file"
         )
     return replace(class_map, notes=tuple(dict.fromkeys(notes)))
 
@@ -263,41 +271,7 @@ def mask_taxonomy(classes: str) -> Taxonomy:
     """
     if classes == "coco":
         return coco_taxonomy()
-    content = _read_yaml(classes)
-    if isinstance(content, dict):
-        content = _in_order(classes, content)
-    if not isinstance(content, list) or len(content) < 2:
-        raise ConfigError(
-            f"{classes}: expected the names of two or more classes in the order of the train ids, "
-            "'- background' first, or lines 'train id: name'"
-        )
-    if len(content) > _MOST_CLASSES:
-        raise ConfigError(f"{classes}: {len(content)} classes; at most {_MOST_CLASSES}")
-    ids: dict[str, int] = {}
-    for train_id, name in enumerate(content):
-        if not isinstance(name, str) or not name.strip():
-            raise ConfigError(f"{classes}: train id {train_id}: {name!r} is no name; quote it")
-        if ids.setdefault(name, train_id) < train_id:
-            both = f"{ids[name]} and {train_id}"
-            raise ConfigError(f"{classes}: train ids {both} are both called {name!r}")
-    return Taxonomy(tuple(SemanticClass(name) for name in content))
-
-
-def _in_order(path: str, names: Mapping[object, object]) -> list[object]:
-    """Turn train id → name into a list; JSON knows no keys but strings."""
-    expected = (
-        "expected a list of names, or lines 'train id: name' for 0, 1, 2 … without gaps (the "
-        "ignore index, 255 or beyond 254 classes 65535, has no name)"
-    )
-    by_id: dict[int, object] = {}
-    for key, name in names.items():
-        if not str(key).isdecimal() or int(str(key)) in by_id:
-            raise ConfigError(f"{path}: {key!r} is no train id, or is given twice; {expected}")
-        by_id[int(str(key))] = name
-    missing = next(train_id for train_id in range(len(by_id) + 1) if train_id not in by_id)
-    if missing < len(by_id):
-        raise ConfigError(f"{path}: train id {missing} has no name; {expected}")
-    return [by_id[train_id] for train_id in range(missing)]
+    return Taxonomy(tuple(SemanticClass(name) for name in read_class_names(classes)))
 
 
 def is_coco(source: Sequence[Category]) -> bool:
@@ -328,61 +302,115 @@ def _by_coco_name(sources: Sequence[Sequence[Category]]) -> ClassMap:
     return ClassMap(coco_taxonomy(), maps)
 
 
+def _is_named(dummy: Category, source: Sequence[Category], rules: ClassRules) -> bool:
+    """Tell whether a classes file speaks of Roboflow's head, and not of a child of its name."""
+    alone = sum(c.name == dummy.name for c in source) == 1
+    names = {dummy.id, _with_id(dummy), *([dummy.name] if alone else [])}
+    return not names.isdisjoint(rules.members)
+
+
+def _bin(category: Category) -> str | None:
+    """Return where a category goes that only exists to name pixels of no class."""
+    name = category.name.strip().casefold()
+    if name in BACKGROUND_NAMES:
+        return BACKGROUND_BIN
+    return IGNORE_BIN if name in IGNORE_NAMES else None
+
+
+def _notes_of_bins(source: Sequence[Category]) -> Iterator[str]:
+    for category in source:
+        place = _bin(category)
+        if place is not None:
+            means = "background (train id 0)" if place == BACKGROUND_BIN else "ignored"
+            used = "its annotations are" if category.used else "no annotation has it; it is"
+            yield (
+                f"category {category.name!r} (id {category.id}) is no class: {used} {means}; a "
+                "classes file can make it one"
+            )
+
+
+def _with_id(category: Category) -> str:
+    return f"{category.name} (id {category.id})"
+
+
 def _distinct_names(source: Sequence[Category]) -> dict[int, str]:
     """Name the categories of one source apart: a doubled name gets its id behind it."""
     names = Counter(c.name for c in source)
     return {
-        c.id: c.name if names[c.name] == 1 and c.name != BACKGROUND else f"{c.name} (id {c.id})"
+        c.id: c.name if names[c.name] == 1 and c.name != BACKGROUND else _with_id(c)
         for c in sorted(source, key=lambda c: c.id)
     }
 
 
 def _own_classes(sources: Sequence[Sequence[Category]]) -> ClassMap:
     ids_of: dict[str, set[int]] = {}  # insertion order is the order of train ids
-    by_source = [_distinct_names(source) for source in sources]
+    by_source = [_distinct_names([c for c in source if _bin(c) is None]) for source in sources]
     for names in by_source:
         for category_id, name in names.items():
             ids_of.setdefault(name, set()).add(category_id)
     things = (SemanticClass(name, tuple(sorted(ids))) for name, ids in ids_of.items())
+    taxonomy = Taxonomy((SemanticClass(BACKGROUND), *things))
     train_ids = {name: i for i, name in enumerate(ids_of, start=1)}
-    maps = tuple(
-        {category_id: train_ids[name] for category_id, name in n.items()} for n in by_source
-    )
-    return ClassMap(Taxonomy((SemanticClass(BACKGROUND), *things)), maps)
+    bins = {BACKGROUND_BIN: 0, IGNORE_BIN: taxonomy.ignore_index}
+    maps = []
+    for source, names in zip(sources, by_source, strict=True):
+        one = {category_id: train_ids[name] for category_id, name in names.items()}
+        one |= {c.id: bins[place] for c in source if (place := _bin(c)) is not None}
+        maps.append(one)
+    return ClassMap(taxonomy, tuple(maps))
 
 
-def _from_rules(path: str, rules: "_Rules", sources: Sequence[Sequence[Category]]) -> ClassMap:
+def _spoken_of(source: Sequence[Category]) -> dict[str | int, list[Category]]:
+    """Return what a classes file may call the categories of one source: id, name, name and id."""
+    called: dict[str | int, list[Category]] = {}
+    for category in source:
+        for member in (category.id, category.name, _with_id(category)):
+            called.setdefault(member, []).append(category)
+    return called
+
+
+def _from_rules(path: str, rules: ClassRules, sources: Sequence[Sequence[Category]]) -> ClassMap:
     by_source = [_distinct_names(source) for source in sources]
-    known: set[str | int] = {name for names in by_source for name in names.values()}
-    known |= {category_id for names in by_source for category_id in names}
-    target: dict[str | int, str] = {}  # category name or id → class, or a bin
+    called = [_spoken_of(source) for source in sources]
+    target: dict[str | int, str] = {}  # what a category is called → class, or a bin
     for class_name, members in (*rules.classes.items(), *rules.bins.items()):
         for member in members:
-            if member not in known:
-                raise ConfigError(f"{path}: {class_name}: unknown category {member!r}")
+            meant = [names.get(member, []) for names in called]
+            if not any(meant):
+                raise ConfigError(
+                    f"{path}: {class_name}: unknown category {member!r}; there are "
+                    f"{_listed(name for names in by_source for name in names.values())}"
+                )
+            if several := next((found for found in meant if len(found) > 1), None):
+                raise ConfigError(
+                    f"{path}: {class_name}: {len(several)} categories are called {member!r}: write "
+                    f"{_listed(_with_id(category) for category in several)}"
+                )
             if member in target:
                 raise ConfigError(f"{path}: category {member!r} is in two places")
             target[member] = class_name
     train_ids = {name: i for i, name in enumerate(rules.classes, start=1)}
     draft = Taxonomy(tuple(SemanticClass(name) for name in (BACKGROUND, *rules.classes)))
-    train_ids[_BACKGROUND_BIN] = 0
-    train_ids[_IGNORE_BIN] = draft.ignore_index
+    train_ids[BACKGROUND_BIN] = 0
+    train_ids[IGNORE_BIN] = draft.ignore_index
     maps, painted = [], [set[int]() for _ in draft.classes]
-    for names in by_source:
+    for source in sources:
         one: dict[int, int] = {}
-        for category_id, name in names.items():
-            by_name, by_id = target.get(name), target.get(category_id)
-            if by_name and by_id and by_name != by_id:
-                raise ConfigError(f"{path}: category {name!r} (id {category_id}) is in two places")
-            place = by_name or by_id or rules.others
+        for category in sorted(source, key=lambda c: c.id):
+            shown = f"category {category.name!r} (id {category.id})"
+            members = (category.id, category.name, _with_id(category))
+            places = {target[member] for member in members if member in target}
+            if len(places) > 1:
+                raise ConfigError(f"{path}: {shown} is in two places")
+            place = places.pop() if places else rules.others
             if place is None:
                 raise ConfigError(
-                    f"{path}: says nothing of category {name!r} (id {category_id}): put it into a "
-                    "class, or write 'others: background' or 'others: ignore'"
+                    f"{path}: says nothing of {shown}: put it into a class, or write 'others: "
+                    "background' or 'others: ignore'"
                 )
-            one[category_id] = train_ids[place]
+            one[category.id] = train_ids[place]
             if 0 < train_ids[place] < len(painted):
-                painted[train_ids[place]].add(category_id)
+                painted[train_ids[place]].add(category.id)
         maps.append(one)
     classes = (
         SemanticClass(entry.name, tuple(sorted(ids)))
@@ -393,79 +421,7 @@ def _from_rules(path: str, rules: "_Rules", sources: Sequence[Sequence[Category]
     return ClassMap(Taxonomy(tuple(classes)), tuple(maps), priorities)
 
 
-_BACKGROUND_BIN, _IGNORE_BIN = "background:", "ignore:"  # a colon keeps them apart from names
-
-
-@dataclass(frozen=True, slots=True)
-class _Rules:
-    classes: Mapping[str, tuple[str | int, ...]]
-    """By class, the names or ids of its categories."""
-    bins: Mapping[str, tuple[str | int, ...]]
-    others: str | None
-    priority: tuple[str, ...]
-
-    def names(self, category: Category) -> bool:
-        """Tell whether a category is spoken of."""
-        members = {
-            member for part in (self.classes, self.bins) for m in part.values() for member in m
-        }
-        return category.name in members or category.id in members
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML would keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Return the mapping."""
-        content = super().construct_mapping(node, deep)
-        if len(content) < len(node.value):
-            keys = Counter(self.construct_object(key, deep=True) for key, _ in node.value)
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{keys.most_common(1)[0][0]!r} is given twice", node.start_mark
-            )
-        return content
-
-
-def _read_yaml(path: str) -> Any:
-    try:
-        return parse_yaml(locate(path).read_bytes(), _UniqueKeys)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from None
-
-
-def _read_classes_file(path: str) -> _Rules:
-    content = _read_yaml(path)
-    if not isinstance(content, dict) or not isinstance(content.get("classes"), dict):
-        raise ConfigError(
-            f"{path}: expected 'classes:' with one line a class, 'name: [categories]'"
-        )
-    unknown = set(content) - {"classes", "background", "ignore", "others", "priority"}
-    if unknown:
-        raise ConfigError(f"{path}: unknown key {sorted(map(str, unknown))[0]!r}")
-    others = content.get("others")
-    if others not in (None, "background", "ignore"):
-        raise ConfigError(f"{path}: others: {others!r} is neither 'background' nor 'ignore'")
-    classes = {str(name): _members(path, name, value) for name, value in content["classes"].items()}
-    if BACKGROUND in classes:
-        raise ConfigError(
-            f"{path}: 'background' is train id 0 by itself; list it under 'background:'"
-        )
-    bins = {
-        f"{name}:": _members(path, name, content.get(name) or [])
-        for name in ("background", "ignore")
-    }
-    priority = tuple(map(str, _members(path, "priority", content.get("priority") or [])))
-    for name in priority:
-        if name not in classes or priority.count(name) > 1:
-            raise ConfigError(f"{path}: priority: {name!r} is no class above, or is named twice")
-    return _Rules(classes, bins, f"{others}:" if others else None, priority)
-
-
-def _members(path: str, name: object, value: object) -> tuple[str | int, ...]:
-    """Return category names or ids from ``name``, ``[names]`` or nothing (its own)."""
-    if value is None:
-        return (str(name),)
-    items = value if isinstance(value, list) else [value]
-    if any(isinstance(item, bool) or not isinstance(item, (str, int)) for item in items):
-        raise ConfigError(f"{path}: {name}: expected category names or ids, got {value!r}")
-    return tuple(items)
+def _listed(names: Iterable[str]) -> str:
+    found = list(dict.fromkeys(names))
+    more = f" and {len(found) - 20} more" if len(found) > 20 else ""
+    return ", ".join(map(repr, found[:20])) + more

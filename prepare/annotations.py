@@ -2,17 +2,19 @@
 
 Segmentations stay raw JSON until a worker paints them: most of the file is never turned into
 Python objects here. What makes the whole file untrustworthy is refused on the spot; what concerns
-one image is found when that image is painted.
+one image is found when that image is painted. What is only written in another form is read by
+`lenient`, where this strict way fails.
 """
 
 import contextlib
+import functools
 import gc
 import hashlib
 import mmap
 import os
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
@@ -25,9 +27,10 @@ from ..photo import named_files
 from ..storage import LocalPath, locate
 from ..taxonomy import Category
 from .images import ImageStore, image_names, other_names, readable
+from .lenient import LenientLists, plain_json
 
 _NULL, _EMPTY = msgspec.Raw(b"null"), msgspec.Raw(b"[]")
-_NOTHING = (b"null", b"[]", b"{}")
+_BLANK = re.compile(rb"null|\[\s*\]|\{\s*\}")
 _UNLABELLED = {"info", "images", "licenses", "categories"}
 """The top level of a file that lists images and says nothing of their contents."""
 
@@ -48,13 +51,21 @@ class ImageEntry(msgspec.Struct, frozen=True, gc=False):
 
 
 class AnnotationEntry(msgspec.Struct, frozen=True, gc=False):
-    """An entry of ``annotations``; ``area`` and ``bbox`` are not trusted and not read."""
+    """An entry of ``annotations``; ``area`` and ``bbox`` are not trusted: see `BoxEntry`."""
 
     image_id: Id
     category_id: Id
     id: Id | None = None
     segmentation: msgspec.Raw = _NULL
     iscrowd: int | bool | None = 0
+
+
+class BoxEntry(msgspec.Struct, frozen=True, gc=False):
+    """What an entry of ``annotations`` says of its object; read only without a segmentation."""
+
+    image_id: int
+    bbox: msgspec.Raw = _NULL
+    area: msgspec.Raw = _NULL
 
 
 class CategoryEntry(msgspec.Struct, frozen=True, gc=False):
@@ -80,6 +91,12 @@ class AnnotationFile:
     duplicate_annotation_ids: int
     labelled: bool = True
     """Whether it has ``annotations`` at all: COCO's test sets have none."""
+    forms: Mapping[str, int] = field(default_factory=dict)
+    """What is written in another form than COCO's, and how often (see `lenient`)."""
+    outlined: bool = True
+    """Whether any annotation has a segmentation."""
+    boxes: Callable[[], Mapping[int, Sequence[BoxEntry]]] = dict
+    """Reads the boxes of `instances`, at the first call."""
     label_images: Mapping[int, "LabelImage"] = field(default_factory=dict)
     """By image id, where masks are label images instead of instances."""
 
@@ -92,8 +109,8 @@ class LabelImage:
     """Its name in the folder, tar or zip of masks."""
     image: str | None
     """Name of the image in its folder, tar or zip; None where none is found."""
-    moved: bool
-    """Whether the image lies in another folder than the mask."""
+    moved: str
+    """As what it is counted where the image is not beside the mask: see `names`."""
     problem: str | None = None
     detail: str = ""
     """The reason code, and the details, of what makes it useless already."""
@@ -112,8 +129,8 @@ def read_annotations(path: str) -> AnnotationFile:
     ConfigError
         If there is no such file.
     DataError
-        If it is no JSON, no COCO, holds a top-level list twice, or if its ids clash or point
-        nowhere; the text names the file and the place in it.
+        If it is no JSON, compressed, no COCO, holds a top-level list twice, or if its ids clash or
+        point nowhere; the text names the file and the place in it.
     """
     content = _content(path)
     with _collector_at_rest(), ThreadPoolExecutor(1) as aside:
@@ -138,19 +155,29 @@ def _collector_at_rest() -> Iterator[None]:
 
 
 def _read(path: str, content: memoryview, digest: "Future[str]") -> AnnotationFile:
-    sections = _sections(path, content)
+    forms: Counter[str] = Counter()
+    try:
+        sections = _sections(path, content)
+    except DataError:
+        plain = plain_json(path, content, forms)
+        if plain is None:
+            raise
+        sections = _sections(path, plain)
     labelled = not (sections.keys() <= _UNLABELLED and "images" in sections)
     if not labelled:
         sections |= {"annotations": _EMPTY, "categories": sections.get("categories", _EMPTY)}
-    categories = _decode(path, "categories", sections, list[CategoryEntry])
-    images = _decode(path, "images", sections, list[ImageEntry])
-    annotations = _decode(path, "annotations", sections, list[AnnotationEntry])
-    _refuse_duplicates(path, "categories", [entry.id for entry in categories])
+    lenient = LenientLists(path, forms)
+    given = _decode(path, "categories", sections, list[CategoryEntry], lenient)
+    images = _decode(path, "images", sections, list[ImageEntry], lenient)
+    annotations = _decode(path, "annotations", sections, list[AnnotationEntry], lenient)
+    categories = {(entry.id, entry.name, _text(entry.supercategory)): entry for entry in given}
+    forms["repeated_categories"] += len(given) - len(categories)
+    _refuse_duplicates(path, "categories", [entry.id for entry in categories.values()])
     _refuse_duplicates(path, "images", [entry.id for entry in images])
     if not images:
         raise DataError(f"{path}: $.images is empty: there is nothing to prepare")
 
-    category_ids = {entry.id for entry in categories}
+    category_ids = {entry.id for entry in given}
     by_image: dict[int, list[AnnotationEntry]] = {entry.id: [] for entry in images}
     for position, entry in enumerate(annotations):
         if entry.category_id in category_ids and entry.image_id in by_image:
@@ -160,11 +187,6 @@ def _read(path: str, content: memoryview, digest: "Future[str]") -> AnnotationFi
         if entry.category_id not in category_ids:
             raise DataError(f"{where}: category_id {entry.category_id} is not in $.categories")
         raise DataError(f"{where}: image_id {entry.image_id} is not in $.images")
-    if annotations and all(bytes(entry.segmentation) in _NOTHING for entry in annotations):
-        raise DataError(
-            f"{path}: none of its {len(annotations)} annotations has a segmentation: boxes alone "
-            "give no masks"
-        )
     used = {entry.category_id for entry in annotations}
     known_ids = [entry.id for entry in annotations if entry.id is not None]
     return AnnotationFile(
@@ -172,14 +194,29 @@ def _read(path: str, content: memoryview, digest: "Future[str]") -> AnnotationFi
         sha256=digest.result(),
         categories=tuple(
             Category(entry.id, entry.name, _text(entry.supercategory), entry.id in used)
-            for entry in categories
+            for entry in categories.values()
         ),
         images=tuple(images),
         instances={image_id: found for image_id, found in by_image.items() if found},
         annotations=len(annotations),
         duplicate_annotation_ids=len(known_ids) - len(set(known_ids)),
         labelled=labelled,
+        forms={name: count for name, count in forms.items() if count},
+        outlined=not all(is_blank(entry.segmentation) for entry in annotations),
+        boxes=functools.cache(functools.partial(_boxes, sections["annotations"])),
     )
+
+
+def is_blank(segmentation: msgspec.Raw) -> bool:
+    """Tell whether an annotation has no segmentation: null, or an empty list or object."""
+    return _BLANK.fullmatch(segmentation) is not None
+
+
+def _boxes(annotations: msgspec.Raw) -> dict[int, list[BoxEntry]]:
+    by_image = defaultdict(list)
+    for entry in msgspec.json.decode(annotations, type=list[BoxEntry]):
+        by_image[entry.image_id].append(entry)
+    return by_image
 
 
 def _text(raw: msgspec.Raw) -> str | None:
@@ -257,7 +294,8 @@ def _sections(path: str, content: memoryview) -> dict[str, msgspec.Raw]:
             f"{path}: is not COCO: expected an object with images, annotations and categories"
         ) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path}: is not JSON: {error}") from None
+        more = "; a file holds one object" if "trailing characters" in str(error) else ""
+        raise DataError(f"{path}: is not JSON: {error}{more}") from None
     base = _address(content)
     end = 0
     for value in sorted((memoryview(raw) for raw in sections.values()), key=_address):
@@ -278,13 +316,27 @@ Entry = TypeVar("Entry")
 
 
 def _decode(
-    path: str, name: str, sections: Mapping[str, msgspec.Raw], kind: type[list[Entry]]
+    path: str,
+    name: str,
+    sections: dict[str, msgspec.Raw],
+    kind: type[list[Entry]],
+    lenient: LenientLists,
 ) -> list[Entry]:
     if name not in sections:
         found = ", ".join(key[:40] for key in sorted(sections)[:8]) or "nothing"
         raise DataError(f"{path}: is not COCO: $.{name} is missing (the top level holds {found})")
+    if not lenient.numbered:  # else a reference that is a number leads nowhere
+        with contextlib.suppress(DataError):
+            return _decode_strictly(path, name, sections[name], kind)
+    sections[name] = lenient.rewrite(name, sections[name])
+    return _decode_strictly(path, name, sections[name], kind)
+
+
+def _decode_strictly(
+    path: str, name: str, section: msgspec.Raw, kind: type[list[Entry]]
+) -> list[Entry]:
     try:
-        return msgspec.json.decode(sections[name], type=kind)
+        return msgspec.json.decode(section, type=kind)
     except msgspec.ValidationError as error:
         text = str(error)
         where = text.replace("`$", f"`$.{name}") if "`$" in text else f"{text} - at `$.{name}`"

@@ -29,7 +29,7 @@ from .changes import changed_photos, mended_photos, refuse_changed_photos
 from .config import PrepareConfig
 from .forecast import refuse_full_disk
 from .orientation import Orientation, majority
-from .plan import BuildPlan, image_task, plan_build, sample_rules
+from .plan import BuildPlan, image_task, plan_build, refuse_wrong_folders, sample_rules
 from .publish import draft_manifest, publish
 from .sample import Quarantined
 from .shard import BuiltShard, ShardTask, shard_name
@@ -105,6 +105,7 @@ def prepare(config: PrepareConfig, progress: bool = False) -> PrepareResult:
         found = [] if killed else complete()
         manifests = found
         if not found:
+            refuse_wrong_folders(plan)
             with _story_of_an_end(build, draft), held(output, "cocoseg prepare") as hold:
                 found = manifests = complete()  # by a run that was killed just after
                 if not found:

@@ -54,6 +54,9 @@ class PrepareConfig(Section):
     """Where instances overlap: the smaller rasterized area wins, or the later annotation."""
     crowd: Literal["paint", "beneath", "ignore", "drop"] = "paint"
     """Crowd regions: as any instance, under all others, ignored where alone, or left out."""
+    boxes: Literal["quarantine", "ignore", "background"] = "quarantine"
+    """Annotations with a box but no segmentation: leave their images out, mark the box as ignored
+    where nothing else is painted, or paint nothing."""
     exif: Literal["auto", "apply", "raw"] = "auto"
     """Which orientation the annotations mean: the one whose size matches, upright, or as stored."""
     check_images: Literal["header", "full"] = "header"

@@ -8,13 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import CocosegError, ConfigError
+from ..errors import CocosegError, ConfigError, DataError
 from ..figures import bytes_text, time_text
 from ..processes import available_cores
+from ..shards.manifest import Manifest
 from ..storage import locate
+from . import journal
 from .config import PrepareConfig
 from .orientation import Orientation
-from .plan import BuildPlan, PlannedImage, image_task, sample_rules
+from .plan import BuildPlan, PlannedImage, image_task, refuse_wrong_folders, sample_rules
+from .publish import draft_manifest
 from .sample import Quarantined, build_sample
 
 _TRIED = 200  # images: a fifth of a second, and the mean of their sizes is good to some percent
@@ -40,6 +43,10 @@ class Forecast:
     """Expected time with the configured workers [s]."""
     free: int | None
     """Free space at the output [bytes]; None where nobody can tell."""
+    refusal: CocosegError | None = None
+    """What would end the run before its first shard, or leave it without any sample."""
+    quarantined: int = 0
+    """Images that the run would report as left out, as far as they are known."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is printed."""
@@ -103,7 +110,16 @@ class Forecast:
 
 
 def forecast(plan: BuildPlan, config: PrepareConfig) -> Forecast:
-    """Try images from all over the data set, and conclude from them to all; nothing is written."""
+    """Try images from all over the data set, and conclude from them to all; nothing is written.
+
+    Raises
+    ------
+    ConfigError, DataError
+        If the run would refuse the image folders, or what the output holds.
+    """
+    complete = _complete(plan, config)
+    if not complete:
+        refuse_wrong_folders(plan)
     images = [image for split in plan.splits for image in split.images]
     known = [image for image in images if image.problem is not None]
     rules = sample_rules(plan, config, Orientation(config.exif))
@@ -117,17 +133,42 @@ def forecast(plan: BuildPlan, config: PrepareConfig) -> Forecast:
         else:
             size += len(made.sample.photo) + len(made.sample.mask or b"") + _BESIDE
     seconds = time.perf_counter() - began
+    bad = [entry for entry in problems if isinstance(entry, Quarantined)]
     share = (len(images) - len(known)) / max(tried, 1)
     workers = config.workers or available_cores()
     return Forecast(
         plan=plan,
         config=config,
         tried=tried,
-        problems=tuple(entry for entry in problems if isinstance(entry, Quarantined)),
+        problems=tuple(bad),
         bytes=round(size * share) + _TAR_END * sum(split.shards for split in plan.splits),
         seconds=seconds * share / workers,
         free=locate(config.output).free_space() if config.output else None,
+        refusal=None if complete else _refusal(plan, config, len(bad)),
+        quarantined=sum(m.counts.get("quarantined", 0) for m in complete) if complete else len(bad),
     )
+
+
+def _complete(plan: BuildPlan, config: PrepareConfig) -> list[Manifest]:
+    """Return the manifests of a complete output; one of other inputs or settings is refused."""
+    if config.output is None or config.overwrite:
+        return []
+    output = locate(config.output)
+    if journal.is_unfinished(output):
+        return []
+    folders = [output / split.name if split.name else output for split in plan.splits]
+    return journal.finished(output, folders, draft_manifest(plan, config))
+
+
+def _refusal(plan: BuildPlan, config: PrepareConfig, bad: int) -> CocosegError | None:
+    if bad == plan.images:
+        return DataError(f"all {bad} images are bad")
+    try:
+        if config.output is not None:
+            refuse_full_disk(plan, config, 0)
+    except CocosegError as error:
+        return error
+    return None
 
 
 def refuse_full_disk(plan: BuildPlan, config: PrepareConfig, present: int) -> None:

@@ -10,7 +10,8 @@ import tarfile
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Protocol
 
@@ -19,6 +20,7 @@ import msgspec
 from ..errors import ConfigError, DataError
 from ..photo import MAX_BYTES, BadPhoto, is_image_name, is_litter
 from ..storage import locate
+from .names import coco_number, folded, spellings
 
 
 class PhotoPlace(msgspec.Struct, frozen=True, array_like=True):
@@ -164,61 +166,76 @@ class Catalog:
         self._deepest = max((name.count("/") + 1 for name in self._names), default=0)
         self._by_ending: dict[int, dict[tuple[str, ...], list[str]]] = {}
 
-    def find(self, file_name: str) -> tuple[str, bool]:
-        """Return the name in the store, and whether it lies elsewhere than the JSON says.
+    def find(self, file_name: str) -> tuple[str, str]:
+        """Return the name in the store, and as what it is counted; empty where the JSON names it.
 
         A name that is not there is looked for under other folders (exporters write paths of their
-        own machine), also in another case and with backslashes; it must be the only one, or the
-        only one with the most folders in common.
+        own machine), and in the other forms of `names`; it must be the only one, or the only one
+        with the most folders in common.
 
         Raises
         ------
         BadPhoto
-            ``bad-file-name`` or ``missing-file``.
+            ``bad-file-name``, ``missing-file`` or ``ambiguous-file``.
         """
-        problem = file_name_problem(file_name)
-        if problem:
-            raise BadPhoto("bad-file-name", f"file_name {file_name!r} {problem}")
+        if not file_name or "\0" in file_name:
+            raise BadPhoto("bad-file-name", f"file_name {file_name!r} is empty or holds a NUL")
         for name in (file_name, posixpath.normpath(file_name)):
             if name in self._names:
-                return name, False
-        parts = _folded(file_name)
-        for length in range(min(len(parts), self._deepest), 0, -1):
-            nearest = self._ending(length).get(parts[-length:], [])
-            if len(nearest) == 1:
-                if not nearest[0].isascii() and nearest[0] != readable(nearest[0]):
-                    detail = f"{file_name!r} is not in UTF-8; rename the file"
-                    raise BadPhoto("bad-file-name", detail)
-                return nearest[0], True
+                return name, ""
+        for kind, spelling in spellings(file_name):
+            nearest = self._nearest(folded(spelling))
             if nearest:
-                raise BadPhoto(
-                    "missing-file",
-                    f"no {file_name!r} in {self.store.url}, and {len(nearest)} files of that name "
-                    f"in other folders: {', '.join(sorted(nearest)[:3])}",
-                )
+                return self._only(file_name, nearest), kind
+        same = self._releases.get(coco_number(file_name), [])
+        if same:
+            return self._only(file_name, same), "release_names"
         raise BadPhoto("missing-file", f"no {file_name!r} in {self.store.url}")
+
+    def __str__(self) -> str:
+        number = len(self._names)
+        return f"{self.store.url}, which holds {number:,} files" + (
+            f" such as {readable(min(self._names))!r:.80}" if number else ""
+        )
+
+    def _only(self, file_name: str, found: Sequence[str]) -> str:
+        if len(found) > 1:
+            raise BadPhoto(
+                "ambiguous-file",
+                f"no {file_name!r} in {self.store.url}, and {len(found)} files of that name in "
+                f"other folders: {', '.join(sorted(found)[:3])}",
+            )
+        if not found[0].isascii() and found[0] != readable(found[0]):
+            raise BadPhoto("bad-file-name", f"{file_name!r} is not in UTF-8; rename the file")
+        return found[0]
+
+    def _nearest(self, parts: tuple[str, ...]) -> list[str]:
+        """Return the names with the most last parts in common."""
+        for length in range(min(len(parts), self._deepest), 0, -1):
+            if nearest := self._ending(length).get(parts[-length:]):
+                return nearest
+        return []
+
+    @cached_property
+    def _releases(self) -> Mapping[str | None, list[str]]:
+        """The names of COCO's images by their numbers."""
+        by_number: dict[str | None, list[str]] = defaultdict(list)
+        for name in self._names:
+            number = coco_number(name)
+            if number is not None:
+                by_number[number].append(name)
+        return by_number
 
     def _ending(self, length: int) -> Mapping[tuple[str, ...], list[str]]:
         """Return the names by their last parts, so many of them."""
         if length not in self._by_ending:
             by_ending = defaultdict(list)
             for name in self._names:
-                parts = _folded(readable(name))
+                parts = folded(readable(name))
                 if len(parts) >= length:
                     by_ending[parts[-length:]].append(name)
             self._by_ending[length] = dict(by_ending)
         return self._by_ending[length]
-
-
-def file_name_problem(name: str) -> str | None:
-    """Say what is wrong with a ``file_name``, if anything is."""
-    if not name or "\0" in name:
-        return "is empty or holds a NUL"
-    if "://" in name or name.startswith(("/", "\\")) or name[1:3] in (":\\", ":/"):
-        return "is not relative to the image folder"
-    if ".." in name and ".." in name.replace("\\", "/").split("/"):
-        return "leaves the image folder"
-    return None
 
 
 def readable(name: str) -> str:
@@ -294,7 +311,3 @@ def _unzip(location: PhotoPlace, stored: int, method: int, size: int, crc: int) 
     if signature != b"PK\3\4" or len(content) != size or zlib.crc32(content) != crc:
         raise BadPhoto("damaged-archive", f"{location.url}: the file differs from its checksum")
     return content
-
-
-def _folded(name: str) -> tuple[str, ...]:
-    return PurePosixPath(name.replace("\\", "/").casefold()).parts

@@ -21,7 +21,7 @@ from ..storage import LocalPath, locate
 from .annotations import AnnotationFile, ImageEntry, LabelImage
 from .images import Catalog, ImageArchive, ImageStore, PhotoPlace, image_names, read_photo, readable
 from .label_values import LabelClasses, LabelValues, classes_of_values, color_text, named_classes
-from .rasterize import BadAnnotation
+from .outlines import BadAnnotation
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
 """Lossless formats."""
@@ -76,7 +76,7 @@ def list_label_images(
                 raise BadPhoto("shared-file", f"{twice[stem]} masks have the name {stem!r}")
             name, moved = _image_of(catalog, stems, stem)
         except BadPhoto as bad:
-            label = LabelImage(mask, None, False, bad.reason, f"mask {mask!r}: {bad.detail}")
+            label = LabelImage(mask, None, "", bad.reason, f"mask {mask!r}: {bad.detail}")
         else:
             label = LabelImage(mask, name, moved)
         labels[number] = label
@@ -132,7 +132,7 @@ def _prefix(images: ImageStore, masks: ImageStore) -> str | None:
     return f"{inner[len(outer) + 1 :]}/" if inner.startswith(f"{outer}/") else None
 
 
-def _image_of(catalog: Catalog, stems: Mapping[str, Sequence[str]], stem: str) -> tuple[str, bool]:
+def _image_of(catalog: Catalog, stems: Mapping[str, Sequence[str]], stem: str) -> tuple[str, str]:
     name, moved = catalog.find(stem)
     if len(stems[name]) > 1:
         raise BadPhoto("missing-file", f"several images: {', '.join(stems[name][:3])}")

@@ -11,25 +11,23 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ..classes_file import (
+    BACKGROUND,
+    BACKGROUND_NAMES,
+    IGNORE_NAMES,
+    read_class_rules,
+    read_yaml,
+)
 from ..colors import VOID_COLOR, voc_colormap
 from ..errors import ConfigError
 from ..shards.png import Mask
 from ..storage import locate
-from ..taxonomy import (
-    BACKGROUND,
-    ClassMap,
-    SemanticClass,
-    Taxonomy,
-    _read_classes_file,
-    _read_yaml,
-)
+from ..taxonomy import ClassMap, SemanticClass, Taxonomy
 from .label_presets import CITYSCAPES, CITYSCAPES_IDS, CITYSCAPES_IGNORED_COLORS, VOC
-from .rasterize import BadAnnotation
+from .outlines import BadAnnotation
 
 PRESETS = ("voc", "cityscapes")
 _IGNORE = "ignore"
-_IGNORED = {_IGNORE, "void", "__ignore__"}  # names of the ignore index, in lower case
-_BACKGROUND = {BACKGROUND, "_background_"}
 _MAX_VALUE = 65535
 _SHOWN = 4  # unknown values in a message
 
@@ -166,7 +164,7 @@ def named_classes(classes: str, mask_suffix: str, sources: int) -> LabelClasses:
     if classes.lower().endswith((".csv", ".txt")):
         pairs = _read_rows(classes)
     else:
-        content = _read_yaml(classes)
+        content = read_yaml(classes)
         if isinstance(content, dict) and isinstance(content.get("classes"), dict):
             return _from_rules(classes, sources)
         pairs = _pairs(classes, content)
@@ -250,9 +248,9 @@ def _classes(
 def _plain(name: str) -> str:
     """Return one spelling of what means background, and of what means ignored."""
     lower = name.strip().lower()
-    if lower in _IGNORED:
+    if lower in IGNORE_NAMES:
         return _IGNORE
-    return BACKGROUND if lower in _BACKGROUND else name.strip()
+    return BACKGROUND if lower in BACKGROUND_NAMES else name.strip()
 
 
 # ---- files
@@ -260,7 +258,7 @@ def _plain(name: str) -> str:
 
 def _from_rules(path: str, sources: int) -> LabelClasses:
     """Read a classes file whose members are values and colors instead of categories."""
-    rules = _read_classes_file(path)
+    rules = read_class_rules(path)
     if rules.priority:
         raise ConfigError(f"{path}: priority: label images do not overlap")
     values: dict[int, str] = {}

@@ -6,7 +6,7 @@ annotations → classes → which images → keys → splits → the order of th
 import hashlib
 import itertools
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,13 +16,14 @@ from msgspec.structs import replace
 from ..errors import ConfigError, DataError
 from ..photo import BadPhoto, named_files
 from ..taxonomy import ClassMap, is_coco, resolve_classes
-from .annotations import AnnotationFile, ImageEntry, list_images, read_annotations
+from .annotations import AnnotationFile, ImageEntry, is_blank, list_images, read_annotations
 from .config import PrepareConfig, parse_split
 from .images import Catalog, ImageStore, open_store, other_names
 from .label_images import label_classes, list_label_images
 from .label_values import LabelValues
 from .orientation import Orientation
-from .rasterize import Instances, PaintRules
+from .outlines import Instances, brief
+from .rasterize import PaintRules
 from .sample import ImageTask, SampleRules
 
 
@@ -36,8 +37,8 @@ class PlannedImage(msgspec.Struct, frozen=True, gc=False):
     split: int
     name: str | None = None
     """Its path in the image folder, tar or zip; None where it cannot be found."""
-    moved: bool = False
-    """Whether it was found elsewhere than the JSON says."""
+    moved: str = ""
+    """As what it is counted where it was not found under its ``file_name``: see `names`."""
     label_image: str | None = None
     """The path of its mask in the folder, tar or zip of masks."""
     problem: str | None = None
@@ -145,6 +146,7 @@ def plan_build(config: PrepareConfig) -> BuildPlan:
         raise ConfigError(
             f"--annotations: {without} has no annotations, others have: prepare it by itself"
         )
+    _refuse_boxes_alone(config, sources)
     labels = None
     if config.masks:
         classes = label_classes(config.classes, config.mask_suffix, sources, mask_stores)
@@ -192,6 +194,38 @@ def _check_pairs(config: PrepareConfig) -> None:
             )
 
 
+def _refuse_boxes_alone(config: PrepareConfig, sources: Sequence[AnnotationFile]) -> None:
+    """Refuse files without any segmentation, unless they go with others and `boxes` allows it."""
+    bare = [source for source in sources if source.annotations and not source.outlined]
+    alone = len(bare) == sum(source.annotations > 0 for source in sources)
+    if bare and (alone or config.boxes == "quarantine"):
+        raise DataError(
+            f"--annotations {bare[0].name}: none of its {bare[0].annotations} annotations has a "
+            "segmentation: boxes alone give no masks (with other files, see --boxes)"
+        )
+
+
+def refuse_wrong_folders(plan: BuildPlan) -> None:
+    """Refuse image folders in which no file of a source was found.
+
+    Raises
+    ------
+    DataError
+        Names the folder, and a name that was looked for in it.
+    """
+    by_source: dict[int, list[PlannedImage]] = defaultdict(list)
+    for split in plan.splits:
+        for image in split.images:
+            by_source[image.source].append(image)
+    for source, images in sorted(by_source.items()):
+        if all(image.problem == "missing-file" for image in images):
+            raise DataError(
+                f"--images {plan.catalogs[source]}: none of the {len(images):,} file names in "
+                f"{plan.sources[source].name} exists there, such as "
+                f"{brief(images[0].entry.file_name)}; give the folder that holds these images"
+            )
+
+
 def image_task(plan: BuildPlan, image: PlannedImage) -> ImageTask:
     """Return what a worker needs of one image."""
     entry = image.entry
@@ -221,7 +255,7 @@ def sample_rules(plan: BuildPlan, config: PrepareConfig, facing: Orientation) ->
     class_map = plan.class_map
     ignore_index = class_map.taxonomy.ignore_index
     return SampleRules(
-        PaintRules(config.overlap, config.crowd, ignore_index, class_map.priorities),
+        PaintRules(config.overlap, config.crowd, ignore_index, class_map.priorities, config.boxes),
         plan.labels,
         facing,
         config.check_images == "full",
@@ -232,12 +266,17 @@ def sample_rules(plan: BuildPlan, config: PrepareConfig, facing: Orientation) ->
 
 def _instances(plan: BuildPlan, source: int, image_id: int) -> Instances:
     entries = plan.sources[source].instances.get(image_id, ())
+    boxes = b""
+    if any(is_blank(entry.segmentation) for entry in entries):
+        found = plan.sources[source].boxes()[image_id]
+        boxes = b",".join(b"[%b,%b]" % (entry.bbox, entry.area) for entry in found)
     train_ids = plan.class_map.train_ids[source]
     return Instances(
         tuple(entry.id for entry in entries),
         tuple(train_ids[entry.category_id] for entry in entries),
         tuple(bool(entry.iscrowd) for entry in entries),
         b"[" + b",".join(entry.segmentation for entry in entries) + b"]",
+        b"[" + boxes + b"]",
     )
 
 

@@ -37,6 +37,7 @@ def draft_manifest(plan: BuildPlan, config: PrepareConfig) -> dict[str, Any]:
         ],
     }
     chosen = {
+        "boxes": config.boxes,
         "check_images": config.check_images,
         "split": config.split,
         "group_by": config.group_by,
@@ -54,7 +55,7 @@ def draft_manifest(plan: BuildPlan, config: PrepareConfig) -> dict[str, Any]:
             for train_id, rank in plan.class_map.priorities.items()
         },
     }
-    unset: tuple[object, ...] = (None, False, "header", "", {})
+    unset: tuple[object, ...] = (None, False, "header", "quarantine", "", {})
     settings |= {name: value for name, value in chosen.items() if value not in unset}
     sources = [
         {
@@ -153,9 +154,9 @@ def _describe(
         instances.update(shard.class_instances)
     if split is plan.splits[0]:
         counts.update(plan.left_out)
-        counts["duplicate_annotation_ids"] += sum(
-            source.duplicate_annotation_ids for source in plan.sources
-        )
+        for source in plan.sources:
+            counts["duplicate_annotation_ids"] += source.duplicate_annotation_ids
+            counts.update(source.forms)
     return Manifest(
         format=shard_manifest.FORMAT,
         version=shard_manifest.VERSION,

@@ -1,52 +1,23 @@
 """Paint the instances of one image into a train-id mask.
 
 The pixels of an instance are those of pycocotools on the full canvas (frPyObjects → merge →
-decode), exactly: other rasterizers differ at the borders. pycocotools trusts its input (bad
-numbers crash it), so everything is checked before it sees any.
-
-All segmentations of an image are decoded, checked and rasterized in one go; only when something is
-wrong are they looked at one by one, to say what. Runs are painted into a column-major canvas, as
-RLE counts them, by rlemasklib: a tenth of the time of pycocotools' `decode` and a boolean index.
+decode), exactly: other rasterizers differ at the borders. Runs are painted into a column-major
+canvas, as RLE counts them, by rlemasklib: a tenth of the time of pycocotools' `decode` and a
+boolean index.
 """
 
-import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 from rlemasklib import RLEMask
 
 from ..shards.png import Mask
-
-
-class BadAnnotation(Exception):
-    """An instance that cannot be trusted, so neither can its image."""
-
-    def __init__(self, reason: str, detail: str, annotation_id: int | None = None) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-        self.annotation_id = annotation_id
-
-
-class Instances(msgspec.Struct, frozen=True, array_like=True):
-    """The annotations of one image, column by column, in JSON order."""
-
-    ids: tuple[int | None, ...] = ()
-    train_ids: tuple[int, ...] = ()
-    """What to paint; 0 for categories dropped to background, or the ignore index."""
-    crowds: tuple[bool, ...] = ()
-    segmentations: bytes = b"[]"
-    """A JSON array of their ``segmentation``: polygons in pixels (x, y from the top left corner),
-    RLE, or null."""
-
-    def __len__(self) -> int:
-        return len(self.ids)
+from .boxes import box_pixels, find_boxes
+from .outlines import BadAnnotation, Instances, outline
 
 
 class PaintRules(msgspec.Struct, frozen=True):
@@ -57,6 +28,11 @@ class PaintRules(msgspec.Struct, frozen=True):
     ignore_index: int
     priorities: Mapping[int, int] = {}
     """Train id → rank; a higher one is on top whatever the overlap rule says. Absent: 0."""
+    boxes: Literal["quarantine", "ignore", "background"] = "quarantine"
+
+
+_LOWEST, _BENEATH, _ABOVE = range(3)
+"""Boxes that are ignored, crowd regions beneath all instances, instances."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,33 +66,49 @@ def rasterize(instances: Instances, width: int, height: int, rules: PaintRules) 
     BadAnnotation
         If an instance cannot be trusted; carries its reason code and annotation id.
     """
-    outlines = _outlines(instances, width, height)
-    shapes = outlines.shapes
+    outlines = outline(instances, width, height)
     counts: Counter[str] = Counter(
         instances=len(instances),
         crowds=sum(instances.crowds),
         out_of_bounds=outlines.out_of_bounds,
+        **outlines.forms,
     )
-    layers: list[tuple[bool, int, int, int, RLEMask]] = []
-    for shape, train_id, crowd in zip(shapes, instances.train_ids, instances.crowds, strict=True):
+    boxes = find_boxes(instances, counts) if None in outlines.shapes else []
+    columns = outlines.columns
+    layers: list[tuple[int, int, int, int, RLEMask]] = []
+    for place, shape in enumerate(outlines.shapes):
+        value, crowd = instances.train_ids[place], instances.crowds[place]
+        level = _BENEATH if crowd and rules.crowd in ("beneath", "ignore") else _ABOVE
         if shape is None:
-            counts["no_segmentation"] += 1
-            continue
+            box = boxes[place] if value else None  # what is background anyway teaches nothing else
+            if box is None or rules.boxes == "background":
+                counts["no_segmentation" if box is None else "boxes_as_background"] += 1
+                continue
+            annotation_id = instances.ids[place]
+            if rules.boxes == "quarantine":
+                detail = f"no segmentation, but {box.detail}; see --boxes"
+                raise BadAnnotation("box-only", detail, annotation_id)
+            try:
+                shape = box_pixels(box, width, height)
+            except BadAnnotation as bad:
+                raise BadAnnotation(bad.reason, bad.detail, annotation_id) from None
+            counts["boxes_ignored"] += 1
+            level, value, columns = _LOWEST, rules.ignore_index, slice(0, width)
         area = shape.area()
         counts["zero_area"] += area == 0
         if area == 0 or (crowd and rules.crowd == "drop"):
             continue
-        value = rules.ignore_index if crowd and rules.crowd == "ignore" else train_id
-        above = not (crowd and rules.crowd in ("beneath", "ignore"))
+        if crowd and rules.crowd == "ignore":
+            value = rules.ignore_index
         rank = rules.priorities.get(value, 0)
-        layers.append((above, rank, -area if rules.overlap == "area" else 0, value, shape))
+        layers.append((level, rank, -area if rules.overlap == "area" else 0, value, shape))
 
     layers.sort(key=lambda layer: layer[:3])  # stable: equal ones keep their order
     dtype = np.uint8 if rules.ignore_index == 255 else np.uint16
     mask: Any = np.zeros((height, width), dtype, order="F")
     for *_, value, shape in layers:
         shape.decode_into(mask, fg_value=value)
-    pixels = dict(count_pixels(mask.T[outlines.columns]))
+    pixels = dict(count_pixels(mask.T[columns]))
     pixels[0] = pixels.get(0, 0) + mask.size - sum(pixels.values())
     class_pixels = tuple((value, count) for value, count in sorted(pixels.items()) if count)
     return Painting(mask, class_pixels, {name: count for name, count in counts.items() if count})
@@ -136,234 +128,3 @@ def count_pixels(mask: Mask) -> tuple[tuple[int, int], ...]:
     lengths[1:] -= ends[:-1]
     pixels = np.bincount(flat[ends], lengths)  # as float64: exact below 2^53
     return tuple((int(value), int(pixels[value])) for value in np.flatnonzero(pixels))
-
-
-class _Rle(msgspec.Struct):
-    size: list[int]
-    counts: str | list[int]
-
-
-_DECODER = msgspec.json.Decoder(list[list[list[float]] | _Rle | None])
-_RAW_DECODER = msgspec.json.Decoder(list[msgspec.Raw])
-_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-
-@dataclass(frozen=True, slots=True)
-class _Outlines:
-    """The segmentations of an image, checked and encoded."""
-
-    shapes: list[RLEMask | None]
-    """None: has none."""
-    out_of_bounds: int
-    columns: slice
-    """Outside these no shape has a pixel."""
-
-
-def _outlines(instances: Instances, width: int, height: int) -> _Outlines:
-    try:
-        decoded = _DECODER.decode(instances.segmentations)
-    except _UNDECODABLE:
-        decoded = None
-    polygons = _polygons_of(decoded or ())
-    numbers = _numbers(polygons)
-    if decoded is None or not _sound(polygons, numbers, width, height):
-        decoded = _checked_one_by_one(instances, width, height)
-        polygons = _polygons_of(decoded)
-        numbers = _numbers(polygons)
-    rles = coco_mask.frPyObjects(polygons, height, width) if polygons else []
-    shapes: list[RLEMask | None] = []
-    used = out_of_bounds = 0
-    bounded = not polygons or _inside(numbers, width, height)
-    for position, content in enumerate(decoded):
-        if not content:
-            shapes.append(None)
-        elif isinstance(content, list):
-            parts = rles[used : used + len(content)]
-            used += len(content)
-            whole = parts[0] if len(parts) == 1 else coco_mask.merge(parts)
-            shapes.append(RLEMask.from_dict(whole))
-            out_of_bounds += not (bounded or _inside(_numbers(content), width, height))
-        else:
-            try:
-                shapes.append(_rle(content.size, content.counts, width, height))
-            except BadAnnotation as bad:
-                raise BadAnnotation(bad.reason, bad.detail, instances.ids[position]) from None
-    columns = slice(0, width)
-    if polygons and not any(isinstance(content, _Rle) for content in decoded):
-        left, right = numbers[0::2].min(), numbers[0::2].max()
-        columns = slice(max(0, int(left) - 1), max(0, int(right) + 2))  # it rounds by less than 1
-    return _Outlines(shapes, out_of_bounds, columns)
-
-
-def _polygons_of(decoded: Iterable[list[list[float]] | _Rle | None]) -> list[list[float]]:
-    return [polygon for content in decoded if isinstance(content, list) for polygon in content]
-
-
-def _numbers(polygons: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    """Return x, y, x, y … of all polygons in one row."""
-    return np.fromiter(itertools.chain.from_iterable(polygons), np.float64)
-
-
-def _sound(
-    polygons: Sequence[Sequence[float]], numbers: NDArray[np.float64], width: int, height: int
-) -> bool:
-    """Tell whether pycocotools may see these polygons; False where one must be looked at."""
-    if not polygons:
-        return True
-    if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
-        return False
-    limit = _limit(width, height)
-    if not (numbers.min() >= -limit and numbers.max() <= 2 * limit):  # NaN is not either
-        return False
-    longest = max(map(len, polygons)) // 2 * 3 * limit  # no edge is longer than 3 x limit
-    return longest <= _LONGEST_OUTLINE or all(_outline(p) <= _LONGEST_OUTLINE for p in polygons)
-
-
-def _limit(width: int, height: int) -> int:
-    # A point farther off than this is no annotator's slip.
-    return max(width, height)
-
-
-_LONGEST_OUTLINE = 10_000_000
-"""pycocotools takes 35 bytes and 0.2 us a pixel of outline: 100,000 points criss-cross over
-640 x 480 took 6.6 GB, and a failed malloc crashes it. All pixels of a COCO image are 300,000."""
-
-
-def _outline(polygon: Sequence[float]) -> float:
-    """Return the length of a polygon's outline as pycocotools walks it [pixels]."""
-    points = np.array(polygon, np.float64).reshape(-1, 2)
-    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
-
-
-def _inside(numbers: NDArray[np.float64], width: int, height: int) -> bool:
-    return bool(
-        numbers.min() >= 0 and numbers[0::2].max() <= width and numbers[1::2].max() <= height
-    )
-
-
-def _checked_one_by_one(
-    instances: Instances, width: int, height: int
-) -> list[list[list[float]] | _Rle | None]:
-    """Find out what is wrong and say so, or return what was only written unusually."""
-    try:
-        raws = _RAW_DECODER.decode(instances.segmentations)
-    except _UNDECODABLE as error:
-        raise BadAnnotation("bad-segmentation", f"segmentation: {error}") from None
-    decoded = []
-    for raw, annotation_id in zip(raws, instances.ids, strict=True):
-        try:
-            decoded.append(_segmentation(raw, width, height))
-        except BadAnnotation as bad:
-            raise BadAnnotation(bad.reason, bad.detail, annotation_id) from None
-    return decoded
-
-
-def _segmentation(raw: msgspec.Raw, width: int, height: int) -> list[list[float]] | _Rle | None:
-    try:
-        content = msgspec.json.decode(raw)
-    except _UNDECODABLE as error:  # 1e999 and the like
-        raise BadAnnotation("bad-segmentation", f"segmentation: {error}") from None
-    if content is None or content == [] or content == {}:
-        return None
-    if isinstance(content, list):
-        for number, polygon in enumerate(content):
-            _check_polygon(f"segmentation[{number}]", polygon, width, height)
-        return content
-    if isinstance(content, dict):
-        size, counts = content.get("size"), content.get("counts")
-        if not isinstance(size, list) or [type(v) for v in size] != [int, int]:
-            raise BadAnnotation("bad-rle", f"RLE size {_brief(size)}; expected [height, width]")
-        if not isinstance(counts, str) and not (
-            isinstance(counts, list) and all(type(run) is int for run in counts)
-        ):
-            raise BadAnnotation("bad-rle", "RLE counts are neither a string nor a list of integers")
-        return _Rle(size, counts)
-    raise BadAnnotation("bad-segmentation", f"segmentation is {type(content).__name__}")
-
-
-def _check_polygon(where: str, polygon: Any, width: int, height: int) -> None:
-    if not isinstance(polygon, list) or not all(type(v) in (int, float) for v in polygon):
-        raise BadAnnotation("bad-polygon", f"{where}: expected a flat list of numbers")
-    if len(polygon) < 6 or len(polygon) % 2:
-        raise BadAnnotation(
-            "bad-polygon",
-            f"{where}: {len(polygon)} numbers; a polygon is x, y of three or more points",
-        )
-    try:
-        points = np.array(polygon, np.float64).reshape(-1, 2)
-    except OverflowError:
-        detail = f"{where}: an integer beyond any float"
-        raise BadAnnotation("coordinates-far-off", detail) from None
-    if _sound([polygon], points.ravel(), width, height):
-        return
-    low, high = points.min(axis=0), points.max(axis=0)
-    if low.min() >= -_limit(width, height) and high.max() <= 2 * _limit(width, height):
-        length = f"{_outline(polygon):,.0f} pixels; at most {_LONGEST_OUTLINE:,}"
-        raise BadAnnotation("bad-polygon", f"{where}: its outline has {length}")
-    raise BadAnnotation(
-        "coordinates-far-off",
-        f"{where}: x {low[0]:g}…{high[0]:g}, y {low[1]:g}…{high[1]:g} in an image of "
-        f"{width} x {height}",
-    )
-
-
-def _rle(size: list[int], counts: str | list[int], width: int, height: int) -> RLEMask:
-    if len(size) != 2:
-        raise BadAnnotation("bad-rle", f"RLE size {_brief(size)}; expected [height, width]")
-    if size != [height, width]:
-        detail = f"RLE size {_brief(size)}, image [{height}, {width}]"
-        raise BadAnnotation("rle-size-mismatch", detail)
-    runs = decode_counts(counts).tolist() if isinstance(counts, str) else counts
-    if runs and min(runs) < 0:
-        raise BadAnnotation("bad-rle", "RLE counts hold a negative run")
-    total = sum(runs)  # of Python's integers, which do not overflow
-    if total != height * width:
-        said = total if total < 2**63 else "more than 2^63"  # Python refuses to write 4,300 digits
-        raise BadAnnotation("rle-sum-mismatch", f"RLE counts sum to {said}, not {height} x {width}")
-    return RLEMask.from_counts(np.array(runs, np.uint32), (height, width))
-
-
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
-
-
-_LONGEST = 7  # characters of a number: 35 bits, and no run is longer than 32
-
-
-def decode_counts(text: str) -> NDArray[np.int64]:
-    """Decode the compressed form of RLE counts.
-
-    Six bits a character from 48 on, five of them payload, least significant first, the last one
-    sign-extended; from the fourth run on, differences to the run before the last.
-    Source: `rleFrString` in pycocotools' ``common/maskApi.c``.
-
-    Returns
-    -------
-    ndarray
-        int64, shape (runs,): pixels in turn off and on, down the columns; may be negative.
-
-    Raises
-    ------
-    BadAnnotation
-        If a character is outside the alphabet, or a number is cut or too long.
-    """
-    codes = np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(np.int64) - 48
-    if not codes.size:
-        return codes
-    strange = np.flatnonzero((codes < 0) | (codes >= 64))
-    if strange.size:
-        raise BadAnnotation("bad-rle", f"compressed RLE: strange character at {strange[0]}")
-    ends = np.flatnonzero(codes & 0x20 == 0)
-    if not ends.size or ends[-1] != len(codes) - 1:
-        raise BadAnnotation("bad-rle", "compressed RLE: cut in the middle of a number")
-    starts = np.concatenate(([0], ends[:-1] + 1))
-    lengths = ends - starts + 1
-    if lengths.max() > _LONGEST:
-        raise BadAnnotation("bad-rle", f"compressed RLE: a number of {lengths.max()} characters")
-    places = np.arange(len(codes)) - np.repeat(starts, lengths)
-    runs = np.add.reduceat((codes & 0x1F) << (5 * places), starts)
-    runs -= np.where(codes[ends] & 0x10, np.int64(1) << (5 * lengths), 0)
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
-    return runs

@@ -15,7 +15,8 @@ from .images import PhotoPlace, read_photo
 from .label_images import paint_labels
 from .label_values import LabelValues
 from .orientation import Orientation, Turn
-from .rasterize import BadAnnotation, Instances, PaintRules, count_pixels, rasterize
+from .outlines import BadAnnotation, Instances
+from .rasterize import PaintRules, count_pixels, rasterize
 
 _LONGEST_DETAIL = 1000  # characters
 
@@ -30,8 +31,8 @@ class ImageTask(msgspec.Struct, frozen=True):
     file_name: str
     location: PhotoPlace | None
     """Where its photograph lies; None where it was not found."""
-    moved: bool
-    """Whether it was found elsewhere than the JSON says."""
+    moved: str
+    """As what it is counted where it was not found under its ``file_name``."""
     problem: str | None
     """The reason code of what makes it useless already; nothing is read then."""
     detail: str
@@ -113,7 +114,8 @@ def _build(image: ImageTask, location: PhotoPlace, rules: SampleRules) -> MadeSa
         width, height = info.size(info.orientation)
     turn = rules.orientation.turn(info, width, height)
     counts = Counter(_oddities(info))
-    counts["found_elsewhere"] += image.moved
+    if image.moved:
+        counts[image.moved] += 1
     counts["turned_by_exif"] += turn.value != 1
     counts["exif_ambiguous"] += turn.ambiguous
     class_pixels = () if mask is None else count_pixels(mask)

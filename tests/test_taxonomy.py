@@ -72,9 +72,54 @@ def test_coco_by_name_takes_a_part_of_coco_under_any_ids():
 
 
 def test_a_name_given_twice_in_one_source_stays_two_classes():
-    source = [Category(1, "thing"), Category(4, "thing"), Category(5, "background")]
+    source = [Category(1, "thing"), Category(4, "thing"), Category(5, "other")]
     names = resolve_classes("auto", [source]).taxonomy.names
-    assert names == ("background", "thing (id 1)", "thing (id 4)", "background (id 5)")
+    assert names == ("background", "thing (id 1)", "thing (id 4)", "other")
+
+
+# ---- categories that only name pixels of no class
+
+
+@pytest.mark.parametrize(
+    ("name", "train_id"),
+    [
+        ("background", 0), ("Background", 0), ("_background_", 0), ("__background__", 0),
+        ("unlabeled", 0), (" Unlabelled ", 0),
+        ("__ignore__", 255), ("_ignore_", 255), ("ignore", 255), ("VOID", 255), ("ignored", 255),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("used", [False, True])
+def test_auto_makes_no_class_of_what_names_pixels_of_no_class(name, train_id, used):
+    source = [Category(9, "dog"), Category(0, name, used=used), Category(3, "cat")]
+    resolved = resolve_classes("auto", [source])
+    assert resolved.taxonomy.names == ("background", "cat", "dog")
+    assert resolved.train_ids == ({3: 1, 9: 2, 0: train_id},)
+    (note,) = resolved.notes
+    assert f"{name!r} (id 0)" in note
+    assert ("its annotations are" in note) == used
+    assert ("ignored" in note) == (train_id == 255)
+
+
+@pytest.mark.parametrize("name", ["backgrounds", "sky background", "avoid", "unlabeled person"])
+def test_a_name_that_only_holds_such_a_word_is_a_class(name):
+    resolved = resolve_classes("auto", [[Category(1, name)]])
+    assert resolved.taxonomy.names == ("background", name)
+    assert resolved.notes == ()
+
+
+def test_more_than_254_classes_ignore_65535():
+    source = [Category(i, f"c{i}") for i in range(1, 256)] + [Category(999, "void")]
+    assert resolve_classes("auto", [source]).train_ids[0][999] == 65535
+    assert resolve_classes("auto", [source[1:]]).train_ids[0][999] == 255
+
+
+def test_coco_and_coco_by_name_know_no_such_names():
+    assert resolve_classes("auto", [COCO]).notes == ()
+    with pytest.raises(DataError, match="'background' is no COCO category"):
+        resolve_classes("coco", [[*COCO, Category(0, "background")]])
+    own = resolve_classes("auto", [[*COCO, Category(0, "background")]])
+    assert own.taxonomy == coco_taxonomy()
+    assert own.train_ids[0] == resolve_classes("auto", [COCO]).train_ids[0] | {0: 0}
 
 
 @pytest.mark.parametrize(
@@ -163,6 +208,69 @@ def test_a_classes_file_that_is_not_there_is_a_usage_error(tmp_path):
         resolve_classes(str(tmp_path / "absent.yaml"), [PETS])
 
 
+FACADE = [
+    Category(0, "facade", "none", used=False),
+    Category(3, "facade", "facade"),
+    Category(4, "door", "facade"),
+]
+"""As Roboflow exports a project called 'facade': its head has the name of a class."""
+
+
+@pytest.mark.parametrize(
+    "spelling", ["facade", '"facade (id 3)"', "3", '[facade, "facade (id 3)"]']
+)
+def test_a_class_with_the_name_of_roboflows_head_can_be_named(by_file, spelling):
+    resolved = by_file(f"classes: {{wall: {spelling}, door: }}", FACADE)
+    assert resolved.taxonomy.names == ("background", "wall", "door")
+    assert resolved.train_ids == ({3: 1, 4: 2},)
+    assert any("'facade' (id 0) is left out" in note for note in resolved.notes)
+
+
+@pytest.mark.parametrize("spelling", ["0", '"facade (id 0)"'])
+def test_roboflows_head_is_kept_by_its_id(by_file, spelling):
+    resolved = by_file(f"classes: {{wall: {spelling}, front: 3, door: }}", FACADE)
+    assert resolved.train_ids == ({0: 1, 3: 2, 4: 3},)
+    assert resolved.notes == ()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [PETS, FACADE, [Category(1, "thing"), Category(4, "thing"), Category(5, "background")]],
+)
+def test_every_name_that_is_printed_is_accepted_in_a_classes_file(by_file, source):
+    printed = resolve_classes("auto", [source]).taxonomy.names[1:]
+    assert by_file(json.dumps({"classes": dict.fromkeys(printed), "others": "ignore"}), source)
+    for category in source:
+        name = f"{category.name} (id {category.id})"
+        resolved = by_file(json.dumps({"classes": {"one": name}, "others": "ignore"}), source)
+        train_ids = resolved.train_ids[0]
+        assert [i for i, place in train_ids.items() if place == 1] == [category.id]
+
+
+def test_a_classes_file_decides_itself_what_is_background(by_file):
+    source = [Category(1, "background"), Category(2, "void"), Category(3, "cat")]
+    resolved = by_file("{classes: {void: , wall: background}, ignore: cat}", source)
+    assert resolved.train_ids == ({1: 2, 2: 1, 3: 255},)
+    assert resolved.notes == ()
+    assert by_file("{classes: {cat: }, background: [background, void]}", source).train_ids == (
+        {1: 0, 2: 0, 3: 1},
+    )
+
+
+def test_an_unknown_name_lists_the_valid_ones(by_file):
+    with pytest.raises(ConfigError, match=r"'bird'; there are 'cat', 'dog', 'fish'$"):
+        by_file("{classes: {bird: }, others: ignore}")
+    many = [Category(i, f"c{i}") for i in range(1, 99)]
+    with pytest.raises(ConfigError, match=r"'c20' and 78 more$"):
+        by_file("{classes: {bird: }, others: ignore}", many)
+
+
+def test_a_name_of_two_categories_asks_for_the_id(by_file):
+    source = [Category(1, "thing"), Category(4, "thing")]
+    with pytest.raises(ConfigError, match=r"write 'thing \(id 1\)', 'thing \(id 4\)'$"):
+        by_file("{classes: {thing: }, others: ignore}", source)
+
+
 def test_a_classes_file_speaks_of_all_sources_at_once(by_file):
     newts = [Category(1, "newt"), Category(9, "cat")]
     resolved = by_file("{classes: {feline: cat, newt: }, others: ignore}", PETS, newts)
@@ -199,6 +307,19 @@ def test_finished_masks_are_cocos_or_follow_a_file_of_names(names_file):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "{0: _background_, 1: cat, 2: void, 255: void}",
+        '{"0": "_background_", "1": "cat", "2": "void", "65535": "Ignore"}',
+        "{-1: __ignore__, 0: _background_, 1: cat, 2: void}",
+        "[__ignore__, _background_, cat, void]",
+    ],
+)
+def test_the_name_of_ignored_pixels_is_no_class_of_finished_masks(names_file, text):
+    assert names_file(text).names == ("_background_", "cat", "void")
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "expected the names"),
@@ -207,7 +328,9 @@ def test_finished_masks_are_cocos_or_follow_a_file_of_names(names_file):
         ("{classes: {cat: }}", "'classes' is no train id"),
         ("{0: background, 2: dog}", "train id 1 has no name"),
         ("{1: cat, 2: dog}", "train id 0 has no name"),
-        ("{0: background, 1: cat, 255: void}", "train id 2 has no name"),
+        ("{0: background, 1: cat, 255: dog}", "train id 2 has no name"),
+        ("{0: background, 1: cat, 254: void}", "train id 2 has no name"),
+        ("[__ignore__, background]", "two or more"),
         ("{0: background, yes: cat}", "True is no train id"),
         ("{0: background, 1: cat, '1': dog}", "given twice"),
         ("{0: background, 1: cat, 1: dog}", "given twice"),

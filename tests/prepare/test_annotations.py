@@ -1,6 +1,9 @@
 """What makes a whole COCO JSON untrustworthy, and what does not."""
 
+import bz2
+import gzip
 import json
+import lzma
 
 import pytest
 from cocoseg.errors import ConfigError, DataError
@@ -36,7 +39,8 @@ REFUSED = {
     "cut": (GOOD[:-9].encode(), "is not JSON"),
     "trailing garbage": (GOOD.encode() + b"x", "is not JSON"),
     "trailing comma": (GOOD[:-1].encode() + b",}", "is not JSON"),
-    "UTF-16": (GOOD.encode("utf-16"), "is not JSON"),
+    "UTF-16 that is cut": (GOOD.encode("utf-16")[:-1], "is not JSON"),
+    "JSON Lines": (f"{GOOD}\n{GOOD}\n".encode(), "a file holds one object"),
     "broken UTF-8": (changed('"cat"', '"c?t"').replace(b"?", b"\xff"), "is not JSON"),
     "a list": (b"[]", "is not COCO"),
     "a number": (b"1", "is not COCO"),
@@ -47,30 +51,61 @@ REFUSED = {
     "images empty": (b'{"images":[],"annotations":[],"categories":[]}', "$.images is empty"),
     "images no list": (b'{"images":{},"annotations":[],"categories":[]}', "`$.images`"),
     "images of numbers": (b'{"images":[5],"annotations":[],"categories":[]}', "`$.images[0]`"),
-    "NaN coordinate": (changed("[[1,1", "[[NaN,1"), "is not JSON"),
-    "Infinity coordinate": (changed("[[1,1", "[[-Infinity,1"), "is not JSON"),
-    "NaN that nobody reads": (appended('"info":{"score":NaN}'), "is not JSON"),
-    "image id a string": (changed(IMAGE_ID, '[{"id":"1"'), "`$.images[0].id`"),
-    "image id a whole float": (changed(IMAGE_ID, '[{"id":1.0'), "`$.images[0].id`"),
+    "nan that nobody reads": (appended('"info":{"score":nan}'), "is not JSON"),
+    "image id NaN": (changed(IMAGE_ID, '[{"id":NaN'), "`$.images[0].id`"),
+    "annotation id NaN": (changed(ANNOTATION_ID, '[{"id":NaN'), "`$.annotations[0].id`"),
+    "crowd NaN": (changed('"image_id":1', '"image_id":1,"iscrowd":NaN'), "[0].iscrowd`"),
+    "width Infinity": (changed("16", "Infinity"), "`$.images[0].width`"),
     "image id a fraction": (changed(IMAGE_ID, '[{"id":1.5'), "`$.images[0].id`"),
     "image id a bool": (changed(IMAGE_ID, '[{"id":true'), "`$.images[0].id`"),
     "image id null": (changed(IMAGE_ID, '[{"id":null'), "`$.images[0].id`"),
     "image id beyond 64 bits": (changed(IMAGE_ID, '[{"id":' + "9" * 99), "`$.images[0].id`"),
-    "annotation id a string": (changed(ANNOTATION_ID, '[{"id":"4"'), "`$.annotations[0].id`"),
-    "category id a float": (changed(CATEGORY_ID, '[{"id":2.0'), "`$.categories[0].id`"),
-    "reference a string": (changed('"image_id":1', '"image_id":"1"'), "[0].image_id`"),
+    "annotation id a fraction": (changed(ANNOTATION_ID, '[{"id":4.5'), "`$.annotations[0].id`"),
+    "category id a fraction": (changed(CATEGORY_ID, '[{"id":2.5'), "`$.categories[0].id`"),
+    "category id 1e400": (changed(CATEGORY_ID, '[{"id":1e400'), "`$.categories[0].id`"),
+    "category id 1e9999999999999999999": (
+        changed(CATEGORY_ID, '[{"id":1e9999999999999999999'),
+        "`$.categories[0].id`",
+    ),
+    "reference no number": (changed('"image_id":1', '"image_id":"one"'), "[0].image_id`"),
+    "a number refers to a text id": (
+        changed(CATEGORY_ID, '[{"id":"two"').replace(b'"category_id":2', b'"category_id":1'),
+        "$.annotations[0]: category_id 1 is not in $.categories",
+    ),
+    "a number refers to the text id of an image": (
+        changed(IMAGE_ID, '[{"id":"one"'),
+        "$.annotations[0]: image_id 1 is not in $.images",
+    ),
     "reference of 4,000 digits": (changed('"image_id":1', f'"image_id":{"9" * 4000}'), "image_id`"),
     "width of 5,000 digits": (changed("16", "9" * 5000), "`$.images[0].width`"),
     "reference a bool": (changed('"category_id":2', '"category_id":true'), "[0].category_id`"),
     "unknown image id": (changed('"image_id":1', '"image_id":7'), "image_id 7 is not in"),
     "unknown category id": (changed('"category_id":2', '"category_id":7'), "category_id 7 is not"),
-    "width a float": (changed("16", "16.0"), "`$.images[0].width`"),
-    "width a string": (changed("16", '"16"'), "`$.images[0].width`"),
+    "width a fraction": (changed("16", "16.5"), "`$.images[0].width`"),
+    "width a word": (changed("16", '"wide"'), "`$.images[0].width`"),
     "width missing": (changed('"width":16,', ""), "missing required field `width`"),
     "file name missing": (changed('"file_name":"a.jpg",', ""), "`file_name`"),
     "file name a number": (changed('"a.jpg"', "5"), "`$.images[0].file_name`"),
     "category name a number": (changed('"cat"', "5"), "`$.categories[0].name`"),
-    "crowd a string": (changed('"image_id":1', '"image_id":1,"iscrowd":"0"'), "[0].iscrowd`"),
+    "crowd a word": (changed('"image_id":1', '"image_id":1,"iscrowd":"no"'), "[0].iscrowd`"),
+    "one image id in two forms": (
+        changed("12}]", '12},{"id":"1","file_name":"b","width":1,"height":1}]'),
+        '$.images: the ids 1 and "1" are one number in two forms',
+    ),
+    "one category id in two forms": (
+        changed('"cat"}', '"cat"},{"id":2.0,"name":"cat"}'),
+        "$.categories: the ids 2 and 2.0 are one number in two forms",
+    ),
+    "a text id among numbers": (
+        changed("12}]", '12},{"id":"b","file_name":"b","width":1,"height":1}]'),
+        "`$.images[1].id`",
+    ),
+    "a text id twice": (
+        GOOD.replace(IMAGE_ID, '[{"id":"b","file_name":"b","width":1,"height":1},{"id":"b"')
+        .replace('"image_id":1', '"image_id":"b"')
+        .encode(),
+        "$.images: id 'b' is given twice",
+    ),
     "image id twice": (
         changed("12}]", '12},{"id":1,"file_name":"b","width":1,"height":1}]'),
         "$.images: id 1 is given 2 times",
@@ -91,8 +126,14 @@ def test_a_file_that_cannot_be_trusted_is_refused_with_the_place(tmp_path, conte
     assert refused.value.exit_code == 3
 
 
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_file_is_refused_by_that_name(tmp_path, compress):
+    with pytest.raises(DataError, match=r"is compressed \((gzip|bzip2|xz)\); unpack it"):
+        read(tmp_path, compress(GOOD.encode()))
+
+
 @pytest.mark.parametrize("key", ["images", "annotations", "categories", "info"])
-@pytest.mark.parametrize("place", ["first", "last", "beside", "escaped", "spaced", "short"])
+@pytest.mark.parametrize("place", ["first", "last", "beside", "escaped", "spaced", "short", "NaN"])
 def test_a_top_level_key_given_twice_is_refused_wherever_it_stands(tmp_path, key, place):
     content = '{"info":{},' + GOOD[1:]
     twice = {
@@ -101,6 +142,7 @@ def test_a_top_level_key_given_twice_is_refused_wherever_it_stands(tmp_path, key
         "beside": content.replace(f'"{key}":', f'"{key}":[],"{key}":', 1),
         "escaped": f'{content[:-1]},"\\u{ord(key[0]):04x}{key[1:]}":[]}}',
         "spaced": f'{content[:-1]} ,\n\t"{key}" : [ ]\n}}\n',
+        "NaN": f'{content[:-1]},"{key}":[NaN]}}',
         "short": f'{{"{key}":0,"{key}":0,{content[1:]}',
     }[place]
     with pytest.raises(DataError, match="given twice"):

@@ -42,6 +42,47 @@ def test_a_dry_run_reads_like_a_story(drawn, tmp_path, run_cocoseg):
         assert fragment in out
 
 
+@pytest.mark.parametrize(
+    ("spoil", "flags", "code"),
+    [
+        (lambda made: None, (), 4),
+        (lambda made: None, ("--max-bad", 2), 4),
+        (lambda made: None, ("--max-bad", 3), 0),
+        (lambda made: [path.write_bytes(b"") for path in made.images.iterdir()], (), 3),
+        (lambda made: [path.unlink() for path in made.images.iterdir()], (), 3),
+        (lambda made: made.json.write_text("{"), (), 3),
+        (lambda made: None, ("--classes", "coco"), 3),
+        (lambda made: None, ("--split", "train=0.5"), 2),
+    ],
+    ids=["three bad", "one too many", "allowed", "all bad", "no image", "no JSON", "no COCO",
+         "bad split"],
+)  # fmt: skip
+def test_a_dry_run_ends_with_the_code_of_the_run(drawn, tmp_path, run_cocoseg, spoil, flags, code):
+    spoil(drawn)
+    flags = ("prepare", *drawn.flags, "--output", tmp_path / "shards", "--engine", "inline", *flags)
+    assert run_cocoseg(*flags, "--dry-run").code == code
+    assert not (tmp_path / "shards").exists()
+    assert run_cocoseg(*flags).code == code
+    assert run_cocoseg(*flags, "--dry-run").code == code  # of what is complete, where it is
+
+
+def test_a_dry_run_of_other_settings_than_those_of_the_output_is_refused(
+    drawn, tmp_path, run_cocoseg
+):
+    flags = ("prepare", *drawn.flags, "--output", tmp_path / "shards", "--engine", "inline")
+    assert run_cocoseg(*flags).code == 4
+    for more, code in ((("--crowd", "drop"), 2), (("--crowd", "drop", "--overwrite"), 4)):
+        assert run_cocoseg(*flags, *more, "--dry-run").code == code
+
+
+def test_a_dry_run_tells_of_a_full_disk(drawn, tmp_path, run_cocoseg, monkeypatch):
+    monkeypatch.setattr(LocalPath, "free_space", lambda self: 1000)
+    ran = run_cocoseg("prepare", *drawn.flags, "--output", tmp_path / "shards", "--dry-run")
+    assert ran.code == 1
+    assert "are free; make room" in ran.err
+    assert "30" in ran.out
+
+
 def test_a_disk_that_cannot_hold_the_shards_is_told_before_the_first(drawn, tmp_path, monkeypatch):
     monkeypatch.setattr(LocalPath, "free_space", lambda self: 1000)
     with pytest.raises(CocosegError, match="are free; make room") as refused:

@@ -93,10 +93,10 @@ def test_of_several_files_of_that_name_the_nearest_is_taken_and_else_none(coco_s
         path.parent.mkdir(parents=True)
         path.write_bytes(folder.encode())
     catalog = Catalog(open_store(str(coco_set.images)))
-    assert catalog.find("b/left/1.jpg") == ("b/left/1.jpg", False)
-    assert catalog.find("./b//left/1.jpg") == ("b/left/1.jpg", False)
-    assert catalog.find("right/1.jpg") == ("a/right/1.jpg", True)
-    assert catalog.find("home/me/a/left/1.jpg") == ("a/left/1.jpg", True)
+    assert catalog.find("b/left/1.jpg") == ("b/left/1.jpg", "")
+    assert catalog.find("./b//left/1.jpg") == ("b/left/1.jpg", "")
+    assert catalog.find("right/1.jpg") == ("a/right/1.jpg", "found_elsewhere")
+    assert catalog.find("home/me/a/left/1.jpg") == ("a/left/1.jpg", "found_elsewhere")
     for nobody in ("left/1.jpg", "1.jpg", "elsewhere/1.jpg", "x/" * 5000 + "1.jpg"):
         with pytest.raises(Exception, match=r"2 files of that name|3 files of that name"):
             catalog.find(nobody)

@@ -663,7 +663,7 @@ def test_a_dry_run_counts_masks(label_set, run_cocoseg):
     flags = ("--images", label_set.images, "--masks", label_set.masks)
     classes = label_set.classes("- background\n- cat")
     ran = run_cocoseg("prepare", *flags, "--classes", classes, "--dry-run", "--json")
-    assert ran.code == 0, ran.err
+    assert ran.code == 4, ran.err
     told = json.loads(ran.out)
     assert told["masks"] == told["images"] == 2
     assert told["problems"] == {"unknown-value": 1}

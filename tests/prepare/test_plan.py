@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import numpy as np
 import pytest
 from cocoseg.errors import ConfigError, DataError
 from cocoseg.prepare.build import prepare
@@ -369,3 +370,23 @@ def test_boxes_without_segmentations_are_refused(many, tmp_path):
         annotation["segmentation"] = []
     with pytest.raises(DataError, match="none of its 20 annotations has a segmentation"):
         many.prepare(tmp_path / "shards")
+
+
+# ---- categories that only name pixels of no class
+
+
+def test_background_and_ignored_categories_are_painted_as_such(coco_set, tmp_path, stored):
+    coco_set.content["categories"] = [
+        {"id": i, "name": name}
+        for i, name in enumerate(("__ignore__", "_background_", "cat", "unlabeled"))
+    ]
+    coco_set.photo(1)
+    for category_id, (left, right) in ((2, (0, 16)), (0, (0, 4)), (1, (4, 8))):
+        coco_set.annotate(1, [[left, 0, right, 0, right, 12, left, 12]], category_id)
+    result = coco_set.prepare(tmp_path / "shards")
+    assert result.manifest.classes.names == ("background", "cat")
+    (sample,) = stored(tmp_path / "shards").values()
+    assert (sample.mask == np.repeat([255, 0, 1, 1], 4)).all()
+    assert len(result.notes) == 3
+    assert any("'_background_' (id 1)" in n and "its annotations are" in n for n in result.notes)
+    assert any("'unlabeled' (id 3)" in n and "no annotation has it" in n for n in result.notes)
