@@ -20,7 +20,7 @@ def chosen(samples: int, count: int) -> tuple[int, ...]:
     return tuple((2 * i + 1) * samples // (2 * count) for i in range(count))
 
 
-def triptych(
+def side_by_side(
     image: NDArray[np.uint8],
     truth: NDArray[np.integer],
     prediction: NDArray[np.integer],

@@ -49,7 +49,7 @@ from .network import prepare_network, train_mode
 from .optimizer import restore_optimizer, set_learning_rate
 from .out_of_memory import advice
 from .pace import Pace
-from .pictures import chosen, triptych
+from .pictures import chosen, side_by_side
 from .pruning import Pruning
 from .run_plan import RunPlan, agree_on_plan, changes, plan_run
 from .schedule import learning_rate_factor
@@ -541,7 +541,7 @@ class Trainer:
         for number in chosen(len(shards), self.config.pictures):
             sample = shards.read(number)
             (mask,) = predictor.predict([sample.image])
-            picture = triptych(sample.image, sample.mask, mask, shards.taxonomy)
+            picture = side_by_side(sample.image, sample.mask, mask, shards.taxonomy)
             journal.picture(now.step, f"validation/{sample.key}", picture)
 
     def _stop_if_interrupted(self) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from cocoseg.colors import distinct_colormap
 from cocoseg.taxonomy import SemanticClass, Taxonomy
-from cocoseg.train.pictures import chosen, triptych
+from cocoseg.train.pictures import chosen, side_by_side
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,7 +36,7 @@ def test_image_truth_prediction_and_errors_stand_side_by_side_and_ignored_pixels
     truth, prediction = np.zeros((20, 30), np.uint8), np.zeros((20, 30), np.uint8)
     truth[:, :10], truth[:, 20:] = 1, 255
     prediction[:10] = 2
-    seen, true, predicted, wrong = panels(triptych(image, truth, prediction, TAXONOMY), 30, 20)
+    seen, true, predicted, wrong = panels(side_by_side(image, truth, prediction, TAXONOMY), 30, 20)
     assert (seen == 100).all()
 
     def over(color: tuple[int, int, int]) -> list[int]:
@@ -57,7 +57,7 @@ def test_pictures_are_no_larger_than_needed(height: int, width: int) -> None:
     truth = np.zeros((height, width), np.uint8)
     truth[: height // 2 + 1] = 1
     image = np.repeat(truth[..., None] * np.uint8(90), 3, axis=2)
-    sheet = triptych(image, truth, truth, TAXONOMY)
+    sheet = side_by_side(image, truth, truth, TAXONOMY)
     factor = min(1, 512 / max(height, width))
     w, h = max(1, round(width * factor)), max(1, round(height * factor))
     assert sheet.shape[1] == 4 * w + 30
@@ -70,7 +70,7 @@ def test_between_two_classes_no_third_one_appears() -> None:
     names = tuple(SemanticClass(name) for name in ("background", "a", "b", "c"))
     truth = np.ones((900, 901), np.uint8)
     truth[:, ::3] = 3  # whose mean is class 2
-    sheet = triptych(np.zeros((900, 901, 3), np.uint8), truth, truth, Taxonomy(names))
+    sheet = side_by_side(np.zeros((900, 901, 3), np.uint8), truth, truth, Taxonomy(names))
     for panel in panels(sheet, 512, round(900 * 512 / 901))[1:3]:
         assert len(np.unique(panel.reshape(-1, 3), axis=0)) == 2
 
@@ -80,7 +80,7 @@ def test_masks_of_sixteen_bits_with_a_prediction_of_eight() -> None:
     taxonomy = Taxonomy(names)
     assert taxonomy.ignore_index == 65535
     truth = np.array([[0, 255], [65535, 1]], np.uint16)
-    sheet = triptych(
+    sheet = side_by_side(
         np.zeros((2, 2, 3), np.uint8), truth, np.array([[0, 255], [3, 1]], np.uint8), taxonomy
     )
     _, true, predicted, _ = panels(sheet, 2, 2)
