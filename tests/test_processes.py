@@ -68,7 +68,7 @@ def test_workers_end_when_their_parent_is_killed(script: str, tmp_path: Path) ->
     os.kill(parent.pid, signal.SIGKILL)
     try:
         # Returns when the last process that holds the pipe ends, the workers among them.
-        parent.communicate(timeout=30)
+        parent.communicate(timeout=600)
         assert not any(is_alive(pid) for pid in workers)
     finally:
         for pid in filter(is_alive, workers):

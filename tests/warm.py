@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-DEADLINE = 300.0  # for what takes seconds: only a hang gets there [s]
+DEADLINE = 600.0  # for what takes seconds: only a hang gets there [s]
 COMMAND = Path(__file__).parent.parent / "__main__.py"
 """The command line of cocoseg, as a script."""
 

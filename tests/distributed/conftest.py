@@ -52,7 +52,7 @@ class Started:
 
     def found(self, rank: int, say: str = "") -> Any:
         """Write `say` to a rank, wait until it ends, and return what it found."""
-        out, err = self.ranks[rank].communicate(say, timeout=240)
+        out, err = self.ranks[rank].communicate(say, timeout=600)
         assert out, err
         return json.loads(out)
 

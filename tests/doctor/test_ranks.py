@@ -203,7 +203,7 @@ def two_ranks(case: str) -> dict[str, Any]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=600,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     (printed,) = ran.stdout.splitlines() or [ran.stderr]

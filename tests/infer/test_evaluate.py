@@ -450,7 +450,7 @@ def test_processes_together_write_the_bytes_of_one(warm, checkpoint, golden, tmp
             ),
             *("--batch-size", 2, "--pictures", 5, "--json", "--set", "infer.device=cpu"),
         )
-        out, err = ran.communicate(timeout=240)
+        out, err = ran.communicate(timeout=600)
         assert ran.returncode == 0, err
         files = (path for path in sorted(output.rglob("*")) if path.is_file())
         written.append({str(path.relative_to(output)): path.read_bytes() for path in files})
@@ -474,7 +474,7 @@ def test_what_one_process_meets_ends_all_and_is_told_once(warm, golden, stored, 
         *(warm, 2, "--predictions", masks, "--shards", golden.shards("val"), "--batch-size", 1),
         *("--output", tmp_path / "scores"),
     )
-    out, err = ran.communicate(timeout=240)
+    out, err = ran.communicate(timeout=600)
     assert ran.returncode != 0
     assert err.count(f"error: {masks / second}.png: mask") == 1
     assert out == ""

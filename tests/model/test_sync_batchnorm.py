@@ -55,7 +55,7 @@ def found_by_ranks(tmp_path, world, cells):
         for rank in range(world)
     ]
     for one in ranks:
-        _, err = one.communicate(timeout=240)
+        _, err = one.communicate(timeout=600)
         assert one.returncode == 0, err[-3000:]
     return [torch.load(f"{out}-{rank}.pt", weights_only=True) for rank in range(world)]
 

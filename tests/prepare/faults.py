@@ -39,7 +39,7 @@ from cocoseg.prepare.shard import BuiltShard
 from cocoseg.storage import LocalPath, local, locate, output
 from PIL import Image
 
-DEADLINE = 10.0  # for what takes a fraction of a second: only a hang gets there [s]
+DEADLINE = 600.0  # for what takes a fraction of a second: only a hang gets there [s]
 _FORK = multiprocessing.get_context("fork")
 SCENARIOS = {"whole": {}, "split": {"split": "train=0.6,val=0.4"}, "labels": {"annotations": ()}}
 ENGINES = {"inline": {"engine": "inline"}, "local": {"engine": "local", "workers": 2}}

@@ -71,7 +71,7 @@ def processes(url, folder, orders, **settings):
 
 def join(started, failed):
     for process in started:
-        process.join(120)
+        process.join(600)
     assert failed.empty(), failed.get()
     assert [process.exitcode for process in started] == [0] * len(started)
 
@@ -199,7 +199,7 @@ def test_kills_at_any_time_leave_a_cache_that_serves(store, url, tmp_path, recor
             landed += process.is_alive()
             os.kill(process.pid, signal.SIGKILL)
         if moment % 2 == 0:
-            started[1].join(120)
+            started[1].join(600)
             assert failed.empty(), failed.get()
             assert started[1].exitcode == 0
         for process in started:

@@ -332,7 +332,7 @@ def test_bombs_cost_no_memory(good, tmp_path, members, record_property):
             input=json.dumps(tasks),
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
         assert ran.returncode == 0, ran.stderr

@@ -177,7 +177,7 @@ def test_training_reads_from_the_store_in_worker_processes(store, url, truth, tm
             "--set=train.device=cpu",
         ),
     ]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stderr
     assert json.loads(ran.stdout)["steps"] == 6
     for number in range(3):

@@ -35,7 +35,7 @@ def listed(run: Path) -> list[dict[str, Any]]:
 def test_all_ranks_stop_and_name_shard_and_key(torchrun: Any, damaged: Any, tmp_path: Path) -> None:
     folder, key = damaged
     ran = torchrun(tmp_path / "run", 2, shards=folder, workers=1)
-    _, err = ran.communicate(timeout=240)
+    _, err = ran.communicate(timeout=600)
     assert ran.returncode != 0
     assert f"shard-000001.tar: sample {key}: the shard differs from the index in its image" in err
     assert err.count("bad samples: 1, train.max_bad is 0") == 1  # both stop, one tells

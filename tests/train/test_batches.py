@@ -284,7 +284,7 @@ def test_the_next_step_is_read_while_the_present_one_is_used():
 
     ahead = copied_ahead(steps(), Copies())
     assert next(ahead) == [0, "copied"]
-    assert read.wait(30)  # though nobody asked for it yet
+    assert read.wait(600)  # though nobody asked for it yet
     assert next(ahead) == [1, "copied"]
     ahead.close()
 

@@ -163,7 +163,7 @@ def test_a_group_is_left_together_or_by_the_dead_alone(monkeypatch: pytest.Monke
 def test_what_fails_on_rank_0_alone_is_told_once_and_ends_all(torchrun, tmp_path: Path) -> None:
     (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
     ran = torchrun(tmp_path / "run", 2)
-    _, err = ran.communicate(timeout=240)
+    _, err = ran.communicate(timeout=600)
     assert ran.returncode != 0
     told = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(told) == 1, err

@@ -395,12 +395,12 @@ def test_a_signal_to_one_rank_or_to_the_launcher_saves_for_all(
     for point, rank, call, whom, steps in (
         ("step-done", 1, 3, "self", 3),
         ("predicted", 0, 1, "launcher", 4),
-        ("half-removed", 0, 1, "launcher", 6),
+        ("half-removed", 0, 1, "launcher", 4),
     ):
         ended = interrupt(runs, 2, (point, rank, call, f"{whom}-SIGTERM"))
         assert ended.code != 0
         reached = saved(runs)
-        if point == "half-removed":  # in the background: further steps may be done meanwhile
+        if point == "half-removed":  # in the background, of this run or owed by the one before
             assert reached >= steps, ended.err
         else:
             assert reached == steps, ended.err

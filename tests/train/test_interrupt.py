@@ -45,7 +45,7 @@ def test_the_end_is_clean(warm: Warm, golden: Any, tmp_path: Path, number: int, 
         time.sleep(0.02)
     assert len(members(process.pid)) >= 4, process.poll()  # command, fork server, two loaders
     (os.killpg if whom == "group" else os.kill)(process.pid, number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     reached = list_steps(locate(run))[-1]
     assert f"interrupted after step {reached}, which is saved: run the same command again" in err

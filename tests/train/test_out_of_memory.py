@@ -161,7 +161,7 @@ def test_one_rank_without_memory_saves_for_all(
 ) -> None:
     folder, whole = tmp_path / "run", tmp_path / "whole"
     failed = start(warm, golden, folder, without, 4)
-    _, err = failed.communicate(timeout=240)
+    _, err = failed.communicate(timeout=600)
     assert failed.returncode == 1, err
     assert not re.search(r"^Traceback", err, re.MULTILINE), err
     assert "OutOfMemoryError" not in err
@@ -172,7 +172,7 @@ def test_one_rank_without_memory_saves_for_all(
     assert list_steps(locate(folder)) == [3]
     for one in (folder, whole):  # resumed, and never interrupted
         ran = start(warm, golden, one, "", 0)
-        _, err = ran.communicate(timeout=240)
+        _, err = ran.communicate(timeout=600)
         assert ran.returncode == 0, err
     assert_same_weights(folder, whole)
     assert [line["step"] for line in journal(folder)] == [1, 2, 3, 4, 5]
@@ -184,14 +184,14 @@ def test_a_validation_without_memory_on_one_rank_saves_for_all(
 ) -> None:
     val = {"val_shards": str([str(golden.shards("val"))]), "val_every": 2}
     failed = start(warm, golden, tmp_path, "1", 0, **val)
-    _, err = failed.communicate(timeout=240)
+    _, err = failed.communicate(timeout=600)
     assert failed.returncode == 1, err
     assert not re.search(r"^Traceback", err, re.MULTILINE), err
     assert "rank 1, cpu: out of memory in validation after step 2: CUDA" in err
     assert "Try train.val_batch_size=1" in err
     assert list_steps(locate(tmp_path)) == [2]
     resumed = start(warm, golden, tmp_path, "", 0, **val)
-    _, err = resumed.communicate(timeout=240)
+    _, err = resumed.communicate(timeout=600)
     assert resumed.returncode == 0, err
     lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert [line["step"] for line in lines if "val_mIoU" in line] == [2, 4, 5]

@@ -337,7 +337,7 @@ def test_two_processes_follow_one_within_float_noise(
     plain_network().save_pretrained(tmp_path / "model")
     settings = {"accumulation_steps": 1, "max_steps": 12}
     both = torchrun(tmp_path / "two", 2, model=str(tmp_path / "model"), batch_size=2, **settings)
-    out, err = both.communicate(timeout=240)
+    out, err = both.communicate(timeout=600)
     assert both.returncode == 0, err
     assert json.loads(out)["steps"] == 12
     model = ModelConfig(name=str(tmp_path / "model"), input_size=32)

@@ -19,9 +19,9 @@ class Board(Group):
 
     def gather(self, value: object) -> list:
         self.board[self.rank] = value
-        self.barrier.wait(10)
+        self.barrier.wait(600)
         values = list(self.board)
-        self.barrier.wait(10)
+        self.barrier.wait(600)
         return values
 
 
