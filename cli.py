@@ -189,6 +189,8 @@ def prepare(
     else:
         result = build(config, progress=_progress())
         _print(describe(result), as_json, table(result))
+        for warning in result.warnings:
+            _log(f"warning: {warning}")
         for line in advice(result, config.max_bad):
             _log(line)
         quarantined = len(result.quarantined)

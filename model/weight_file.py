@@ -234,6 +234,8 @@ def _networks(path: str, state: Mapping[str, torch.Tensor], *, averaged: bool) -
         kind = averaged or not _AVERAGED_PREFIXES.isdisjoint(parts[:start])
         network = networks.setdefault(prefix, _Network(prefix, averaged=kind))
         name = ".".join(parts[start:])
+        if "." not in name and value.ndim == 0:  # n_averaged, behind a prefix
+            continue
         if name in network.weights:
             raise DataError(f"{path}: contains {prefix}{name} twice, with different prefixes")
         network.weights[name] = value

@@ -256,6 +256,12 @@ def _load_file(path: str, config: ModelConfig) -> LoadedNetwork:
     with _as_folder(weights, settings) as folder:
         network = _network(folder, f"{path} as {name}", settings)
     check_input_size(network, config.input_size, name)
+    log.warning(
+        "%s: has no image processor: assuming RGB images, resized to model.input_size %d, and "
+        "ImageNet's mean and standard deviation",
+        path,
+        config.input_size,
+    )
     return LoadedNetwork(
         _faster(network).eval(), Preprocess(config.input_size, config.keep_ratio), taxonomy, path
     )

@@ -20,7 +20,8 @@ import msgspec
 from ..errors import CocosegError, ConfigError, DataError, Interrupted
 from ..meter import Meter
 from ..processes import available_cores, warm_up
-from ..shards.manifest import Manifest
+from ..shards.census import Census
+from ..shards.manifest import Manifest, read_index
 from ..storage import Location, locate
 from ..storage.location import LOCK
 from ..storage.output import explained, held
@@ -54,6 +55,8 @@ class PrepareResult:
     output: str
     splits: tuple[PreparedSplit, ...]
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    """What makes training learn less than expected; see `Census.warnings`."""
 
     @property
     def manifest(self) -> Manifest:
@@ -322,7 +325,13 @@ def _result(
         PreparedSplit(split.name, folder.url, manifest, _read_quarantine(folder))
         for split, folder, manifest in zip(plan.splits, folders, manifests, strict=True)
     )
-    return PrepareResult(output.url, splits, plan.notes())
+    if not plan.labelled:
+        return PrepareResult(output.url, splits, plan.notes())
+    indices = [read_index(locate(split.folder), split.manifest) for split in splits]
+    taxonomy = plan.class_map.taxonomy
+    census = Census.of(indices, taxonomy.num_classes)
+    warnings = census.warnings(taxonomy, indices, absent_classes=False)  # these are in the table
+    return PrepareResult(output.url, splits, plan.notes(), tuple(warnings))
 
 
 def _read_quarantine(folder: Location) -> tuple[Quarantined, ...]:

@@ -26,6 +26,7 @@ from .outlines import BadAnnotation
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
 """Lossless formats."""
 _DENSE = 254  # up to this value, absent ones cost nothing: the masks have 8 bits anyway
+_FEW = 16  # of fewer classes, a few that are absent are nothing to tell
 _LOSSY = ("jpg", "webp")  # extensions of `photo.EXTENSIONS`
 _BITS = {"L;2": 85, "L;4": 17}  # Pillow's rawmode → the factor by which it stretches to 0…255
 
@@ -57,16 +58,21 @@ def list_label_images(
     DataError
         If there is no label image, or none has an image.
     """
-    names = (name for name in image_names(masks) if name.lower().endswith(SUFFIXES))
-    found = list(_stems(names, mask_suffix))
+    inside = _prefix(images, masks)
+    every = list(_stems(image_names(masks), mask_suffix))
+    found = [(stem, name) for stem, name in every if name.lower().endswith(SUFFIXES)]
     if not found:
         raise DataError(_no_mask(masks, mask_suffix))
-    inside = _prefix(images, masks)
+    if inside is None:  # else they may be images
+        exact = {stem for stem, _ in found}
+        found += [(stem, name) for stem, name in every if stem not in exact]  # to be refused
+        found.sort(key=lambda pair: pair[1])
     own = set() if inside is None else {f"{inside}{name}" for _, name in found}
     stems: dict[str, list[str]] = defaultdict(list)
     for stem, name in _stems(image_names(images), image_suffix):
         if name not in own:
             stems[stem].append(name)
+    images_by_name = {name for names in stems.values() for name in names}
     catalog = Catalog(ImageArchive(images.url, dict.fromkeys(stems, PhotoPlace(images.url))))
     twice = Counter(stem for stem, _ in found)
     entries, labels = [], {}
@@ -74,7 +80,10 @@ def list_label_images(
         try:
             if twice[stem] > 1:
                 raise BadPhoto("shared-file", f"{twice[stem]} masks have the name {stem!r}")
-            name, moved = _image_of(catalog, stems, stem)
+            if f"{stem}{image_suffix}" in images_by_name:  # x.jpg.png is the mask of x.jpg
+                name, moved = f"{stem}{image_suffix}", ""
+            else:
+                name, moved = _image_of(catalog, stems, stem)
         except BadPhoto as bad:
             label = LabelImage(mask, None, "", bad.reason, f"mask {mask!r}: {bad.detail}")
         else:
@@ -135,7 +144,7 @@ def _prefix(images: ImageStore, masks: ImageStore) -> str | None:
 def _image_of(catalog: Catalog, stems: Mapping[str, Sequence[str]], stem: str) -> tuple[str, str]:
     name, moved = catalog.find(stem)
     if len(stems[name]) > 1:
-        raise BadPhoto("missing-file", f"several images: {', '.join(stems[name][:3])}")
+        raise BadPhoto("ambiguous-file", f"several images: {', '.join(stems[name][:3])}")
     return stems[name][0], moved
 
 
@@ -183,12 +192,22 @@ def label_classes(
         )
     if values <= {0}:
         raise DataError("--masks: contain no class: every value is 0, or no mask can be read")
-    if max(values) > _DENSE and len(values) <= max(values) / 2:
+    largest = max(values)
+    sparse = largest >= _FEW and len(values | {0}) <= (largest + 1) / 2
+    if largest > _DENSE and sparse:
         raise ConfigError(
-            f"--masks: contain {len(values):,} different values up to {max(values):,}: are these "
+            f"--masks: contain {len(values):,} different values up to {largest:,}: are these "
             "instance ids? If they are classes, give --classes a file with lines 'value: name'"
         )
-    return classes_of_values(max(values), len(sources))
+    notes = []
+    if sparse:
+        notes.append(
+            f"{len(values):,} of the values 0 to {largest:,} occur, the others are classes without "
+            "pixels: to name those that exist, give --classes a file with lines 'value: name'"
+        )
+    if ignored:
+        notes.append(f"the value {max(ignored)} is ignored, unless a file of --classes lists it")
+    return classes_of_values(largest, len(sources), notes)
 
 
 def _try_to_read(place: PhotoPlace) -> Labels | None:

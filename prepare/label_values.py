@@ -130,10 +130,10 @@ def color_text(color: int) -> str:
     return f"#{color:06x}"
 
 
-def classes_of_values(largest: int, sources: int) -> LabelClasses:
+def classes_of_values(largest: int, sources: int, notes: Iterable[str] = ()) -> LabelClasses:
     """Take the values for train ids: 0 is background, the others are classes up to `largest`."""
     names = {value: f"class {value}" for value in range(1, largest + 1)}
-    return _from_table({0: BACKGROUND, **names}, {}, sources, ())
+    return _from_table({0: BACKGROUND, **names}, {}, sources, notes)
 
 
 def named_classes(classes: str, mask_suffix: str, sources: int) -> LabelClasses:
@@ -204,7 +204,7 @@ def _from_table(
 ) -> LabelClasses:
     """Give train ids to the names: background first if there is one, then by their values."""
     values = {value: _plain(values[value]) for value in sorted(values)}
-    colors = {color: _plain(colors[color]) for color in sorted(colors)}
+    colors = {color: _plain(name) for color, name in colors.items()}  # in the order of the file
     names = list(dict.fromkeys((*order, *values.values(), *colors.values())))
     names = [name for name in names if name != _IGNORE]
     names.sort(key=lambda name: name != BACKGROUND)  # stable

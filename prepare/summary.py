@@ -18,6 +18,7 @@ def describe(result: PrepareResult) -> dict[str, Any]:
             for split in result.splits
         }
     content["notes"] = list(result.notes)
+    content["warnings"] = list(result.warnings)
     content["report"] = str(locate(result.output) / REPORT)
     return content
 

@@ -290,6 +290,14 @@ def read_manifest(folder: str | Location) -> Manifest:
     except ConfigError:
         if not folder.exists():
             raise ConfigError(f"{folder}: no such folder") from None
+        splits = [
+            name for name in folder.list_folders() if (folder / name / MANIFEST_NAME).exists()
+        ]
+        if splits:
+            raise ConfigError(
+                f"{folder}: contains the folders of shards {', '.join(splits[:8])}: give one of "
+                f"them, such as {folder / splits[0]}"
+            ) from None
         raise DataError(
             f"{folder}: holds no {MANIFEST_NAME}: 'cocoseg prepare' has not finished there (run it "
             "again to complete it), or it is no folder of cocoseg shards ('cocoseg index' makes "

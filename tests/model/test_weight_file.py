@@ -429,3 +429,24 @@ def test_the_training_state_of_a_checkpoint_is_no_file_of_weights(tmp_path):
     (tmp_path / "training_state.pt").write_bytes(buffer.getvalue())
     with pytest.raises(DataError, match="contains no weights"):
         read_weights(str(tmp_path / "training_state.pt"))
+
+
+def test_averaged_weights_beside_plain_ones_in_one_state(make_network, tmp_path, caplog):
+    """As Lightning saves a module that holds PyTorch's AveragedModel, with its counter."""
+
+    def wrap(weights):
+        averaged = {
+            name: value + 1 if value.is_floating_point() else value
+            for name, value in weights.items()
+        }
+        counter = {"ema_model.n_averaged": torch.tensor(7)}
+        both = prefixed("model.", weights) | prefixed("ema_model.module.", averaged) | counter
+        return {**LIGHTNING, "state_dict": both}
+
+    network, path, config = bare(make_network, tmp_path, wrap)
+    with caplog.at_level(logging.WARNING):
+        loaded = load_network(str(path), config)
+    own, found = network.state_dict(), loaded.network.state_dict()
+    changed = [k for k in own if own[k].is_floating_point() and torch.equal(found[k], own[k] + 1)]
+    assert len(changed) == sum(value.is_floating_point() for value in own.values())
+    assert "resized to model.input_size 96" in caplog.text

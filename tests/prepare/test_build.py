@@ -39,7 +39,7 @@ BAD_FILES = {
     "undecodable-image": b"<html><body>404 Not Found</body></html>",
     "truncated-image": jpeg()[:-8],
     "size-mismatch": jpeg((12, 12)),
-    "unsupported-format": b"\x00\x00\x01\xb3" + bytes(99),  # an MPEG
+    "unsupported-format": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 12\n%%EndComments\n",
 }
 
 

@@ -520,6 +520,65 @@ def test_exif_is_settled_by_the_size_of_the_mask(label_set, stored):
     assert found["upright.jpg"]["orientation"] == 6
 
 
+def test_binary_masks_whose_foreground_is_ignored_are_warned_of(label_set, run_cocoseg):
+    label_set.image("a.jpg")
+    label_set.mask("a.png", drawn([255]))
+    flags = ("--images", label_set.images, "--masks", label_set.masks)
+    classes = label_set.classes("0: background\n1: fruit\n")
+    ran = run_cocoseg(
+        "prepare", *flags, "--classes", classes, "--output", label_set.folder / "shards"
+    )
+    assert ran.code == 0
+    assert "warning: the masks look like binary masks" in ran.err
+
+
+def test_values_with_gaps_are_told(label_set):
+    label_set.image("a.jpg")
+    label_set.mask("a.png", drawn([64, 128, 255]))
+    notes = label_set.prepare().notes
+    assert "3 of the values 0 to 128 occur" in notes[0]
+    assert notes[1].startswith("the value 255 is ignored")
+
+
+def test_lossy_masks_beside_others_are_left_out_as_such(label_set):
+    for name in ("a", "b"):
+        label_set.image(f"{name}.png")
+        label_set.mask(f"{name}.{'png' if name == 'a' else 'jpg'}", drawn([1]))
+    result = label_set.prepare()
+    assert [(entry.file_name, entry.reason) for entry in result.quarantined] == [
+        ("b.png", "lossy-mask")
+    ]
+    assert "without_mask" not in result.manifest.counts
+
+
+def test_a_mask_may_keep_the_extension_of_its_image(label_set, stored):
+    label_set.image("a.jpg")
+    label_set.image("a.png")
+    label_set.mask("a.jpg.png", drawn([1]))
+    label_set.prepare()
+    assert only(stored, label_set).meta["file_name"] == "a.jpg"
+
+
+def test_images_of_one_stem_are_ambiguous(label_set):
+    for name in ("a.jpg", "a.jpeg", "b.jpg"):
+        label_set.image(name)
+    label_set.mask("a.png", drawn([1]))
+    label_set.mask("b.png", drawn([1]))
+    (entry,) = label_set.prepare().quarantined
+    assert (entry.reason, "several images: a.jpeg, a.jpg" in entry.detail) == (
+        "ambiguous-file",
+        True,
+    )
+
+
+def test_colors_become_train_ids_in_the_order_of_the_file(label_set):
+    label_set.image("a.jpg")
+    label_set.mask("a.png", painted(drawn([1, 2, 3]), COLORS))
+    table = '"#804080": road\n"#0000ff": sea\n"#0a0a0a": roof\n'
+    found = names(label_set.prepare(classes=label_set.classes(table)))
+    assert found == ("background", "road", "sea", "roof")
+
+
 def test_binary_masks_are_named_as_such(label_set):
     label_set.image("a.jpg")
     label_set.mask("a.png", drawn([255]))

@@ -271,3 +271,11 @@ def test_a_key_that_is_no_name_of_a_file_is_refused(copied, key, message):
 def test_a_key_that_is_one_is_read(copied, key):
     with_key(copied, key.encode())
     assert ShardSet([str(copied)]).row(1).key == key
+
+
+def test_the_parent_of_splits_names_them(coco_set, tmp_path):
+    for image_id in range(1, 9):
+        coco_set.photo(image_id)
+    coco_set.prepare(tmp_path / "shards", split="train=0.5,val=0.5")
+    with pytest.raises(ConfigError, match=r"folders of shards train, val: give one .*shards/train"):
+        read_manifest(str(tmp_path / "shards"))
