@@ -106,7 +106,8 @@ class Forecast:
         found = ", ".join(f"{n} {reason}" for reason, n in content["problems"].items())
         lines.append(("problems", f"{found or 'none'} ({self.tried} images were tried)"))
         lines += [("", problem) for problem in content["first_problems"]]
-        return "\n".join(f"{name:<20} {text}" for name, text in lines)
+        width = max(len(name) for name, _ in lines)
+        return "\n".join(f"{name:<{width}} {text}" for name, text in lines)
 
 
 def forecast(plan: BuildPlan, config: PrepareConfig) -> Forecast:

@@ -37,8 +37,13 @@ class Orientation(msgspec.Struct, frozen=True):
     ambiguous: Literal["apply", "raw"] = "apply"
     """What ``auto`` does with a photograph that matches both ways."""
 
-    def turn(self, info: PhotoInfo, width: int, height: int) -> Turn:
+    def turn(self, info: PhotoInfo, width: int, height: int, said: str = "annotated as") -> Turn:
         """Return the turn that brings the photograph over its mask of width x height [pixels].
+
+        Parameters
+        ----------
+        said
+            What has this size, for the message.
 
         Raises
         ------
@@ -60,7 +65,7 @@ class Orientation(msgspec.Struct, frozen=True):
         noted = f", EXIF orientation {info.orientation}" if turned else ""
         raise BadPhoto(
             "size-mismatch",
-            f"the image is {info.width} x {info.height}{noted}; annotated as {width} x {height}",
+            f"the image is {info.width} x {info.height}{noted}; {said} {width} x {height}",
         )
 
 

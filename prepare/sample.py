@@ -112,7 +112,8 @@ def _build(image: ImageTask, location: PhotoPlace, rules: SampleRules) -> MadeSa
         width, height = image.width, image.height
     else:
         width, height = info.size(info.orientation)
-    turn = rules.orientation.turn(info, width, height)
+    said = "annotated as" if image.label_image is None else "the mask is"
+    turn = rules.orientation.turn(info, width, height, said)
     counts = Counter(_oddities(info))
     if image.moved:
         counts[image.moved] += 1

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..storage import locate
 from .build import PreparedSplit, PrepareResult
+from .findings import described
 from .journal import QUARANTINE, REPORT
 
 
@@ -60,24 +61,26 @@ def _table(result: PrepareResult) -> Iterator[str]:
     if total:
         names = result.manifest.classes.names
         width = max([10, *map(len, pixels)])
-        yield f"{'id':>5}  {'class':<{width}}  {'instances':>10}  {'pixels':>15}  {'share':>8}"
+        counted = bool(instances)  # label images have none
+        heading = f"  {'instances':>10}" * counted
+        yield f"{'id':>5}  {'class':<{width}}{heading}  {'pixels':>15}  {'share':>8}"
         for train_id, name in enumerate(names):
             if name in pixels or name in instances:
                 count = pixels.get(name, 0)
+                number = f"  {instances.get(name, 0):>10,}" * counted
                 yield (
-                    f"{train_id:>5}  {name:<{width}}  {instances.get(name, 0):>10,}  {count:>15,}"
-                    f"  {count / total:>8.3%}"
+                    f"{train_id:>5}  {name:<{width}}{number}  {count:>15,}  {count / total:>8.3%}"
                 )
         if content["ignored_pixels"]:
             ignored, index = content["ignored_pixels"], result.manifest.classes.ignore_index
             yield (
-                f"{index:>5}  {'(ignored)':<{width}}  {'':>10}  {ignored:>15,}"
+                f"{index:>5}  {'(ignored)':<{width}}{'':{12 * counted}}  {ignored:>15,}"
                 f"  {ignored / total:>8.3%}"
             )
         unseen = [name for name in names[1:] if name not in pixels and name not in instances]
         if unseen:
             shown = ", ".join(unseen[:8]) + (" …" if len(unseen) > 8 else "")
-            yield f"       without instances: {len(unseen)} classes ({shown})"
+            yield f"       without {'instances' if counted else 'pixels'}: {len(unseen)} ({shown})"
         yield ""
     for split in result.splits:
         manifest = split.manifest
@@ -85,12 +88,10 @@ def _table(result: PrepareResult) -> Iterator[str]:
             f"{split.folder}: {manifest.samples:,} samples in {len(manifest.shards):,} shards, "
             f"{manifest.bytes / 1e6:,.1f} MB"
         )
-    counts = {name: n for name, n in content["counts"].items() if name != "quarantined"}
-    if counts:
-        yield "met: " + ", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items())
+    yield from (f"{n:>9,} {what}" for what, n in described(content["counts"]))
     if content["quarantined"]:
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in content["quarantined"].items())
-        yield f"left out: {reasons}"
+        yield f"quarantined: {reasons}"
     yield from (f"note: {note}" for note in result.notes)
     yield f"look at {content['report']}"
 
