@@ -6,11 +6,12 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 VOID_COLOR = (224, 224, 192)
 """VOC's colour of ignored pixels."""
 ERROR_COLOR = (255, 0, 0)
+_KEY_SIZE = 10  # of letters and squares [pixels]
 
 
 @functools.cache
@@ -48,7 +49,7 @@ def distinct_colormap(size: int = 256) -> NDArray[np.uint8]:
     steps = np.arange(0, 256, 17)
     grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
     lab = _lab(grid)
-    bright = (lab[:, 0] > 30) & (lab[:, 0] < 92)
+    bright = (lab[:, 0] > 42) & (lab[:, 0] < 90)
     grid, lab = grid[bright], lab[bright]
     colors = voc_colormap(size).copy()
     taken = _lab(np.array([(0, 0, 0), (255, 255, 255), (128, 128, 128), VOID_COLOR]))
@@ -209,10 +210,11 @@ def add_legend(
     """
     height, width = image.shape[:2]
     entries = [int(i) for i in np.unique(mask) if 0 < i < len(names)]
-    places, key_height = _key_places([names[i] for i in entries], width, 4)
+    size = max(_KEY_SIZE, width // 64)
+    places, key_height = _key_places([names[i] for i in entries], width, 4, size)
     sheet = Image.new("RGB", (width, height + key_height + (4 if entries else 0)), "white")
     sheet.paste(Image.fromarray(image))
-    _draw_key(sheet, entries, names, [(x, height + 4 + y) for x, y in places], palette)
+    _draw_key(sheet, entries, names, [(x, height + 4 + y) for x, y in places], palette, size)
     return sheet
 
 
@@ -222,12 +224,14 @@ def _draw_key(
     names: Sequence[str],
     places: Sequence[tuple[int, int]],
     palette: Palette,
+    size: int,
 ) -> None:
     draw, colors = ImageDraw.Draw(sheet), colormap(palette, max(256, len(names)))
+    font = ImageFont.load_default(size)
     for train_id, (x, top) in zip(entries, places, strict=True):
         red, green, blue = colors[train_id].tolist()
-        draw.rectangle((x, top, x + 10, top + 10), fill=(red, green, blue), outline="black")
-        draw.text((x + 14, top - 1), names[train_id], fill="black")
+        draw.rectangle((x, top, x + size, top + size), fill=(red, green, blue), outline="black")
+        draw.text((x + size + 4, top - 1), names[train_id], fill="black", font=font)
 
 
 def visualize_prediction(
@@ -263,7 +267,7 @@ def visualize_prediction(
     gap, caption = 6, 16
     entries = [int(i) for i in np.union1d(truth, prediction) if 0 < i < len(names)]
     total = len(panels) * width + (len(panels) + 1) * gap
-    places, key_height = _key_places([names[i] for i in entries], total, gap)
+    places, key_height = _key_places([names[i] for i in entries], total, gap, _KEY_SIZE)
     sheet = Image.new("RGB", (total, height + caption + 2 * gap + key_height), "white")
     draw = ImageDraw.Draw(sheet)
     for i, (title, pixels) in enumerate(panels):
@@ -271,7 +275,7 @@ def visualize_prediction(
         draw.text((left, 2), title, fill="black")
         sheet.paste(Image.fromarray(pixels), (left, caption))
     below = [(x, height + caption + gap + y) for x, y in places]
-    _draw_key(sheet, entries, names, below, "distinct")
+    _draw_key(sheet, entries, names, below, "distinct", _KEY_SIZE)
     return sheet
 
 
@@ -279,14 +283,16 @@ def _void(mask: NDArray[np.integer], ignore_index: int | None) -> int:
     return int(np.iinfo(mask.dtype).max) if ignore_index is None else ignore_index
 
 
-def _key_places(names: Sequence[str], width: int, gap: int) -> tuple[list[tuple[int, int]], int]:
+def _key_places(
+    names: Sequence[str], width: int, gap: int, size: int
+) -> tuple[list[tuple[int, int]], int]:
     """Flow the key's entries into rows; return their top left corners and the height [pixels]."""
-    font = ImageDraw.ImageDraw(Image.new("RGB", (1, 1))).getfont()
+    font = ImageFont.load_default(size)
     places, x, y = [], gap, 0
     for name in names:
-        need = 14 + int(font.getlength(name)) + 12
+        need = size + 4 + int(font.getlength(name)) + 12
         if x + need > width and x > gap:
-            x, y = gap, y + 16
+            x, y = gap, y + size + 6
         places.append((x, y))
         x += need
-    return places, y + 16 if names else 0
+    return places, y + size + 6 if names else 0

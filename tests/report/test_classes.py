@@ -16,7 +16,7 @@ def overview(pixels, ignored=0, **instances):
 
 
 def test_classes_have_the_colours_of_the_voc_map():
-    assert class_tag(taxonomy(5), 1).color == "#0000ff"
+    assert class_tag(taxonomy(5), 1).color == "#9900ff"
     assert class_tag(taxonomy(5), 3).color == "#ff0000"
     assert class_tag(taxonomy(5), 255).text == "(ignored)"
     assert class_tag(taxonomy(1000), 255).text == "class 255"
