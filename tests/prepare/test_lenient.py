@@ -210,7 +210,7 @@ def test_forms_are_in_the_report_and_in_the_summary(coco_set, tmp_path, run_coco
         "prepare", *coco_set.flags, "--output", tmp_path / "shards", "--engine", "inline"
     )
     assert ran.code == 0
-    assert "21 numbers as text" in ran.out
+    assert "21 numbers written as text" in ran.out
     assert "numbers written as text" in (tmp_path / "shards" / "prepare-report.html").read_text()
 
 
