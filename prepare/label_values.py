@@ -29,6 +29,7 @@ from .outlines import BadAnnotation
 PRESETS = ("voc", "cityscapes")
 _IGNORE = "ignore"
 _MAX_VALUE = 65535
+_NO_COLOR = 0xFFFFFFFF  # above every 0xRRGGBB
 _SHOWN = 4  # unknown values in a message
 
 
@@ -67,10 +68,11 @@ class LabelValues(msgspec.Struct, frozen=True):
         known = dict(self.values)
         if self.ignores_largest:
             known.setdefault(largest, self.ignore_index)
-        table = np.zeros(largest + 1, self._dtype)
         found = np.flatnonzero(np.bincount(labels.ravel(), minlength=1)).tolist()
+        self._refuse_unlisted(str(value) for value in found if value not in known)
+        table = np.full(largest + 1, self.others or 0, self._dtype)
         for value in found:
-            table[value] = self._train_id(known, value, found, str)
+            table[value] = known.get(value, table[value])
         mask: Any = table[labels]
         return cast(Mask, mask)
 
@@ -92,28 +94,28 @@ class LabelValues(msgspec.Struct, frozen=True):
         BadAnnotation
             ``unknown-value``.
         """
-        found, places = np.unique(colors, return_inverse=True)
-        every = found.tolist()
-        table = [self._train_id(self.colors, color, every, color_text) for color in every]
-        mask: Any = np.array(table, self._dtype)[places.reshape(colors.shape)]
+        known = np.array([*sorted(self.colors), _NO_COLOR], np.uint32)
+        places = np.searchsorted(known, colors)
+        unlisted = known[places] != colors
+        if unlisted.any():
+            self._refuse_unlisted(map(color_text, np.unique(colors[unlisted]).tolist()))
+            places[unlisted] = len(known) - 1
+        table = [*(self.colors[color] for color in sorted(self.colors)), self.others or 0]
+        mask: Any = np.array(table, self._dtype)[places]
         return cast(Mask, mask)
 
     @property
     def _dtype(self) -> type[np.uint8] | type[np.uint16]:
         return np.uint8 if self.ignore_index == 255 else np.uint16
 
-    def _train_id(
-        self, known: Mapping[int, int], value: int, found: Iterable[int], text: Any
-    ) -> int:
-        train_id = known.get(value, self.others)
-        if train_id is None:
-            unknown = [text(other) for other in found if other not in known]
-            more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+    def _refuse_unlisted(self, values: Iterable[str]) -> None:
+        unlisted = list(values)
+        if unlisted and self.others is None:
+            more = f" and {len(unlisted) - _SHOWN} more" if len(unlisted) > _SHOWN else ""
             raise BadAnnotation(
                 "unknown-value",
-                f"the mask contains {', '.join(unknown[:_SHOWN])}{more}, not listed in --classes",
+                f"the mask contains {', '.join(unlisted[:_SHOWN])}{more}, not listed in --classes",
             )
-        return train_id
 
 
 @dataclass(frozen=True, slots=True)
