@@ -87,12 +87,6 @@ def is_litter(path: str) -> bool:
     return any(part.startswith("._") or part.lower() in _LITTER for part in path.split("/"))
 
 
-def named_files(names: Sequence[str]) -> str:
-    """Return how many files there are, and what some are called."""
-    shown = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
-    return f"{len(names):,} files ({shown})" if len(names) > 1 else shown
-
-
 class BadPhoto(DataError):
     """A photograph that cannot be trusted; `reason` is its quarantine code."""
 

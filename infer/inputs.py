@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from .. import photo
 from ..errors import ConfigError, DataError
-from ..photo import is_image_name, is_litter, named_files
+from ..figures import named_files
+from ..photo import is_image_name, is_litter
 from ..shards.config import ReadConfig
 from ..shards.manifest import MANIFEST_NAME
 from ..shards.reader import ShardSet

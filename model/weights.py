@@ -256,15 +256,7 @@ def _load_file(path: str, config: ModelConfig) -> LoadedNetwork:
     with _as_folder(weights, settings) as folder:
         network = _network(folder, f"{path} as {name}", settings)
     check_input_size(network, config.input_size, name)
-    log.warning(
-        "%s: has no image processor: assuming RGB images, resized to model.input_size %d, and "
-        "ImageNet's mean and standard deviation",
-        path,
-        config.input_size,
-    )
-    return LoadedNetwork(
-        _faster(network).eval(), Preprocess(config.input_size, config.keep_ratio), taxonomy, path
-    )
+    return LoadedNetwork(_faster(network).eval(), _assumed(path, config), taxonomy, path)
 
 
 def _architecture_of(
@@ -476,6 +468,11 @@ def _preprocess_of(folder: str, name: str, settings: Any, config: ModelConfig | 
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         if file.is_file() or not isinstance(error, OSError):
             raise DataError(f"{file}: {first_line(error)}") from None
+    return _assumed(name, config)
+
+
+def _assumed(name: str, config: ModelConfig | None) -> Preprocess:
+    """Return what is assumed of a network without an image processor; see `_preprocess_of`."""
     size = "" if config is None else f", resized to model.input_size {config.input_size}"
     log.warning(
         "%s: has no %s: assuming RGB images%s, and ImageNet's mean and standard deviation",

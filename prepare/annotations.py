@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 
 from ..errors import ConfigError, DataError
-from ..photo import named_files
+from ..figures import named_files
 from ..storage import LocalPath, locate
 from ..taxonomy import Category
 from .images import ImageStore, image_names, other_names, readable

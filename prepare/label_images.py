@@ -25,8 +25,8 @@ from .outlines import BadAnnotation
 
 SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
 """Lossless formats."""
-_DENSE = 254  # up to this value, absent ones cost nothing: the masks have 8 bits anyway
-_FEW = 16  # of fewer classes, a few that are absent are nothing to tell
+_DENSE = 254  # up to this value masks have 8 bits, whether all values occur or not
+_FEW = 16  # below this value, absent values are not reported
 _LOSSY = ("jpg", "webp")  # extensions of `photo.EXTENSIONS`
 _BITS = {"L;2": 85, "L;4": 17}  # Pillow's rawmode → the factor by which it stretches to 0…255
 
@@ -63,9 +63,11 @@ def list_label_images(
     found = [(stem, name) for stem, name in every if name.lower().endswith(SUFFIXES)]
     if not found:
         raise DataError(_no_mask(masks, mask_suffix))
-    if inside is None:  # else they may be images
+    if inside is None:  # otherwise JPEG files may be the images
         exact = {stem for stem, _ in found}
-        found += [(stem, name) for stem, name in every if stem not in exact]  # to be refused
+        found += [
+            (stem, name) for stem, name in every if stem not in exact
+        ]  # quarantined as lossy-mask
         found.sort(key=lambda pair: pair[1])
     own = set() if inside is None else {f"{inside}{name}" for _, name in found}
     stems: dict[str, list[str]] = defaultdict(list)
@@ -213,7 +215,7 @@ def label_classes(
 def _try_to_read(place: PhotoPlace) -> Labels | None:
     try:
         return read_labels(read_photo(place))
-    except BadPhoto:  # the build tells which, and why
+    except BadPhoto:  # the build quarantines it
         return None
 
 

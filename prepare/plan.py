@@ -14,7 +14,8 @@ import msgspec
 from msgspec.structs import replace
 
 from ..errors import ConfigError, DataError
-from ..photo import BadPhoto, named_files
+from ..figures import named_files
+from ..photo import BadPhoto
 from ..taxonomy import ClassMap, is_coco, resolve_classes
 from .annotations import AnnotationFile, ImageEntry, is_blank, list_images, read_annotations
 from .config import PrepareConfig, parse_split
