@@ -27,7 +27,8 @@ SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
 """Lossless formats."""
 _DENSE = 254  # up to this value masks have 8 bits, whether all values occur or not
 _FEW = 16  # below this value, absent values are not reported
-_LOSSY = ("jpg", "webp")  # extensions of `photo.EXTENSIONS`
+_LOSSLESS = ("image.png", "tif", "bmp", "gif")  # extensions of `photo.EXTENSIONS`
+_LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp")  # Pillow's names of compressions
 _BITS = {"L;2": 85, "L;4": 17}  # Pillow's rawmode → the factor by which it stretches to 0…255
 
 
@@ -64,10 +65,8 @@ def list_label_images(
     if not found:
         raise DataError(_no_mask(masks, mask_suffix))
     if inside is None:  # otherwise JPEG files may be the images
-        exact = {stem for stem, _ in found}
-        found += [
-            (stem, name) for stem, name in every if stem not in exact
-        ]  # quarantined as lossy-mask
+        readable_stems = {stem for stem, _ in found}  # the others are quarantined as lossy-mask
+        found += [pair for pair in every if pair[0] not in readable_stems]
         found.sort(key=lambda pair: pair[1])
     own = set() if inside is None else {f"{inside}{name}" for _, name in found}
     stems: dict[str, list[str]] = defaultdict(list)
@@ -268,9 +267,14 @@ def read_labels(content: bytes, palette_colors: bool = False) -> Labels:
     """
     try:
         info = photo.check(content)
-        if info.extension in _LOSSY:
-            raise BadPhoto("lossy-mask", "is a JPEG or WebP file: its pixels are not exact labels")
         with Image.open(io.BytesIO(content)) as image:
+            lossy = image.info.get("compression") in _LOSSY_TIFF
+            if lossy or info.extension not in _LOSSLESS:
+                raise BadPhoto(
+                    "lossy-mask",
+                    f"is a {image.format} file whose pixels may not be exact labels; expected PNG, "
+                    "BMP, GIF or TIFF without JPEG compression",
+                )
             factor = next((_BITS[str(t.args)] for t in image.tile if str(t.args) in _BITS), 1)
             image.load()
             return _labels(image, factor, palette_colors)

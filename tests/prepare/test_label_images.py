@@ -551,6 +551,26 @@ def test_lossy_masks_beside_others_are_left_out_as_such(label_set):
     assert "without_mask" not in result.manifest.counts
 
 
+@pytest.mark.parametrize(
+    ("name", "saved"),
+    [
+        ("b.jp2", {"format": "JPEG2000"}),
+        ("b.avif", {"format": "AVIF"}),
+        ("b.webp", {"format": "WEBP"}),
+        ("b.png", {"format": "AVIF"}),
+        ("b.tif", {"format": "TIFF", "compression": "jpeg"}),
+    ],
+)
+def test_no_lossy_format_is_taken_for_labels(label_set, name, saved):
+    for each in ("a", "b"):
+        label_set.image(f"{each}.png")
+        label_set.mask(f"{each}.png", drawn([1]))
+    (label_set.masks / "b.png").unlink()
+    Image.fromarray(drawn([1])).save(label_set.masks / name, **saved)
+    (entry,) = label_set.prepare().quarantined
+    assert (entry.file_name, entry.reason) == ("b.png", "lossy-mask")
+
+
 def test_a_mask_may_keep_the_extension_of_its_image(label_set, stored):
     label_set.image("a.jpg")
     label_set.image("a.png")
