@@ -327,7 +327,7 @@ def train(
     "--tta/--no-tta", "use_tta", default=None, help="Average several scales and flips. [on]"
 )
 @click.option("--batch-size", type=int, metavar="N", help="Images a batch. [8]")
-@click.option("--color", is_flag=True, default=None, help="Also write coloured masks to DIR/color.")
+@click.option("--color", is_flag=True, default=None, help="Also write colored masks to DIR/color.")
 @click.option("--overlay", is_flag=True, default=None, help="Also write overlays to DIR/overlay.")
 @click.option(
     "--confidence",
@@ -390,7 +390,10 @@ def infer(
 )
 @click.option("--batch-size", type=int, metavar="N", help="Images a batch. [8]")
 @click.option(
-    "--pictures", type=int, metavar="N", help="Write N image / truth / prediction pictures. [0]"
+    "--pictures",
+    type=int,
+    metavar="N",
+    help="Write N pictures of ground truth and prediction. [0]",
 )
 @click.option("--quick", is_flag=True, default=None, help="Neither boundary IoU nor calibration.")
 @click.option(
@@ -460,7 +463,7 @@ def graph_options(command: Command) -> Command:
         click.option(
             "--input-type",
             type=click.Choice(["uint8", "float32"]),
-            help="RGB photographs, or what is normalised already. [uint8]",
+            help="RGB photographs, or what is normalized already. [uint8]",
         ),
         click.option(
             "--output-type",

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 VOID_COLOR = (224, 224, 192)
-"""VOC's colour of ignored pixels."""
+"""VOC's color of ignored pixels."""
 ERROR_COLOR = (255, 0, 0)
 _KEY_SIZE = 10  # of letters and squares [pixels]
 
 
 @functools.cache
 def voc_colormap(size: int = 256) -> NDArray[np.uint8]:
-    """Return the VOC colour map.
+    """Return the VOC color map.
 
     The bits of a class number are dealt to red, green and blue from the highest bit down. Source:
     the PASCAL VOC development kit (`VOCdevkit`, ``VOClabelcolormap.m``).
@@ -86,7 +86,7 @@ def colormap(palette: Palette, size: int) -> NDArray[np.uint8]:
 def mask_to_color(
     mask: NDArray[np.integer], ignore_index: int | None = None, palette: Palette = "distinct"
 ) -> NDArray[np.uint8]:
-    """Colour a mask.
+    """Color a mask.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def overlay_mask(
     ignore_index: int | None = None,
     palette: Palette = "distinct",
 ) -> NDArray[np.uint8]:
-    """Lay a coloured mask over its photograph; background stays clear.
+    """Lay a colored mask over its photograph; background stays clear.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def overlay_mask(
     mask
         Train ids, shape (H, W).
     alpha
-        Weight of the colour, 0…1.
+        Weight of the color, 0…1.
 
     Returns
     -------
@@ -241,7 +241,7 @@ def visualize_prediction(
     names: Sequence[str] = (),
     ignore_index: int | None = None,
 ) -> Image.Image:
-    """Put image, truth, prediction and errors side by side, with captions and a colour key.
+    """Put image, ground truth, prediction and errors side by side, with captions and a color key.
 
     Parameters
     ----------
@@ -259,7 +259,7 @@ def visualize_prediction(
     """
     panels = [
         ("image", image),
-        ("truth", overlay_mask(image, truth, ignore_index=ignore_index)),
+        ("ground truth", overlay_mask(image, truth, ignore_index=ignore_index)),
         ("prediction", overlay_mask(image, prediction, ignore_index=ignore_index)),
         ("errors", overlay_errors(image, truth, prediction, _void(truth, ignore_index))),
     ]

@@ -44,7 +44,7 @@ def photo(height, width, seed):
 
 def tensors(images, view):
     small = np.stack([preprocess.resize(image, view.scale) for image in images])
-    return preprocess.normaliser()(view.mirror(torch.from_numpy(small), 1, 2))
+    return preprocess.normalizer()(view.mirror(torch.from_numpy(small), 1, 2))
 """
 _SPEED = (
     _START

@@ -29,7 +29,7 @@ def started(cls, *arguments):
 
     def step(micro):
         began = time.perf_counter()
-        x = learn.normalise(micro.images)
+        x = learn.normalize(micro.images)
         loss = learn.loss(network(pixel_values=x).logits, micro.masks.long(), *micro.denominators)
         loss.backward()
         optimizer.step()

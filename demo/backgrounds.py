@@ -1,7 +1,7 @@
 """The places in which the demo's objects are met: gradients, noise and a few things of no category.
 
-The clutter is there on purpose: rocks as grey as an elephant, plates as round as a pizza, crossings
-striped like a zebra, leaves as yellow as a banana. Colour alone must not be enough.
+The clutter is there on purpose: rocks as gray as an elephant, plates as round as a pizza, crossings
+striped like a zebra, leaves as yellow as a banana. Color alone must not be enough.
 """
 
 import math
@@ -13,7 +13,7 @@ from PIL import Image
 
 from .objects import Place
 from .sketch import (
-    Colour,
+    Color,
     Floats,
     Pose,
     Sketch,
@@ -60,15 +60,15 @@ def noise(
     return total
 
 
-def gradient(size: tuple[int, int], top: Colour, bottom: Colour) -> Floats:
-    """Blend two colours from the first row to the last, shape (H, W, 3)."""
+def gradient(size: tuple[int, int], top: Color, bottom: Color) -> Floats:
+    """Blend two colors from the first row to the last, shape (H, W, 3)."""
     down = np.linspace(0, 1, size[0], dtype=np.float32)[:, None, None]
     rows = np.asarray(top, np.float32) * (1 - down) + np.asarray(bottom, np.float32) * down
     return np.broadcast_to(rows, (*size, 3)).copy()
 
 
-def blend(rgb: Floats, over: Floats | Colour, alpha: Floats) -> None:
-    """Paint a picture or a colour over `rgb` in place; `alpha` has shape (H, W)."""
+def blend(rgb: Floats, over: Floats | Color, alpha: Floats) -> None:
+    """Paint a picture or a color over `rgb` in place; `alpha` has shape (H, W)."""
     rgb += alpha[..., None] * (np.asarray(over, np.float32) - rgb)
 
 
@@ -91,7 +91,7 @@ def clutter(
     rows: tuple[float, float],
     grain: float = 0.35,
 ) -> None:
-    """Scatter things of no category; radii and the centres' rows lie in the ranges [pixels]."""
+    """Scatter things of no category; radii and the centers' rows lie in the ranges [pixels]."""
     for _ in range(count):
         pad = Sketch(Pose(rng.uniform(*radius), rng.uniform(-25, 25)))
         paint(pad, rng)
@@ -102,32 +102,32 @@ def clutter(
 
 
 def _rock(pad: Sketch, rng: np.random.Generator) -> None:
-    colour = tint(rng, (124, 120, 118), 24)
-    pad.fill(colour)
-    pad.solid(blob(rng, 0, 0, 0.8, 0.25) * (1, 0.65), colour)
+    color = tint(rng, (124, 120, 118), 24)
+    pad.fill(color)
+    pad.solid(blob(rng, 0, 0, 0.8, 0.25) * (1, 0.65), color)
 
 
 def _bush(pad: Sketch, rng: np.random.Generator) -> None:
-    colour = tint(rng, (78, 110, 52), 20)
-    pad.fill(colour)
+    color = tint(rng, (78, 110, 52), 20)
+    pad.fill(color)
     for _ in range(9):
         x, y = rng.normal(0, 0.35, 2)
-        pad.solid(blob(rng, x, 0.5 * y, 0.4, 0.3), tint(rng, colour, 22))
+        pad.solid(blob(rng, x, 0.5 * y, 0.4, 0.3), tint(rng, color, 22))
 
 
 def _plate(pad: Sketch, rng: np.random.Generator) -> None:
-    colour = tint(rng, (226, 224, 218), 16)
-    pad.fill(colour)
-    pad.solid(ellipse(0, 0, 1, 1), colour)
-    pad.detail(ellipse(0, 0, 0.72, 0.72), shade(colour, 0.9))
-    pad.detail(ellipse(0, 0, 0.68, 0.68), colour)
+    color = tint(rng, (226, 224, 218), 16)
+    pad.fill(color)
+    pad.solid(ellipse(0, 0, 1, 1), color)
+    pad.detail(ellipse(0, 0, 0.72, 0.72), shade(color, 0.9))
+    pad.detail(ellipse(0, 0, 0.68, 0.68), color)
 
 
 def _leaf(pad: Sketch, rng: np.random.Generator) -> None:
-    colour = tint(rng, [(196, 150, 50), (160, 96, 44), (96, 130, 60)][rng.integers(3)], 20)
-    pad.fill(colour)
-    pad.solid(tube([(-0.9, 0.0), (0.0, 0.1), (0.9, 0.0)], (0.02, 0.45, 0.02)), colour)
-    pad.detail(tube([(-0.9, 0.0), (0.0, 0.1), (0.9, 0.0)], 0.03), shade(colour, 0.7))
+    color = tint(rng, [(196, 150, 50), (160, 96, 44), (96, 130, 60)][rng.integers(3)], 20)
+    pad.fill(color)
+    pad.solid(tube([(-0.9, 0.0), (0.0, 0.1), (0.9, 0.0)], (0.02, 0.45, 0.02)), color)
+    pad.detail(tube([(-0.9, 0.0), (0.0, 0.1), (0.9, 0.0)], 0.03), shade(color, 0.7))
 
 
 def _picture(pad: Sketch, rng: np.random.Generator) -> None:
@@ -138,8 +138,8 @@ def _picture(pad: Sketch, rng: np.random.Generator) -> None:
 
 
 def _sky(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
-    tops: list[Colour] = [(74, 134, 206), (96, 150, 214), (120, 146, 178), (108, 120, 176)]
-    lows: list[Colour] = [(196, 220, 238), (214, 226, 232), (206, 212, 216), (244, 202, 164)]
+    tops: list[Color] = [(74, 134, 206), (96, 150, 214), (120, 146, 178), (108, 120, 176)]
+    lows: list[Color] = [(196, 220, 238), (214, 226, 232), (206, 212, 216), (244, 202, 164)]
     k = rng.integers(4)
     rgb = gradient(size, tint(rng, tops[k]), tint(rng, lows[k]))
     clouds = np.clip(0.55 * noise(rng, size, rng.uniform(30, 60), stretch=2.2) - 0.1, 0, 0.85)
@@ -148,7 +148,7 @@ def _sky(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
 
 
 def _open_land(
-    rng: np.random.Generator, size: tuple[int, int], near: Colour, far: Colour
+    rng: np.random.Generator, size: tuple[int, int], near: Color, far: Color
 ) -> Backdrop:
     height, width = size
     horizon = int(rng.uniform(0.28, 0.5) * height)
@@ -182,7 +182,7 @@ def paint_sea(rng: np.random.Generator, size: tuple[int, int]) -> Backdrop:
     height, width = size
     horizon = int(rng.uniform(0.3, 0.5) * height)
     rgb = _sky(rng, size)
-    deeps: list[Colour] = [(26, 84, 124), (34, 104, 120), (52, 86, 108)]
+    deeps: list[Color] = [(26, 84, 124), (34, 104, 120), (52, 86, 108)]
     near = tint(rng, deeps[rng.integers(3)])
     water = gradient((height - horizon, width), shade(near, 1.7), near)
     waves = noise(rng, water.shape[:2], 7, stretch=4) + noise(rng, water.shape[:2], 18, stretch=6)
@@ -213,7 +213,7 @@ def paint_street(rng: np.random.Generator, size: tuple[int, int]) -> Backdrop:
     horizon = int(rng.uniform(0.42, 0.6) * height)
     rgb = _sky(rng, size)
     left = 0
-    walls: list[Colour] = [(176, 120, 96), (190, 176, 150), (142, 140, 144), (206, 186, 160)]
+    walls: list[Color] = [(176, 120, 96), (190, 176, 150), (142, 140, 144), (206, 186, 160)]
     while left < width:
         right = left + int(rng.uniform(0.25, 0.5) * width)
         roof = int(rng.uniform(0.0, 0.2) * height)
@@ -247,7 +247,7 @@ def paint_sky(rng: np.random.Generator, size: tuple[int, int]) -> Backdrop:
 
 def paint_table(rng: np.random.Generator, size: tuple[int, int]) -> Backdrop:
     """Paint wooden planks seen from above, with plates and leaves."""
-    woods: list[Colour] = [(150, 104, 66), (186, 148, 104), (104, 74, 54), (170, 160, 148)]
+    woods: list[Color] = [(150, 104, 66), (186, 148, 104), (104, 74, 54), (170, 160, 148)]
     wood = tint(rng, woods[rng.integers(4)])
     rgb = np.full((*size, 3), wood, np.float32)
     plank = int(rng.integers(34, 60))
@@ -263,7 +263,7 @@ def paint_table(rng: np.random.Generator, size: tuple[int, int]) -> Backdrop:
 
 def paint_cloth(rng: np.random.Generator, size: tuple[int, int]) -> Backdrop:
     """Paint a chequered tablecloth seen from above, with plates."""
-    threads: list[Colour] = [(190, 60, 58), (70, 104, 168), (84, 140, 92), (130, 120, 110)]
+    threads: list[Color] = [(190, 60, 58), (70, 104, 168), (84, 140, 92), (130, 120, 110)]
     thread = np.asarray(tint(rng, threads[rng.integers(4)]), np.float32)
     square = int(rng.integers(10, 26))
     down = (np.arange(size[0]) // square % 2)[:, None]
@@ -284,7 +284,7 @@ def paint_room(rng: np.random.Generator, size: tuple[int, int]) -> Backdrop:
     """Paint a papered wall with pictures, a skirting board and a floor."""
     height, width = size
     horizon = int(rng.uniform(0.5, 0.68) * height)
-    walls: list[Colour] = [(196, 184, 160), (160, 180, 186), (204, 170, 156), (176, 188, 156)]
+    walls: list[Color] = [(196, 184, 160), (160, 180, 186), (204, 170, 156), (176, 188, 156)]
     rgb = gradient(size, tint(rng, walls[rng.integers(4)]), tint(rng, walls[rng.integers(4)]))
     if rng.random() < 0.6:
         pitch = int(rng.integers(14, 30))

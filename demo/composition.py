@@ -172,7 +172,7 @@ def _place_object(
 
 
 def _row(rng: np.random.Generator, kind: Kind, backdrop: Backdrop, tall: int) -> float:
-    """Draw the row [pixels] of an object's centre: feet on the ground, kites in the air."""
+    """Draw the row [pixels] of an object's center: feet on the ground, kites in the air."""
     height = backdrop.rgb.shape[0]
     if kind.stance == "fly" and backdrop.horizon > 0:
         return float(rng.uniform(0.1, 0.6) * height)
@@ -208,7 +208,7 @@ def _place_crowd(
         x, y = int(rng.uniform(0, wide - right)), int(row * (tall - down))
         window = (slice(y, y + down), slice(x, x + right))
         under = alpha[window]
-        # Where nothing is drawn yet there is no colour to mix with.
+        # Where nothing is drawn yet there is no color to mix with.
         blend(rgb[window], one.rgb, np.where(under == 0, np.ceil(one.alpha), one.alpha))
         alpha[window] = under + one.alpha - under * one.alpha
     left = int(rng.uniform(0.0, width - wide))
@@ -263,8 +263,8 @@ def _photograph(rng: np.random.Generator, rgb: Floats) -> NDArray[np.uint8]:
     height, width = rgb.shape[:2]
     down = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     right = np.linspace(-1, 1, width, dtype=np.float32)[None]
-    centre = rng.uniform(-0.3, 0.3, 2).astype(np.float32)
-    distance = (down - centre[0]) ** 2 + (right - centre[1]) ** 2
+    center = rng.uniform(-0.3, 0.3, 2).astype(np.float32)
+    distance = (down - center[0]) ** 2 + (right - center[1]) ** 2
     vignette = rng.uniform(0.92, 1.14) * (1 - rng.uniform(0.06, 0.16) * distance)
     balance = rng.uniform(0.95, 1.05, 3).astype(np.float32)
     lit = np.clip(rgb * vignette[..., None] * balance, 0, 255).astype(np.uint8)

@@ -1,6 +1,6 @@
 """How each of the demo's twelve categories looks: one painter each, and the table that lists them.
 
-Every painter draws in the unit frame of `Sketch` and takes its variation (colours, pose, variants)
+Every painter draws in the unit frame of `Sketch` and takes its variation (colors, pose, variants)
 from the generator it is given. Side views face left; `Pose.mirrored` turns them round.
 """
 
@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from .sketch import (
-    Colour,
+    Color,
     Points,
     Sketch,
     arc,
@@ -30,8 +30,8 @@ Place: TypeAlias = Literal[
     "savanna", "meadow", "sea", "beach", "street", "sky", "table", "cloth", "room"
 ]
 
-BLACK: Colour = (28, 26, 28)
-WHITE: Colour = (240, 238, 232)
+BLACK: Color = (28, 26, 28)
+WHITE: Color = (240, 238, 232)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,8 @@ class Kind:
 
 
 def paint_bus(pad: Sketch, rng: np.random.Generator) -> None:
-    """Draw a bus from the side: a row of dark windows, a coloured band, two wheels."""
-    liveries: list[Colour] = [(206, 38, 34), (240, 178, 22), (36, 92, 178), (60, 146, 84)]
+    """Draw a bus from the side: a row of dark windows, a colored band, two wheels."""
+    liveries: list[Color] = [(206, 38, 34), (240, 178, 22), (36, 92, 178), (60, 146, 84)]
     body = tint(rng, liveries[rng.integers(len(liveries))])
     band = WHITE if rng.random() < 0.7 else shade(body, 0.6)
     glass = tint(rng, (58, 78, 98))
@@ -100,8 +100,8 @@ def paint_bus(pad: Sketch, rng: np.random.Generator) -> None:
 
 def paint_boat(pad: Sketch, rng: np.random.Generator) -> None:
     """Draw a sailing boat: hull, mast, two sails."""
-    hulls: list[Colour] = [(150, 62, 40), (36, 58, 110), (190, 40, 44), (40, 110, 104)]
-    sails: list[Colour] = [(246, 242, 230), (246, 242, 230), (214, 78, 58)]
+    hulls: list[Color] = [(150, 62, 40), (36, 58, 110), (190, 40, 44), (40, 110, 104)]
+    sails: list[Color] = [(246, 242, 230), (246, 242, 230), (214, 78, 58)]
     hull, sail = tint(rng, hulls[rng.integers(4)]), tint(rng, sails[rng.integers(3)])
     pad.fill(sail)
     keel = curve([(-0.95, 0.42), (-0.55, 0.8), (0, 0.86), (0.6, 0.8), (0.82, 0.46)], closed=False)
@@ -201,8 +201,8 @@ def paint_giraffe(pad: Sketch, rng: np.random.Generator) -> None:
     )
     for row, y in enumerate(np.arange(-0.86, 0.68, 0.15)):
         for x in np.arange(-0.7, 0.8, 0.165):
-            centre = (x + 0.08 * (row % 2) + rng.uniform(-0.02, 0.02), y + rng.uniform(-0.02, 0.02))
-            pad.detail(blob(rng, *centre, 0.072, 0.22), patch)
+            center = (x + 0.08 * (row % 2) + rng.uniform(-0.02, 0.02), y + rng.uniform(-0.02, 0.02))
+            pad.detail(blob(rng, *center, 0.072, 0.22), patch)
     mane = tube([(0.04, -0.16), (-0.2, -0.5), (-0.36, -0.9)], (0.025, 0.035, 0.03))
     pad.solid(mane, shade(patch, 0.75))
     pad.detail(ellipse(-0.64, -0.86, 0.15, 0.1), shade(coat, 0.95))
@@ -213,7 +213,7 @@ def paint_giraffe(pad: Sketch, rng: np.random.Generator) -> None:
 
 
 def paint_elephant(pad: Sketch, rng: np.random.Generator) -> None:
-    """Draw an elephant: trunk, tusk and a large ear on a grey bulk."""
+    """Draw an elephant: trunk, tusk and a large ear on a gray bulk."""
     skin = tint(rng, (128, 126, 134), 14)
     dark, sway = shade(skin, 0.72), rng.uniform(-0.12, 0.12)
     pad.fill(skin)
@@ -248,7 +248,7 @@ def paint_elephant(pad: Sketch, rng: np.random.Generator) -> None:
 
 def paint_teddy_bear(pad: Sketch, rng: np.random.Generator) -> None:
     """Draw a sitting teddy bear with light muzzle, belly and soles."""
-    furs: list[Colour] = [(152, 98, 56), (122, 72, 40), (176, 122, 74)]
+    furs: list[Color] = [(152, 98, 56), (122, 72, 40), (176, 122, 74)]
     fur = tint(rng, furs[rng.integers(3)])
     light, dark = shade(fur, 1.45), shade(fur, 0.78)
     lift = rng.uniform(-0.2, 0.15, 2)
@@ -292,11 +292,11 @@ def paint_banana(pad: Sketch, rng: np.random.Generator) -> None:
         turn = math.radians(-24 * fruit)
         turned = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
         spine = (arc(0, -0.62, 0.92, 0.98, 168, 22)[::2] - stem) @ turned + stem
-        colour = shade(skin, 1 - 0.07 * fruit)
-        pad.solid(tube(spine, (0.05, 0.19, 0.24, 0.24, 0.19, 0.05)), colour)
+        color = shade(skin, 1 - 0.07 * fruit)
+        pad.solid(tube(spine, (0.05, 0.19, 0.24, 0.24, 0.19, 0.05)), color)
         ridge, sheen = np.add(spine, (0.0, 0.09)), np.add(spine, (0.0, -0.1))
-        pad.detail(tube(ridge, (0.0, 0.05, 0.06, 0.05, 0.0)), shade(colour, 0.84))
-        pad.detail(tube(sheen, (0.0, 0.03, 0.04, 0.03, 0.0)), shade(colour, 1.14))
+        pad.detail(tube(ridge, (0.0, 0.05, 0.06, 0.05, 0.0)), shade(color, 0.84))
+        pad.detail(tube(sheen, (0.0, 0.03, 0.04, 0.03, 0.0)), shade(color, 1.14))
         pad.detail(ellipse(spine[-1, 0], spine[-1, 1], 0.08, 0.08), (82, 62, 30))
         for _ in range(int(rng.integers(2, 9))):
             x, y = spine[rng.integers(1, len(spine) - 1)] + rng.uniform(-0.12, 0.12, 2)
@@ -366,12 +366,12 @@ def paint_pizza(pad: Sketch, rng: np.random.Generator) -> None:
 
 def paint_donut(pad: Sketch, rng: np.random.Generator) -> None:
     """Draw a ring of dough with icing and sprinkles; its hole shows the background."""
-    icings: list[Colour] = [(240, 132, 172), (84, 46, 30), (246, 240, 232), (150, 206, 224)]
+    icings: list[Color] = [(240, 132, 172), (84, 46, 30), (246, 240, 232), (150, 206, 224)]
     icing, dough = (
         tint(rng, icings[rng.choice(4, p=(0.4, 0.35, 0.15, 0.1))]),
         tint(rng, (206, 146, 82)),
     )
-    sprinkles: list[Colour] = [(250, 220, 60), (70, 160, 230), (240, 70, 80), (120, 200, 90), WHITE]
+    sprinkles: list[Color] = [(250, 220, 60), (70, 160, 230), (240, 70, 80), (120, 200, 90), WHITE]
     hole = rng.uniform(0.24, 0.36)
     pad.fill(dough)
     pad.solid(ellipse(0, 0, 0.95, 0.95), dough)
@@ -381,15 +381,15 @@ def paint_donut(pad: Sketch, rng: np.random.Generator) -> None:
     for _ in range(34):
         angle, reach = rng.uniform(0, 360), rng.uniform(hole + 0.1, 0.72)
         x, y = reach * math.cos(angle), reach * math.sin(angle)
-        colour = sprinkles[rng.integers(len(sprinkles))]
-        pad.detail(ellipse(x, y, 0.065, 0.024, rng.uniform(0, 180)), colour)
+        color = sprinkles[rng.integers(len(sprinkles))]
+        pad.detail(ellipse(x, y, 0.065, 0.024, rng.uniform(0, 180)), color)
     pad.detail(ellipse(0, 0, hole + 0.07, hole + 0.07), shade(dough, 0.85))
     pad.hole(ellipse(0, 0, hole, hole))
 
 
 def paint_kite(pad: Sketch, rng: np.random.Generator) -> None:
-    """Draw a kite of four coloured panels; the bows of its tail are parts apart from it."""
-    palette: list[Colour] = [
+    """Draw a kite of four colored panels; the bows of its tail are parts apart from it."""
+    palette: list[Color] = [
         (226, 44, 60),
         (252, 206, 36),
         (40, 128, 220),

@@ -38,7 +38,7 @@ def trace(region: NDArray[np.bool_], coverage: Floats) -> tuple[Outline, ...]:
     """Outline every part and every hole of a region.
 
     The line walks along the pixels' edges; every step is then moved across its edge to the place
-    where the coverage, interpolated between the two pixel centres, passes one half.
+    where the coverage, interpolated between the two pixel centers, passes one half.
 
     Parameters
     ----------

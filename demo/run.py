@@ -82,7 +82,7 @@ class DemoResult:
                 f"mIoU {self.evaluation.scores.miou:.3f} on images that training never saw; "
                 f"predicting background only gives {self.background_miou:.3f}.",
                 f"All of it took {self.seconds:.0f} s. Look at:",
-                f"  {folder / 'contact-sheet.png'}   image, truth and prediction side by side",
+                f"  {folder / 'contact-sheet.png'}   image, ground truth, prediction, errors",
                 f"  {folder / 'data'}                the drawn COCO data set",
                 f"  {folder / 'shards'}              masks and images, packed by prepare",
                 f"  {folder / 'run'}                 checkpoints; tensorboard --logdir of it",
@@ -188,7 +188,7 @@ def _draw(plan: DemoPlan) -> DemoDataset:
 
 
 def _contact_sheet(folder: Path, shards: str) -> None:
-    """Lay out validation images with truth and prediction, in columns."""
+    """Lay out validation images with ground truth and prediction, in columns."""
     validation = ShardSet([shards])
     picks = np.linspace(0, len(validation) - 1, min(SHEET_IMAGES, len(validation)))
     tiles = []

@@ -2,7 +2,7 @@
 
 Painters work in the *unit frame*: x to the right, y down, the object within about [-1, 1]². The pad
 turns, mirrors and scales the points, so that nothing is ever resampled, and draws them on a raster
-`SUPERSAMPLING` times finer than the image: averaging it gives antialiased colours and the share of
+`SUPERSAMPLING` times finer than the image: averaging it gives antialiased colors and the share of
 every pixel that the object covers.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-Colour: TypeAlias = tuple[int, int, int]
+Color: TypeAlias = tuple[int, int, int]
 Points: TypeAlias = NDArray[np.float64]
 Floats: TypeAlias = NDArray[np.float32]
 
@@ -59,12 +59,12 @@ class Sprite:
 
 
 class Sketch:
-    """The pad: `solid` adds to the object, `hole` cuts, `detail` colours, `prop` is background."""
+    """The pad: `solid` adds to the object, `hole` cuts, `detail` colors, `prop` is background."""
 
     def __init__(self, pose: Pose) -> None:
         self.pose = pose
         side = SUPERSAMPLING * 2 * math.ceil(REACH * pose.radius)
-        self._centre = side / 2
+        self._center = side / 2
         turn = math.radians(pose.angle)
         across = pose.stretch * (-1.0 if pose.mirrored else 1.0)
         scale = SUPERSAMPLING * pose.radius
@@ -76,33 +76,33 @@ class Sketch:
         )
         self._shape = Image.new("L", (side, side))
         self._prop: Image.Image | None = None  # made when needed: few objects have one
-        self._colour = Image.new("RGB", (side, side))
+        self._color = Image.new("RGB", (side, side))
         self._shape_pen = ImageDraw.Draw(self._shape)
-        self._colour_pen = ImageDraw.Draw(self._colour)
+        self._color_pen = ImageDraw.Draw(self._color)
 
-    def fill(self, colour: Colour) -> None:
-        """Colour the whole pad: what the half-covered pixels along the outline are mixed from."""
-        self._colour_pen.rectangle((0, 0, *self._colour.size), fill=colour)
+    def fill(self, color: Color) -> None:
+        """Color the whole pad: what the half-covered pixels along the outline are mixed from."""
+        self._color_pen.rectangle((0, 0, *self._color.size), fill=color)
 
-    def solid(self, outline: ArrayLike, colour: Colour) -> None:
+    def solid(self, outline: ArrayLike, color: Color) -> None:
         """Add a closed shape, (n, 2) in the unit frame, to the object."""
         points = self._to_pad(outline)
         self._shape_pen.polygon(points, fill=255)
-        self._colour_pen.polygon(points, fill=colour)
+        self._color_pen.polygon(points, fill=color)
 
-    def detail(self, outline: ArrayLike, colour: Colour) -> None:
-        """Colour a closed shape; what lies outside the object stays unseen."""
-        self._colour_pen.polygon(self._to_pad(outline), fill=colour)
+    def detail(self, outline: ArrayLike, color: Color) -> None:
+        """Color a closed shape; what lies outside the object stays unseen."""
+        self._color_pen.polygon(self._to_pad(outline), fill=color)
 
     def hole(self, outline: ArrayLike) -> None:
         """Cut a closed shape out of the object."""
         self._shape_pen.polygon(self._to_pad(outline), fill=0)
 
-    def prop(self, outline: ArrayLike, colour: Colour) -> None:
+    def prop(self, outline: ArrayLike, color: Color) -> None:
         """Draw something that belongs to the background, behind the object."""
         if self._prop is None:
             self._prop = Image.new("RGBA", self._shape.size)
-        ImageDraw.Draw(self._prop).polygon(self._to_pad(outline), fill=(*colour, 255))
+        ImageDraw.Draw(self._prop).polygon(self._to_pad(outline), fill=(*color, 255))
 
     def finish(self, rng: np.random.Generator, *, light: float, grain: float) -> Sprite:
         """Average the pad down to pixels, and give the flat drawing volume and texture.
@@ -126,7 +126,7 @@ class Sketch:
             small.filter(ImageFilter.GaussianBlur(0.16 * self.pose.radius)).crop(crop), np.float32
         )
         alpha = np.asarray(small.crop(crop), np.float32) / np.float32(255)
-        rgb = np.asarray(self._colour.reduce(SUPERSAMPLING).crop(crop), np.float32)
+        rgb = np.asarray(self._color.reduce(SUPERSAMPLING).crop(crop), np.float32)
         down, right = np.gradient(height / 255)
         towards = math.cos(math.radians(light)) * right + math.sin(math.radians(light)) * down
         shade = 1.0 - np.clip(0.55 * self.pose.radius * towards, -0.28, 0.38)
@@ -139,7 +139,7 @@ class Sketch:
         return Sprite(lit, alpha, Sprite(pole[..., :3], pole[..., 3] / np.float32(255)))
 
     def _to_pad(self, outline: ArrayLike) -> list[tuple[float, float]]:
-        points = np.asarray(outline, float) @ self._matrix + self._centre
+        points = np.asarray(outline, float) @ self._matrix + self._center
         return [(x, y) for x, y in points.tolist()]
 
 
@@ -163,12 +163,12 @@ def box(left: float, top: float, right: float, bottom: float, corner: float = 0.
     """Outline of a rectangle with corners rounded by `corner`."""
     if corner == 0:
         return np.array([(left, top), (right, top), (right, bottom), (left, bottom)], float)
-    centres = [(right, bottom), (left, bottom), (left, top), (right, top)]
+    centers = [(right, bottom), (left, bottom), (left, top), (right, top)]
     inwards = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
     return np.concatenate(
         [
             arc(x + corner * i, y + corner * j, corner, corner, 90 * k, 90 * (k + 1))
-            for k, ((x, y), (i, j)) in enumerate(zip(centres, inwards, strict=True))
+            for k, ((x, y), (i, j)) in enumerate(zip(centers, inwards, strict=True))
         ]
     )
 
@@ -217,14 +217,14 @@ def blob(rng: np.random.Generator, x: float, y: float, radius: float, rough: flo
     return np.stack([x + reach * _COS, y + reach * _SIN], axis=1)
 
 
-def tint(rng: np.random.Generator, colour: Colour, amount: int = 14) -> Colour:
-    """Vary a colour: its brightness by up to ±`amount`, each channel by a third of that."""
+def tint(rng: np.random.Generator, color: Color, amount: int = 14) -> Color:
+    """Vary a color: its brightness by up to ±`amount`, each channel by a third of that."""
     shift = rng.integers(-amount, amount + 1) + rng.integers(-amount // 3, amount // 3 + 1, 3)
-    red, green, blue = (int(c) for c in np.clip(np.add(colour, shift), 0, 255))
+    red, green, blue = (int(c) for c in np.clip(np.add(color, shift), 0, 255))
     return red, green, blue
 
 
-def shade(colour: Colour, factor: float) -> Colour:
-    """Make a colour lighter (`factor` > 1) or darker (< 1)."""
-    red, green, blue = (min(255, int(c * factor)) for c in colour)
+def shade(color: Color, factor: float) -> Color:
+    """Make a color lighter (`factor` > 1) or darker (< 1)."""
+    red, green, blue = (min(255, int(c * factor)) for c in color)
     return red, green, blue

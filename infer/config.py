@@ -77,6 +77,6 @@ class InferConfig(ReadConfig):
     compare_tta: bool = False
     """'eval' also measures without test-time augmentation, in the same run."""
     pictures: NonNegativeInt = 0
-    """How many image / truth / prediction pictures 'eval' writes to OUTPUT/pictures/."""
+    """How many image / ground truth / prediction pictures 'eval' writes to OUTPUT/pictures/."""
     device: str = "auto"
     """'auto' (a GPU where there is one), 'cpu', 'cuda' …"""

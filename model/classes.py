@@ -35,7 +35,7 @@ def classifier_keys(settings: Any) -> frozenset[str]:
 
 
 def renew_classifiers(network: nn.Module, keys: frozenset[str], settings: Any) -> None:
-    """Draw new classifiers, as transformers initialises them.
+    """Draw new classifiers, as transformers initializes them.
 
     Explicitly: transformers' own _init_weights passes over what was loaded from a file.
     """

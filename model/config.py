@@ -33,7 +33,7 @@ class ModelConfig(Section):
     """A Hugging Face name or a local folder, SegFormer or another of transformers' networks for
     semantic segmentation: pretrained, with a new classifier where the classes differ. Or a file of
     weights of a published SegFormer, with or without a decode head ('mit_b0.pth'). Or
-    'segformer-tiny', 'segformer-b0' … 'segformer-b5': randomly initialised, needs no network."""
+    'segformer-tiny', 'segformer-b0' … 'segformer-b5': randomly initialized, needs no network."""
     num_classes: PositiveInt | None = None
     """Classes, background included; by default those of the shards, else it must equal them."""
     input_size: PositiveInt = 640
@@ -54,5 +54,5 @@ class ModelConfig(Section):
     @classmethod
     def _known_name(cls, name: str) -> str:
         if registry.is_random(name) and name not in registry.names():
-            raise ValueError(f"random initialisation knows {', '.join(registry.names())}")
+            raise ValueError(f"random initialization knows {', '.join(registry.names())}")
         return name

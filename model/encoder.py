@@ -78,7 +78,7 @@ class DepthWiseConv(theirs.SegformerDepthWiseConv):  # type: ignore[misc]
 
 
 class MixMLP(theirs.SegformerMixMLP):  # type: ignore[misc]
-    """The second half of a block: to four times the width and back, mixing neighbours between."""
+    """The second half of a block: to four times the width and back, mixing neighbors between."""
 
     recompute = True
     """Whether the backward pass computes the wide middle again, instead of holding it."""
@@ -185,7 +185,7 @@ class _Narrow(torch.autograd.Function):
 
 
 def _mixed(wide_BND: Tensor, kernel: Tensor, shift_D: Tensor, height: int, width: int) -> Tensor:
-    """Mix neighbours depth-wise."""
+    """Mix neighbors depth-wise."""
     with torch.autocast(wide_BND.device.type, enabled=False):
         map_BDHW = _as_map(wide_BND, height, width)
         return _as_tokens(F.conv2d(map_BDHW, kernel, shift_D, padding=1, groups=len(kernel)))

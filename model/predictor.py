@@ -23,7 +23,7 @@ from .fuse import Piece, Readings, class_strips, probability_strips, read_strips
 from .memory import OutOfMemory, is_out_of_memory
 from .pipeline import Transfer, read_ahead
 from .precision import autocast
-from .preprocess import HostNormaliser, Preprocess
+from .preprocess import HostNormalizer, Preprocess
 from .tiles import Tiling
 from .view import View
 
@@ -118,7 +118,7 @@ class _SameShape:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Images and what the network sees of them, resized but not yet normalised."""
+    """Images and what the network sees of them, resized but not yet normalized."""
 
     images: Sequence[NDArray[np.uint8]]
     """uint8 RGB, shape (H, W, 3) each."""
@@ -165,8 +165,8 @@ class Predictor:
         self.precision = precision
         self._network = network
         self._preprocess = preprocess
-        self._host_normaliser = HostNormaliser(preprocess)
-        self._normaliser = preprocess.normaliser().to(self.device)
+        self._host_normalizer = HostNormalizer(preprocess)
+        self._normalizer = preprocess.normalizer().to(self.device)
         self._views = views
         self._scales = list(dict.fromkeys(view.scale for view in views))
         self._tiling = tiling
@@ -371,7 +371,7 @@ class Predictor:
         ]
         found: dict[int, dict[int, Tensor]] = {place: {} for place in places}
         with autocast(self.device, self.precision):
-            for (number, group), x in self._normalised(jobs):
+            for (number, group), x in self._normalized(jobs):
                 network: Any = self._network
                 logits = network(pixel_values=x).logits
                 for place, one in zip(group.places, logits, strict=True):
@@ -379,7 +379,7 @@ class Predictor:
         views = range(len(self._views))
         return {place: [by_view[view] for view in views] for place, by_view in found.items()}
 
-    def _normalised(
+    def _normalized(
         self, jobs: Sequence[tuple[int, _SameShape]]
     ) -> Iterator[tuple[tuple[int, _SameShape], Tensor]]:
         """Yield what the network sees of each view, float32, shape (B, 3, h, w), on its device."""
@@ -387,18 +387,18 @@ class Predictor:
 
             def on_host(job: tuple[int, _SameShape]) -> Tensor:
                 number, group = job
-                return self._host_normaliser(group.pixels, self._views[number])
+                return self._host_normalizer(group.pixels, self._views[number])
 
             yield from read_ahead(jobs, on_host, self.device)
             return
         for scale, of_scale in groupby(jobs, key=lambda job: self._views[job[0]].scale):
             del scale
-            plain: dict[int, Tensor] = {}  # each is copied and normalised once for all mirrorings
+            plain: dict[int, Tensor] = {}  # each is copied and normalized once for all mirrorings
             for number, group in of_scale:
                 first = group.places[0]
                 if first not in plain:
                     pixels = group.pixels.to(self.device, non_blocking=True)
-                    plain[first] = self._normaliser(pixels)
+                    plain[first] = self._normalizer(pixels)
                 yield (number, group), self._views[number].mirror(plain[first], 2, 3)
 
     def _free_memory(self, waiting: dict[int, Sequence[Tensor]]) -> None:

@@ -90,7 +90,7 @@ _OF_TORCHVISION = frozenset({"Sapiens2ImageProcessor", "Tipsv2DptImageProcessor"
 
 @dataclass(frozen=True, slots=True)
 class Preprocess:
-    """Sizes and normalisation that belong to a network; saved with it."""
+    """Sizes and normalization that belong to a network; saved with it."""
 
     input_size: int
     """Side of the square, or with `keep_ratio` the longer side [pixels]."""
@@ -148,9 +148,9 @@ class Preprocess:
         resized = Image.fromarray(image).resize(target, Image.Resampling(self.resample))
         return np.asarray(resized)
 
-    def normaliser(self) -> "Normalise":
+    def normalizer(self) -> "Normalize":
         """Return the layer that turns resized images into the network's input."""
-        return Normalise(self)
+        return Normalize(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of ``preprocessor_config.json``, as transformers reads it."""
@@ -210,7 +210,7 @@ class Preprocess:
         read = {**_COMMON, **_DEFAULTS[kind], **content}
         mobilevit = kind == "MobileViTImageProcessor"
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        # MobileViT's processor never normalises, whatever it is told; only files of ours mean it.
+        # MobileViT's processor never normalizes, whatever it is told; only files of ours mean it.
         if flag(read, "do_normalize") and (not mobilevit or "keep_ratio" in content):
             mean = _three("image_mean", read["image_mean"])
             std = _three("image_std", read["image_std"])
@@ -282,7 +282,7 @@ def _three(key: str, value: Any) -> _Triple:
     return values[0], values[1], values[2]
 
 
-class Normalise(nn.Module):
+class Normalize(nn.Module):
     """Turns uint8 RGB images into the network's input.
 
     Mean and standard deviation are buffers: they move to a device once, with the layer.
@@ -311,16 +311,16 @@ class Normalise(nn.Module):
         return images.sub_(self.mean).div_(self.std)
 
 
-class HostNormaliser:
-    """Does what `Normalise` does, by NumPy in one thread: beside a network on the CPU.
+class HostNormalizer:
+    """Does what `Normalize` does, by NumPy in one thread: beside a network on the CPU.
 
-    Each channel goes through a table of the 256 numbers that `Normalise` makes of it: the same
+    Each channel goes through a table of the 256 numbers that `Normalize` makes of it: the same
     bits, in a fifth of the time.
     """
 
     def __init__(self, preprocess: Preprocess) -> None:
         every = torch.arange(256, dtype=torch.uint8).view(1, 1, 256, 1).expand(1, 1, 256, 3)
-        self._tables = preprocess.normaliser()(every)[0, :, 0].numpy()
+        self._tables = preprocess.normalizer()(every)[0, :, 0].numpy()
         self._source = (2, 1, 0) if preprocess.blue_first else (0, 1, 2)
 
     def __call__(self, images_BhwC: Tensor, view: View) -> Tensor:

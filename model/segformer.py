@@ -1,4 +1,4 @@
-"""SegFormers of the published sizes, randomly initialised, and one that is smaller still.
+"""SegFormers of the published sizes, randomly initialized, and one that is smaller still.
 
 Source: Xie et al., "SegFormer: Simple and Efficient Design for Semantic Segmentation with
 Transformers" (2021), Table 6; decoder widths as in the published checkpoints (256 up to B1, 768

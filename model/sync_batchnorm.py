@@ -1,4 +1,4 @@
-"""Batch norm over the batches of all ranks, with two small collectives and no synchronisation.
+"""Batch norm over the batches of all ranks, with two small collectives and no synchronization.
 
 PyTorch's own `nn.SyncBatchNorm` runs on GPUs only, and indexes by a mask, for which the host waits
 for the GPU. Here each rank contributes the mean, the squared deviations and the count of its own
@@ -30,15 +30,15 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (PyTorch's name)
-        """Normalise (B, C, H, W)."""
+        """Normalize (B, C, H, W)."""
         if not (self.training and dist.is_available() and dist.is_initialized()):
             return super().forward(input)
         if dist.get_world_size() == 1:
             return super().forward(input)
-        normalised: Tensor = self._synchronised(input)
-        return normalised
+        normalized: Tensor = self._synchronized(input)
+        return normalized
 
-    def _synchronised(self, x_BCHW: Tensor) -> Tensor:
+    def _synchronized(self, x_BCHW: Tensor) -> Tensor:
         self._check_input_dim(x_BCHW)
         apply: Any = _SyncBatchNorm.apply
         if torch.compiler.is_compiling():
@@ -46,8 +46,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         out_BCHW, mean_C, var_C, count = apply(x_BCHW, self.weight, self.bias, self.eps)
         if self.track_running_stats:
             self._follow(mean_C.detach(), var_C.detach(), count.detach())
-        normalised: Tensor = out_BCHW
-        return normalised
+        normalized: Tensor = out_BCHW
+        return normalized
 
     @torch.no_grad()
     def _follow(self, mean_C: Tensor, var_C: Tensor, count: Tensor) -> None:
@@ -65,13 +65,13 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 class _SyncBatchNorm(torch.autograd.Function):
-    """Normalise by the statistics of all ranks; also returns mean, biased variance and N."""
+    """Normalize by the statistics of all ranks; also returns mean, biased variance and N."""
 
     @staticmethod
     def forward(
         ctx: Any, x_BCHW: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        found = _normalised(x_BCHW, weight_C, bias_C, eps)
+        found = _normalized(x_BCHW, weight_C, bias_C, eps)
         _save(ctx, (x_BCHW, weight_C, bias_C, eps), found)
         ctx.mark_non_differentiable(*found[1:])
         return found
@@ -96,7 +96,7 @@ def _parts(ctx: Any, d_x: Tensor, d_weight: Tensor, d_bias: Tensor) -> tuple[Ten
     return (*(one if asked else None for one, asked in zip(found, needed, strict=False)), None)
 
 
-def _normalised(
+def _normalized(
     x_BCHW: Tensor, weight_C: Tensor | None, bias_C: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     exact = torch.promote_types(x_BCHW.dtype, torch.float32)
@@ -162,7 +162,7 @@ def _wide(values_C: Tensor) -> Tensor:
 def _operator(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _normalised(x, weight, bias, eps)
+    return _normalized(x, weight, bias, eps)
 
 
 @_operator.register_fake
@@ -211,15 +211,15 @@ def _backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
 _operator.register_autograd(_backward, setup_context=_save)
 
 
-def synchronise_batch_norms(network: nn.Module) -> None:
-    """Turn plain batch norms into synchronised ones, in place: names, weights and hooks stay."""
+def synchronize_batch_norms(network: nn.Module) -> None:
+    """Turn plain batch norms into synchronized ones, in place: names, weights and hooks stay."""
     for module in network.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SyncBatchNorm2d
 
 
 def localise_batch_norms(network: nn.Module) -> None:
-    """Turn synchronised batch norms into plain ones, in place: one rank alone can run them."""
+    """Turn synchronized batch norms into plain ones, in place: one rank alone can run them."""
     for module in network.modules():
         if isinstance(module, (SyncBatchNorm2d, nn.SyncBatchNorm)):
             plain: Any = module

@@ -22,7 +22,7 @@ Inputs = TypeVar("Inputs")
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """Squares of `size` pixels, neighbours overlapping by at least a share of it."""
+    """Squares of `size` pixels, neighbors overlapping by at least a share of it."""
 
     size: int
     overlap: float

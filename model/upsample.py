@@ -22,7 +22,7 @@ from .device import exact_dtype
 
 
 def upsample(maps_BChw: Tensor, height: int, width: int) -> Tensor:
-    """Resize maps to (B, C, height, width) bilinearly, with pixel centres aligned.
+    """Resize maps to (B, C, height, width) bilinearly, with pixel centers aligned.
 
     Computed in float32 (float64 for float64) and rounded once to the input's type, in the backward
     pass too. Same values as ``F.interpolate(mode="bilinear", align_corners=False)``.
@@ -109,11 +109,11 @@ def _kept_matrix(
 
 
 def _matrix(source: int, target: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Weigh each source pixel by its distance to the target's centre: 1 at it, 0 from 1 on."""
+    """Weigh each source pixel by its distance to the target's center: 1 at it, 0 from 1 on."""
     exact = exact_dtype(device)
-    centres = torch.arange(target, dtype=exact, device=device).add_(0.5).mul_(source / target)
-    centres = centres.sub_(0.5).clamp_(0, source - 1)
-    distances = centres[:, None] - torch.arange(source, dtype=exact, device=device)
+    centers = torch.arange(target, dtype=exact, device=device).add_(0.5).mul_(source / target)
+    centers = centers.sub_(0.5).clamp_(0, source - 1)
+    distances = centers[:, None] - torch.arange(source, dtype=exact, device=device)
     return distances.abs_().neg_().add_(1).clamp_(min=0).to(dtype)
 
 

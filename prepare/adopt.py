@@ -321,9 +321,18 @@ def _doubled(shard: Examined, keys: dict[str, str]) -> Iterator[str]:
 
 
 def _story(folder: str, problems: list[str]) -> str:
-    told = "\n".join(f"  {problem}" for problem in problems[:_TOLD])
-    more = "" if len(problems) < _TOLD else "\n  … and the rest was not looked at"
-    return f"{folder}: cannot be indexed as it is, and nothing was written:\n{told}{more}"
+    places: dict[str, list[str]] = {}  # by what is wrong there
+    for problem in problems[:_TOLD]:
+        *place, wrong = problem.split(": ", 2)
+        places.setdefault(wrong, []).append(": ".join(place))
+    lines = []
+    for wrong, found in places.items():
+        others = f" (also {', '.join(found[1:])})" if found[1:] else ""
+        lines.append(f"  {found[0]}: {wrong}{others}")
+    if len(problems) >= _TOLD:
+        lines.append("  … and the rest was not looked at")
+    told = "\n".join(lines)
+    return f"{folder}: cannot be indexed as it is, and nothing was written:\n{told}"
 
 
 def _publish(plan: ForeignShards, config: IndexConfig, examined: list[Examined]) -> IndexResult:

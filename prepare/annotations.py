@@ -31,7 +31,7 @@ from .lenient import LenientLists, plain_json
 
 _NULL, _EMPTY = msgspec.Raw(b"null"), msgspec.Raw(b"[]")
 _BLANK = re.compile(rb"null|\[\s*\]|\{\s*\}")
-_UNLABELLED = {"info", "images", "licenses", "categories"}
+_UNLABELED = {"info", "images", "licenses", "categories"}
 """The top level of a file that lists images and says nothing of their contents."""
 
 
@@ -89,7 +89,7 @@ class AnnotationFile:
     """By image id, in JSON order; an image without annotations is absent."""
     annotations: int
     duplicate_annotation_ids: int
-    labelled: bool = True
+    labeled: bool = True
     """Whether it has ``annotations`` at all: COCO's test sets have none."""
     forms: Mapping[str, int] = field(default_factory=dict)
     """What is written in another form than COCO's, and how often (see `lenient`)."""
@@ -163,8 +163,8 @@ def _read(path: str, content: memoryview, digest: "Future[str]") -> AnnotationFi
         if plain is None:
             raise
         sections = _sections(path, plain)
-    labelled = not (sections.keys() <= _UNLABELLED and "images" in sections)
-    if not labelled:
+    labeled = not (sections.keys() <= _UNLABELED and "images" in sections)
+    if not labeled:
         sections |= {"annotations": _EMPTY, "categories": sections.get("categories", _EMPTY)}
     lenient = LenientLists(path, forms)
     given = _decode(path, "categories", sections, list[CategoryEntry], lenient)
@@ -200,7 +200,7 @@ def _read(path: str, content: memoryview, digest: "Future[str]") -> AnnotationFi
         instances={image_id: found for image_id, found in by_image.items() if found},
         annotations=len(annotations),
         duplicate_annotation_ids=len(known_ids) - len(set(known_ids)),
-        labelled=labelled,
+        labeled=labeled,
         forms={name: count for name, count in forms.items() if count},
         outlined=not all(is_blank(entry.segmentation) for entry in annotations),
         boxes=functools.cache(functools.partial(_boxes, sections["annotations"])),
@@ -248,7 +248,7 @@ def list_images(store: ImageStore) -> AnnotationFile:
         instances={},
         annotations=0,
         duplicate_annotation_ids=0,
-        labelled=False,
+        labeled=False,
     )
 
 

@@ -325,7 +325,7 @@ def _result(
         PreparedSplit(split.name, folder.url, manifest, _read_quarantine(folder))
         for split, folder, manifest in zip(plan.splits, folders, manifests, strict=True)
     )
-    if not plan.labelled:
+    if not plan.labeled:
         return PrepareResult(output.url, splits, plan.notes())
     indices = [read_index(locate(split.folder), split.manifest) for split in splits]
     taxonomy = plan.class_map.taxonomy

@@ -72,7 +72,7 @@ class PrepareConfig(Section):
     max_side: PositiveInt | None = None
     """Shrink larger images to this longer side [pixels]; they are encoded anew as JPEG."""
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
-    """Quality of images that `max_side` shrinks; colours are not subsampled."""
+    """Quality of images that `max_side` shrinks; colors are not subsampled."""
     samples_per_shard: PositiveInt = 1000
     """Images a shard."""
     workers: NonNegativeInt = 0

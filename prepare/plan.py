@@ -88,14 +88,14 @@ class BuildPlan:
         return sum(len(split.images) for split in self.splits)
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         """Whether there are annotations, and so masks."""
-        return self.sources[0].labelled
+        return self.sources[0].labeled
 
     def notes(self) -> tuple[str, ...]:
         """Return what was decided and may surprise, a sentence each."""
         notes = list(self.class_map.notes)
-        if not self.labelled:
+        if not self.labeled:
             notes.append("no annotations: the shards hold images without masks, for 'infer'")
         if self.skipped:
             notes.append(f"{named_files(self.skipped)} skipped: not images by their names")
@@ -142,8 +142,8 @@ def plan_build(config: PrepareConfig) -> BuildPlan:
     else:
         sources = tuple(list_images(stores[url]) for url in config.images)
         skipped = [name for store in stores.values() for name in other_names(store)]
-    if len({source.labelled for source in sources}) > 1:
-        without = next(source.name for source in sources if not source.labelled)
+    if len({source.labeled for source in sources}) > 1:
+        without = next(source.name for source in sources if not source.labeled)
         raise ConfigError(
             f"--annotations: {without} has no annotations, others have: prepare it by itself"
         )
@@ -233,7 +233,7 @@ def image_task(plan: BuildPlan, image: PlannedImage) -> ImageTask:
     instances, label_image = None, None
     if image.label_image is not None:
         label_image = plan.mask_stores[image.source].location(image.label_image)
-    elif plan.labelled:
+    elif plan.labeled:
         instances = _instances(plan, image.source, entry.id)
     return ImageTask(
         key=image.key,

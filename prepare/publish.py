@@ -176,5 +176,5 @@ def _describe(
         ),
         index=index_entry,
         index_classes=classes_entry,
-        masks=plan.labelled,
+        masks=plan.labeled,
     )

@@ -126,13 +126,13 @@ class _Content:
     """None for shards of other programs."""
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         return self.manifests[0].masks
 
     @cached_property
     def warnings(self) -> list[str]:
         census = Census.of([self.index], self.taxonomy.num_classes)
-        return list(census.warnings(self.taxonomy, [self.index])) if self.labelled else []
+        return list(census.warnings(self.taxonomy, [self.index])) if self.labeled else []
 
     @cached_property
     def shard_files(self) -> list[Location]:
@@ -178,7 +178,7 @@ def _column_sums(rows: Sequence[Sequence[int]]) -> list[int]:
 def _sections(content: _Content) -> Iterator[Section]:
     yield Section("Overview", list(_overview(content)))
     yield Section("Samples", list(_samples(content)))
-    if content.labelled:
+    if content.labeled:
         blocks = class_overview(
             content.taxonomy, content.pixels, content.ignored, content.instances_by_split
         )
@@ -206,7 +206,7 @@ def _overview(content: _Content) -> Iterator[Block]:
         bad = len(content.quarantined)
         share = f"{bad / (bad + samples):.2%} of images" if bad else ""
         figures.append(Figure("quarantined", f"{bad:,}", share, alarming=bad > 0))
-    if content.labelled:
+    if content.labeled:
         total = sum(content.pixels) + content.ignored
         seen = sum(pixels > 0 for pixels in content.pixels[1:])
         figures += [
@@ -254,7 +254,7 @@ def _samples(content: _Content) -> Iterator[Block]:
     )
     pictures = [_sample_picture(content, place) for place in chosen]
     spread = "spread over the shards" + (
-        ", and chosen to show as many classes as possible" if content.labelled else ""
+        ", and chosen to show as many classes as possible" if content.labeled else ""
     )
     yield Paragraph(f"{len(chosen):,} of {len(samples):,}, {spread}.")
     yield Pictures(pictures)
@@ -272,13 +272,13 @@ def _sample_picture(content: _Content, place: int) -> Picture:
         image = _decode_sample(content, file, row)
     except _UNREADABLE as error:
         return Picture(None, f"cannot be shown: {error}", caption, tags)
-    alt = f"{row.key}: {names}" if content.labelled else row.key
+    alt = f"{row.key}: {names}" if content.labeled else row.key
     return Picture(image, alt, caption, tags)
 
 
 def _decode_sample(content: _Content, file: Location, row: IndexRow) -> Jpeg:
     read = file.read_range
-    if not content.labelled:
+    if not content.labeled:
         (stored,) = read_members(read, row, ("image",))
         return thumbnail(photo.decode(stored, row.orientation))
     stored, mask_file = read_members(read, row, ("image", "mask"))

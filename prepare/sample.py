@@ -192,7 +192,7 @@ def _shrink_photo(content: bytes, turn: int, width: int, height: int, quality: i
 
 
 def _shrink_mask(mask: Mask, width: int, height: int) -> Mask:
-    """Take the pixel under the centre of each new one: the nearest, and no class is mixed."""
+    """Take the pixel under the center of each new one: the nearest, and no class is mixed."""
     old_height, old_width = mask.shape
     rows = (2 * np.arange(height) + 1) * old_height // (2 * height)
     columns = (2 * np.arange(width) + 1) * old_width // (2 * width)

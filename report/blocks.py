@@ -96,11 +96,11 @@ def _figure(figure: Figure) -> Html:
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """A name and the colour that stands for it elsewhere on the page."""
+    """A name and the color that stands for it elsewhere on the page."""
 
     text: str
     color: str = ""
-    """``#rrggbb``; empty for a name without colour."""
+    """``#rrggbb``; empty for a name without color."""
 
     def html(self) -> Html:
         """Return the markup."""
@@ -108,17 +108,17 @@ class Tag:
 
 
 def swatch(color: str) -> Html:
-    """Return a small square of a colour (``#rrggbb``), or nothing for an empty one.
+    """Return a small square of a color (``#rrggbb``), or nothing for an empty one.
 
     Raises
     ------
     ValueError
-        If it is no such colour.
+        If it is no such color.
     """
     if not color:
         return Html()
     if not re.fullmatch("#[0-9a-f]{6}", color):
-        raise ValueError(f"{color!r} is no colour of the form #rrggbb")
+        raise ValueError(f"{color!r} is no color of the form #rrggbb")
     return element("span", class_="swatch", style=f"background:{color}")
 
 
@@ -216,7 +216,7 @@ class Picture:
     """What it shows, for those who cannot see it; where there is no image, why."""
     caption: str
     tags: Sequence[Tag] = ()
-    """The key to its colours."""
+    """The key to its colors."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The classes of a data set: how many pixels and instances each has, and its colour."""
+"""The classes of a data set: how many pixels and instances each has, and its color."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -14,7 +14,7 @@ _LETTERS = 120  # of a name
 
 
 def class_tag(taxonomy: Taxonomy, train_id: int) -> Tag:
-    """Return the name and the colour that a train id, or the ignore index, has in the pictures."""
+    """Return the name and the color that a train id, or the ignore index, has in the pictures."""
     if train_id == taxonomy.ignore_index:
         return Tag("(ignored)", _hex(VOID_COLOR))
     color = distinct_colormap(taxonomy.ignore_index + 1)[train_id].tolist()

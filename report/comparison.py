@@ -14,7 +14,7 @@ class Panel:
     name: str
     image: Jpeg
     tags: Sequence[Tag] = ()
-    """The key to its colours."""
+    """The key to its colors."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Which classes are taken for which others, as a map of coloured cells."""
+"""Which classes are taken for which others, as a map of colored cells."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _FAINT = 0.005  # share of a class from which on it is drawn
 class ConfusionMap:
     """A confusion matrix: rows are the truth, columns what was predicted.
 
-    The stronger a cell, the larger its share of the true class; the diagonal has a colour of its
+    The stronger a cell, the larger its share of the true class; the diagonal has a color of its
     own. Classes that are nowhere are left out; of too many, those with the most wrong pixels stay.
     """
 

@@ -34,7 +34,7 @@ def _map(widths: NDArray[np.integer], heights: NDArray[np.integer]) -> HeatMap:
     counts = np.zeros((ends[1], ends[0]), np.int64)
     np.add.at(counts, (y, x), 1)
     return HeatMap(
-        "Images by width and height; the stronger the colour, the more.",
+        "Images by width and height; the stronger the color, the more.",
         "width [pixels]",
         "height [pixels]",
         step,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..classes_file import IGNORE_NAMES
 from ..taxonomy import Taxonomy
 from .manifest import Index
 
@@ -79,6 +80,12 @@ class Census:
             yield "every pixel of every mask is ignored: nothing can be learned"
         elif self.samples and not things:
             yield "no mask has a pixel of any class: only background can be learned"
+        for train_id, name in enumerate(taxonomy.names):
+            if name.casefold() in IGNORE_NAMES and self.pixels[train_id]:
+                yield (
+                    f"{name!r} is a class, train id {train_id}: its pixels are learned and scored. "
+                    f"To ignore them, write {void} instead of {train_id} in the masks"
+                )
         if absent_classes and absent and things:
             names = ", ".join(taxonomy.names[i] for i in absent[:_NAMED])
             yield (

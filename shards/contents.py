@@ -56,13 +56,13 @@ def mask_size(content: bytes, where: str) -> tuple[int, int]:
         raise DataError(f"{where}: mask: is {info.extension}, expected a PNG of train ids")
     if info.mode in ("P", "PA"):
         raise DataError(
-            f"{where}: mask: has a palette, which programs read as colours: save its indices as "
+            f"{where}: mask: has a palette, which programs read as colors: save its indices as "
             "gray, PIL.Image.fromarray(numpy.asarray(mask)), and pack the shard again"
         )
     if info.mode not in ("L", "I;16"):
         raise DataError(
             f"{where}: mask: mode {info.mode}, expected 8- or 16-bit grayscale: train ids, no "
-            "colours"
+            "colors"
         )
     if info.orientation != 1:
         raise DataError(f"{where}: mask: is turned by EXIF, which programs read differently")

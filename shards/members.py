@@ -35,7 +35,7 @@ class SampleMembers(msgspec.Struct, frozen=True):
 
 
 def by_sample(members: Iterable[Member]) -> Iterator[tuple[str, list[Member]]]:
-    """Yield keys with their members: neighbours of the same key, whatever their order."""
+    """Yield keys with their members: neighbors of the same key, whatever their order."""
     for key, group in groupby(members, lambda member: member.key):
         yield key, list(group)
 

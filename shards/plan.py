@@ -2,7 +2,7 @@
 
 An epoch permutes the shards, cuts their samples into K streams of equal length (± 1), permutes each
 stream within blocks of a few shards, and takes the streams in turn. Reads stay nearly sequential,
-neighbours in a shard end up far apart, and any position is found in O(block), whatever N is: an
+neighbors in a shard end up far apart, and any position is found in O(block), whatever N is: an
 epoch starts at the cost of one permutation of the shards and one of a block in each stream.
 
 Training runs on one endless sequence of epochs. Optimizer step t takes the positions [t·B, (t+1)·B)

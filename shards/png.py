@@ -25,7 +25,7 @@ _IEND = b"\0\0\0\0IEND\xae\x42\x60\x82"  # the empty last chunk
 def encode_mask(mask: Mask) -> bytes:
     """Encode a mask.
 
-    No palette: OpenCV and others would decode that to colours. Rows are not filtered, which suits
+    No palette: OpenCV and others would decode that to colors. Rows are not filtered, which suits
     flat regions best, and deflated by zlib-ng, whose output depends on nothing but the input. Of
     its levels, 1 gives files that are 70 % larger, and 3 takes 60 % longer.
 
@@ -80,7 +80,7 @@ def decode_plain(content: bytes) -> Mask | None:
     -------
     ndarray or None
         uint8 or uint16, shape (H, W), C-contiguous, writable. None for any other layout:
-        colours, palettes, fewer bits, filtered rows, several parts, whatever is damaged.
+        colors, palettes, fewer bits, filtered rows, several parts, whatever is damaged.
     """
     size = read_size(content)
     idat, iend = content[_HEADER_END : _HEADER_END + 8], len(content) - _CHUNK_EXTRA

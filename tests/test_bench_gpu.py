@@ -444,7 +444,7 @@ def test_eval_scores_what_the_one_validation_of_a_run_scored(
     ]
 
 
-def test_both_runs_whose_synchronisations_are_compared_write_one_checkpoint(
+def test_both_runs_whose_synchronizations_are_compared_write_one_checkpoint(
     imported: Callable[[str], Any], bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = trainer.save_checkpoint
@@ -680,4 +680,4 @@ def test_what_only_a_gpu_shows_is_skipped_by_name(
     skipped = {row[0] for row in rows(rehearsal.stdout) if "only a GPU shows it" in row[2]}
     cases = [case for _, of_part in module("cases").PARTS.values() for case in of_part]
     assert {case.name for case in cases if case.cuda} <= skipped
-    assert "synchronisations in the scoring loop" in skipped
+    assert "synchronizations in the scoring loop" in skipped

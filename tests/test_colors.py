@@ -1,4 +1,4 @@
-"""Pictures for people: VOC's colours, overlays and side by sides."""
+"""Pictures for people: VOC's colors, overlays and side by sides."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from cocoseg.colors import (
     voc_colormap,
 )
 
-# The first colours of the VOC development kit, as its documentation lists them.
+# The first colors of the VOC development kit, as its documentation lists them.
 VOC = [
     (0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128),
     (0, 128, 128), (128, 128, 128), (64, 0, 0), (192, 0, 0), (64, 128, 0), (192, 128, 0),
@@ -23,13 +23,13 @@ VOC = [
 ]  # fmt: skip
 
 
-def test_the_colours_are_vocs():
+def test_the_colors_are_vocs():
     assert voc_colormap().tolist()[: len(VOC)] == [list(color) for color in VOC]
-    assert tuple(voc_colormap()[255]) == VOID_COLOR  # the formula gives VOC's void colour too
+    assert tuple(voc_colormap()[255]) == VOID_COLOR  # the formula gives VOC's void color too
 
 
 @pytest.mark.parametrize("size", [21, 256, 65536])
-def test_every_class_has_a_colour_of_its_own(size):
+def test_every_class_has_a_color_of_its_own(size):
     colors = voc_colormap(size)
     assert colors.shape == (size, 3)
     assert len(np.unique(colors, axis=0)) == size
@@ -39,7 +39,7 @@ def test_every_class_has_a_colour_of_its_own(size):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_a_mask_is_coloured_by_its_train_ids_and_void_where_ignored(dtype):
+def test_a_mask_is_colored_by_its_train_ids_and_void_where_ignored(dtype):
     ignored = np.iinfo(dtype).max
     mask = np.array([[0, 1, 2], [20, 3, ignored]], dtype)
     expected = [[VOC[0], VOC[1], VOC[2]], [VOC[20], VOC[3], VOID_COLOR]]
@@ -102,7 +102,7 @@ def test_side_by_side_shows_four_panels_and_a_key_of_what_is_in_them():
     assert not {first, second} & shown_colors(without)
 
 
-def test_the_key_has_the_masks_colours_beyond_256_classes_too():
+def test_the_key_has_the_masks_colors_beyond_256_classes_too():
     truth = np.full((20, 20), 300, np.uint16)
     names = [f"c{i}" for i in range(400)]
     picture = visualize_prediction(np.zeros((20, 20, 3), np.uint8), truth, truth, names)

@@ -41,7 +41,7 @@ def assert_same(content: bytes) -> None:
     assert np.array_equal(pixels, by_pillow(content))
 
 
-COLOURS = st.one_of(
+COLORS = st.one_of(
     st.just({"mode": "L"}),
     st.just({"mode": "CMYK"}),
     st.just({"mode": "RGB", "keep_rgb": True}),  # stored as RGB: Adobe's transform 0
@@ -59,7 +59,7 @@ SIZES = st.one_of(
 @settings(max_examples=400)
 @given(
     SIZES,
-    COLOURS,
+    COLORS,
     st.integers(0, 2**32 - 1),
     st.fixed_dictionaries(
         {
@@ -71,8 +71,8 @@ SIZES = st.one_of(
         }
     ),
 )
-def test_pixels_are_those_of_pillow(size, colours, seed, save):
-    assert_same(draw(*size, seed=seed, **colours, **save))
+def test_pixels_are_those_of_pillow(size, colors, seed, save):
+    assert_same(draw(*size, seed=seed, **colors, **save))
 
 
 @given(

@@ -49,7 +49,7 @@ class AugmentConfig(Section):
     """Largest angle of a random rotation, either way [degrees]; corners that come from outside the
     crop are ignored. 0 is off."""
     color_jitter: float = Field(0.8, ge=0, le=1)
-    """Probability of a colour jitter."""
+    """Probability of a color jitter."""
     brightness: float = Field(0.3, ge=0, le=1)
     """Largest relative change."""
     contrast: float = Field(0.3, ge=0, le=1)
@@ -57,7 +57,7 @@ class AugmentConfig(Section):
     saturation: float = Field(0.3, ge=0, le=1)
     """Largest relative change."""
     hue: float = Field(0.05, ge=0, le=0.5)
-    """Largest turn of the colour circle; 0.5 is half of it."""
+    """Largest turn of the color circle; 0.5 is half of it."""
     blur: float = Field(0.1, ge=0, le=1)
     """Probability of a Gaussian blur."""
     extra: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)

@@ -7,7 +7,7 @@ from ..distributed.group import Group
 from ..model import switches
 from ..model.memory import TrainingMemory, training_memory
 from ..model.precision import resolve_precision
-from ..model.sync_batchnorm import synchronise_batch_norms
+from ..model.sync_batchnorm import synchronize_batch_norms
 from .config import TrainConfig
 
 
@@ -31,7 +31,7 @@ def prepare_network(
     if config.channels_last:
         switches.to_channels_last(network)
     if group.world_size > 1 and config.sync_batchnorm:
-        synchronise_batch_norms(network)
+        synchronize_batch_norms(network)
     return network.to(group.device)
 
 

@@ -40,7 +40,7 @@ def _all_on_gpu(groups: list[dict[str, Any]]) -> bool:
 def _start_momentum(sgd: torch.optim.SGD) -> None:
     """Start momentum at 0, so that the first step gives the gradient, as without a start.
 
-    PyTorch's fused SGD takes uninitialised memory for it, and leaves it so where the first gradient
+    PyTorch's fused SGD takes uninitialized memory for it, and leaves it so where the first gradient
     overflows in float16 and the step is skipped.
     """
     for group in sgd.param_groups:

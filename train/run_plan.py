@@ -133,7 +133,7 @@ class RunPlan:
             "fillers": self.fillers,
             "epochs": round(self.epochs, 3),
             "learning_rate": self.peak_rates,
-            "val_every": self.val_every,
+            **({"val_every": self.val_every} if self.val_shards else {}),
             "checkpoint_every": self.checkpoint_every,
             **({"cache_bytes_needed": cached} if cached else {}),
             "warnings": self.warnings(),

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..distributed.group import Group
 from ..model import switches
-from ..model.preprocess import Normalise, Preprocess
+from ..model.preprocess import Normalize, Preprocess
 from .batches import MicroBatch
 from .config import TrainConfig
 from .losses.step import StepLoss
@@ -60,7 +60,7 @@ class TrainingStep:
     wrapped: nn.Module
     """The network as it is trained: under DDP, compiled, or itself."""
     preprocess: Preprocess
-    normalise: Normalise
+    normalize: Normalize
     loss: StepLoss
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
@@ -91,7 +91,7 @@ class TrainingStep:
             network=network,
             wrapped=switches.compiled(network) if config.compile else network,
             preprocess=preprocess,
-            normalise=preprocess.normaliser().to(group.device),
+            normalize=preprocess.normalizer().to(group.device),
             loss=loss.on(group.device),
             optimizer=build_optimizer(network, switches.backbone_of(network), config),
             scaler=torch.amp.GradScaler(group.device.type, enabled=dtype == torch.float16),
@@ -188,7 +188,7 @@ class TrainingStep:
         photos = batch.images.to(device, non_blocking=True)
         masks = batch.masks.to(device, non_blocking=True).long()
         with contextlib.nullcontext() if last else self._no_sync():
-            x = self.normalise(photos)
+            x = self.normalize(photos)
             if self.channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
             with self.amp:

@@ -528,14 +528,16 @@ class Trainer:
             val_absent_classes=absent,
         )
         log.info(
-            "step %d: val loss %.4f, mIoU %.4f (without background %.4f), best %s %.4f; %s",
+            "step %d: val loss %.4f, mIoU %.4f over %d of %d classes (without background %.4f), "
+            "best %s %.4f",
             now.step,
             found.loss,
             scores.miou,
+            len(names) - len(absent),
+            len(names),
             scores.miou_foreground,
             self.config.monitor,
             math.nan if now.best_score is None else now.best_score,
-            f"{len(absent)} classes neither there nor predicted" if absent else "all classes",
         )
         predictor = Predictor(self.scored, self.learn.preprocess, precision=self.scoring_precision)
         for number in chosen(len(shards), self.config.pictures):

@@ -128,7 +128,7 @@ def rate(what: str, other: float, ours: float, bar: float | None = None) -> Row:
 
 
 def plain_network(name: str, **settings: Any) -> nn.Module:
-    """Return transformers' own network, randomly initialised from one seed, with COCO's classes."""
+    """Return transformers' own network, randomly initialized from one seed, with COCO's classes."""
     torch.manual_seed(0)
     configuration = architecture(name)
     configuration.update({**label_settings(TAXONOMY), **settings})

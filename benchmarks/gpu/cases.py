@@ -38,11 +38,11 @@ PARTS: dict[str, tuple[str, tuple[Case, ...]]] = {
         ),
     ),
     "sync": (
-        "Synchronisations with the GPU, kernels and copies",
+        "Synchronizations with the GPU, kernels and copies",
         (
-            Case("synchronisations of a training step", "sync:training_step", 10, "checks"),
-            Case("synchronisations of the training loop", "sync:training_loop", 10, "checks"),
-            Case("synchronisations of inference", "sync:inference", 10, "checks"),
+            Case("synchronizations of a training step", "sync:training_step", 10, "checks"),
+            Case("synchronizations of the training loop", "sync:training_loop", 10, "checks"),
+            Case("synchronizations of inference", "sync:inference", 10, "checks"),
             Case("kernels and copies of a training step", "sync:step_kernels", 20, "checks"),
             Case("kernels and copies of inference", "sync:inference_kernels", 15, "checks"),
         ),

@@ -41,7 +41,7 @@ from cocoseg.model.sync_batchnorm import SyncBatchNorm2d
 from cocoseg.model.weights import load_network, save_network
 from cocoseg.train.step import TrainingStep
 from measure import Row
-from sync import small_run, synchronisations
+from sync import small_run, synchronizations
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -63,7 +63,7 @@ def process_group_of_one(bench: Bench) -> Iterator[None]:
 
 
 def nccl(bench: Bench) -> Iterator[Row]:
-    """Reduce, normalise and train in a group of one: its results are those without a group."""
+    """Reduce, normalize and train in a group of one: its results are those without a group."""
     backend = "NCCL" if bench.on_gpu else "gloo"
     with process_group_of_one(bench):
         values = torch.arange(1000.0, device=bench.device)
@@ -76,22 +76,22 @@ def nccl(bench: Bench) -> Iterator[Row]:
 
 
 def _batch_norm(bench: Bench, dtype: torch.dtype) -> Iterator[Row]:
-    """Compare the synchronised batch norm of one process with plain batch norm in float64."""
+    """Compare the synchronized batch norm of one process with plain batch norm in float64."""
     name = str(dtype).removeprefix("torch.")
     # 1000 is known to 6e-5 in float32, in whatever order it is computed.
     bar = 3e-4 if dtype is torch.float32 else 1e-2
     generator = torch.Generator().manual_seed(0)
     x = (1000 * (dtype is torch.float32) + torch.randn(4, 16, 8, 8, generator=generator)).to(dtype)
     d = torch.randn(x.shape, generator=generator).to(dtype)
-    plain, synchronised = nn.BatchNorm2d(16).double(), SyncBatchNorm2d(16).to(bench.device)
+    plain, synchronized = nn.BatchNorm2d(16).double(), SyncBatchNorm2d(16).to(bench.device)
     exact = _through(plain, plain, x.double(), d.double())
     # In a group of one its forward is that of plain batch norm: this is what several ranks run.
-    forward = synchronised._synchronised
-    _through(synchronised, forward, x.to(bench.device), d.to(bench.device))
-    synchronised.reset_running_stats()
-    synchronised.zero_grad()
-    with synchronisations(bench) as found:
-        mine = _through(synchronised, forward, x.to(bench.device), d.to(bench.device))
+    forward = synchronized._synchronized
+    _through(synchronized, forward, x.to(bench.device), d.to(bench.device))
+    synchronized.reset_running_stats()
+    synchronized.zero_grad()
+    with synchronizations(bench) as found:
+        mine = _through(synchronized, forward, x.to(bench.device), d.to(bench.device))
     errors = [
         float((ours.cpu().double() - theirs).norm() / theirs.norm())
         for ours, theirs in zip(mine, exact, strict=True)
@@ -104,7 +104,7 @@ def _batch_norm(bench: Bench, dtype: torch.dtype) -> Iterator[Row]:
     )
     if bench.on_gpu:
         yield exactly(
-            f"SyncBatchNorm, {name}, forward and backward: synchronisations", len(found), 0
+            f"SyncBatchNorm, {name}, forward and backward: synchronizations", len(found), 0
         )
 
 

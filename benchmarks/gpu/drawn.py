@@ -62,10 +62,10 @@ def drawn_shards(bench: Bench) -> Path:
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     for image in content["images"]:
         for _ in range(6):
-            centre = random.uniform((0, 0), (width, height))
+            center = random.uniform((0, 0), (width, height))
             radii = random.uniform(0.1, 0.3) * height * random.uniform(0.7, 1.3, len(angles))
-            x = (centre[0] + radii * np.cos(angles)).clip(0, width)
-            y = (centre[1] + radii * np.sin(angles)).clip(0, height)
+            x = (center[0] + radii * np.cos(angles)).clip(0, width)
+            y = (center[1] + radii * np.sin(angles)).clip(0, height)
             content["annotations"].append(
                 {
                     "id": len(content["annotations"]) + 1,

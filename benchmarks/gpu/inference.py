@@ -145,11 +145,11 @@ def _inputs(bench: Bench, images: list[Any], views: list[View]) -> list[Tensor]:
     """Return what the network sees of one batch, view by view, on the device."""
     side = 32 if bench.tiny else 640
     preprocess = Preprocess(side)
-    normalise = preprocess.normaliser()
+    normalize = preprocess.normalizer()
     found = []
     for view in views:
         small = np.stack([preprocess.resize(image, view.scale) for image in images])
-        x = normalise(view.mirror(torch.from_numpy(small), 1, 2))
+        x = normalize(view.mirror(torch.from_numpy(small), 1, 2))
         found.append(x.to(bench.device))
     return found
 
@@ -163,13 +163,13 @@ def _forward(network: Any, inputs: list[Tensor]) -> None:
 def _plain(bench: Bench, network: Any, paths: list[Path], views: list[View], side: int) -> None:
     """Predict one image and one view at a time, with full-resolution probabilities of each."""
     preprocess = Preprocess(side)
-    normalise = preprocess.normaliser().to(bench.device)
+    normalize = preprocess.normalizer().to(bench.device)
     for number, path in enumerate(paths):
         image = np.asarray(Image.open(path))
         mean: Any = 0
         for view in views:
             small = torch.from_numpy(preprocess.resize(image, view.scale).copy())[None]
-            x = view.mirror(normalise(small.to(bench.device)), 2, 3)
+            x = view.mirror(normalize(small.to(bench.device)), 2, 3)
             logits = view.mirror(network(pixel_values=x).logits, 2, 3).float()
             large = F.interpolate(logits, image.shape[:2], mode="bilinear", align_corners=False)
             mean = mean + large.softmax(dim=1)

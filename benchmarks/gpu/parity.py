@@ -218,7 +218,7 @@ def masks(bench: Bench) -> Iterator[Row]:
 def _confident(network: nn.Module, side: int) -> nn.Module:
     """Scale the classifier, so that some classes are far more probable than others."""
     model: Any = network
-    x = Preprocess(side).normaliser()(torch.from_numpy(draw_image(side, side, 0))[None])
+    x = Preprocess(side).normalizer()(torch.from_numpy(draw_image(side, side, 0))[None])
     with torch.inference_mode():
         deviation = float(model(pixel_values=x).logits.std())
     classifier = model.decode_head.classifier

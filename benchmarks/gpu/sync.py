@@ -1,7 +1,7 @@
-"""Synchronisations with the GPU, kernels and copies, counted on the device itself.
+"""Synchronizations with the GPU, kernels and copies, counted on the device itself.
 
 `torch.cuda.set_sync_debug_mode` warns of every operator for which the host waits (not of events
-and explicit synchronisation). torch.profiler lists kernels and copies; tests/fake_cuda counts the
+and explicit synchronization). torch.profiler lists kernels and copies; tests/fake_cuda counts the
 same without a GPU.
 """
 
@@ -45,12 +45,12 @@ from measure import Row, note
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-_SYNCHRONISES = "called a synchronizing CUDA operation"
+_SYNCHRONIZES = "called a synchronizing CUDA operation"
 _WARM = 3  # calls before the one that is watched: handles, plans, caches
 
 
 @contextlib.contextmanager
-def synchronisations(bench: Bench) -> Iterator[list[str]]:
+def synchronizations(bench: Bench) -> Iterator[list[str]]:
     """Collect the places where the host waits for the GPU."""
     found: list[str] = []
     if not bench.on_gpu:
@@ -67,7 +67,7 @@ def synchronisations(bench: Bench) -> Iterator[list[str]]:
             found += [
                 f"{Path(one.filename).name}:{one.lineno}"
                 for one in caught
-                if _SYNCHRONISES in str(one.message)
+                if _SYNCHRONIZES in str(one.message)
             ]
 
 
@@ -121,9 +121,9 @@ def training_step(bench: Bench) -> Iterator[Row]:
 
         for _ in range(1 if bench.tiny else _WARM):
             step()
-        with synchronisations(bench) as found:
+        with synchronizations(bench) as found:
             step()
-        yield _of(bench, f"synchronisations in a training step, {name}", found, 1)
+        yield _of(bench, f"synchronizations in a training step, {name}", found, 1)
 
 
 def training_loop(bench: Bench) -> Iterator[Row]:
@@ -132,10 +132,10 @@ def training_loop(bench: Bench) -> Iterator[Row]:
     lengths = (1,) if bench.tiny else (3, 4, 10)
     found = []
     for steps in lengths:
-        with synchronisations(bench) as of_run:
+        with synchronizations(bench) as of_run:
             small_run(bench, bench.scratch / f"loop-{steps}", steps)
         found.append(of_run)
-    what = "synchronisations per step of 'train' (difference of two runs)"
+    what = "synchronizations per step of 'train' (difference of two runs)"
     if not bench.on_gpu:
         yield without_bar(what, NOT_ON_CPU)
         return
@@ -179,14 +179,14 @@ def inference(bench: Bench) -> Iterator[Row]:
     ):
         for watched in (False, True):
             inputs = predictor.inputs(images)
-            with synchronisations(bench) if watched else contextlib.nullcontext([]) as found:
+            with synchronizations(bench) if watched else contextlib.nullcontext([]) as found:
                 confidence = "confidence" in what
                 coming = [
                     one.to_host() for one in predictor.predictions(inputs, confidence=confidence)
                 ]
                 for one in coming:
                     one.wait()
-        yield _of(bench, f"synchronisations in inference, {what}", found, 0)
+        yield _of(bench, f"synchronizations in inference, {what}", found, 0)
     shards = ShardSet([str(GOLDEN / "val")])
     one_view = Predictor(network, preprocess)
     for what, predicts in (
@@ -194,9 +194,9 @@ def inference(bench: Bench) -> Iterator[Row]:
         ("validation, with its loss", NetworkPredicts(one_view, confidence=False, loss=True)),
     ):
         for watched in (False, True):
-            with synchronisations(bench) if watched else contextlib.nullcontext([]) as found:
+            with synchronizations(bench) if watched else contextlib.nullcontext([]) as found:
                 totals_of(predicts, shards, evaluation_batches(len(shards), 2, 1, 0))
-        yield _of(bench, f"synchronisations in {what}", found, 0)
+        yield _of(bench, f"synchronizations in {what}", found, 0)
 
 
 def launched(bench: Bench, function: Callable[[], object]) -> Launched | None:

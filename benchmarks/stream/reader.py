@@ -81,7 +81,7 @@ class Ours:
         from cocoseg.train import batches, config
 
         keep_freed_memory()  # as `cocoseg train` does
-        self.folder, self.normalise = str(root / "shards"), Preprocess(SIZE).normaliser()
+        self.folder, self.normalize = str(root / "shards"), Preprocess(SIZE).normalizer()
         self.plan, self.reader, self.train, self.config = plan, reader, batches, config
 
     def pairs(self) -> Iterator[Pair]:
@@ -104,7 +104,7 @@ class Ours:
             samples, self.plan.BatchLayout(BATCH, 1, 1), 0, first_step, sys.maxsize, workers, False
         )
         for (batch,) in steps:
-            yield self.normalise(batch.images), batch.masks.long()
+            yield self.normalize(batch.images), batch.masks.long()
 
 
 class Plain:

@@ -130,7 +130,7 @@ def full_path(peers: Sequence[str], root: Path) -> Iterator[Row]:
     def median(name: str, field: str, scale: float) -> float:
         return scale * statistics.median(one[field] for one in found[name])
 
-    what = f"read, decode, augment at {SIZE}², normalise, one worker, clock, a sample"
+    what = f"read, decode, augment at {SIZE}², normalize, one worker, clock, a sample"
     own = median("ours", "clock", 1000)
     for name in names[:-1]:
         bar = 1.8 if name == "webdataset" else None

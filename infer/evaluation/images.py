@@ -92,9 +92,9 @@ class ShownImage:
     prediction: Jpeg
     errors: Jpeg
     true_classes: tuple[int, ...]
-    """Train ids in the truth, the largest first, background last."""
+    """Train ids in the ground truth, the largest first, background last."""
     predicted_classes: tuple[int, ...]
-    """Train ids in the prediction where the truth is not ignored, in the same order."""
+    """Train ids in the prediction where the ground truth is not ignored, in the same order."""
 
     @classmethod
     def of(

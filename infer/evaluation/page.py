@@ -92,7 +92,7 @@ def _overview(result: Evaluation) -> Iterator[Block]:
         detail = f"with augmentation {gain:+.2f} points"
         figures.append(Figure("mIoU without TTA", _percent(result.without_tta.miou), detail))
     if result.calibration is not None:
-        detail = "distance of probability and truth"
+        detail = "distance of probability and ground truth"
         figures.append(Figure("calibration error", _percent(result.calibration.ece), detail))
     figures.append(Figure("images", f"{result.samples:,}"))
     yield Figures(figures)
@@ -172,7 +172,7 @@ def _confusions(result: Evaluation) -> Iterator[Block]:
         for one in result.confusions
     ]
     if rows:
-        columns = ("truth", "predicted", "pixels", "share of the class")
+        columns = ("ground truth", "predicted", "pixels", "share of the class")
         yield Table("The most frequent confusions", columns, rows)
     else:
         yield Paragraph("Not a single pixel is wrong.")
@@ -215,7 +215,7 @@ def _comparison(result: Evaluation, shown: ShownImage) -> Comparison:
     score = shown.score
     panels = (
         Panel("image", shown.image),
-        Panel("truth", shown.truth, _tags(result, shown.true_classes)),
+        Panel("ground truth", shown.truth, _tags(result, shown.true_classes)),
         Panel("prediction", shown.prediction, _tags(result, shown.predicted_classes)),
         Panel("errors (red)", shown.errors),
     )
@@ -224,7 +224,7 @@ def _comparison(result: Evaluation, shown: ShownImage) -> Comparison:
 
 
 def _tags(result: Evaluation, train_ids: Sequence[int]) -> list[Tag]:
-    things = [i for i in train_ids if i]  # background has no colour
+    things = [i for i in train_ids if i]  # background has no color
     tags = [class_tag(result.taxonomy, i) for i in things[:_TAGS]]
     return tags + [Tag(f"+{len(things) - _TAGS}")] * (len(things) > _TAGS)
 

@@ -29,7 +29,7 @@ class Card:
     """The content of a ``metrics.json``."""
 
     @property
-    def licence(self) -> dict[str, str]:
+    def license(self) -> dict[str, str]:
         """The keys of the front matter; none where the user alone decides."""
         if self.provenance.weights == "nvlabs":
             return {
@@ -50,7 +50,7 @@ class Card:
             "## Preprocessing\n\n" + self._preprocessing(),
             *(("## Scores\n\n" + self._scores(self.metrics),) if self.metrics else ()),
             "## Data\n\n" + self._data(),
-            "## Licence\n\n" + self._licence_note(),
+            "## License\n\n" + self._license_note(),
             "## Classes\n\n" + self._classes(),
         )
         return "\n\n".join(parts) + "\n"
@@ -60,7 +60,7 @@ class Card:
             "library_name": "transformers",
             "pipeline_tag": "image-segmentation",
             "tags": ["semantic-segmentation", self.architecture, "cocoseg"],
-            **self.licence,
+            **self.license,
         }
         if self.provenance.base_model:
             front["base_model"] = self.provenance.base_model
@@ -95,7 +95,7 @@ class Card:
         scaled = "divided by 255" if p.rescale == 1 / 255 else f"multiplied by {p.rescale}"
         text = (
             f"The photograph, {'BGR' if p.blue_first else 'RGB'}, is resized {size} "
-            f"({kind}, antialiased), {scaled}, and normalised with mean {list(p.mean)} and "
+            f"({kind}, antialiased), {scaled}, and normalized with mean {list(p.mean)} and "
             f"standard deviation {list(p.std)}. The logits are brought back to the photograph's "
             "size bilinearly before the argmax. Labels are train ids as they are: nothing is "
             "subtracted (`do_reduce_labels` is false)."
@@ -134,7 +134,7 @@ class Card:
             "SHA-256s in the order of their manifests, one a line."
         )
 
-    def _licence_note(self) -> str:
+    def _license_note(self) -> str:
         base = self.provenance.base_model
         nvlabs = (
             "NVlabs' pretrained SegFormer weights are for research and evaluation only, not for "
@@ -147,9 +147,9 @@ class Card:
             told = ", whose own origin is not recorded" if base else " not recorded"
             return f"{began}{told}. They may go back to NVlabs': {nvlabs}"
         if self.provenance.weights == "other":
-            return f"The weights began from `{base}`: its licence applies."
+            return f"The weights began from `{base}`: its license applies."
         return (
-            "The weights were trained from random ones: the licence is for their maker to choose, "
+            "The weights were trained from random ones: the license is for their maker to choose, "
             "who also knows what the training images allow."
         )
 

@@ -17,8 +17,8 @@ class ExportConfig(Section):
     overwrite: bool = False
     """Replace an output that is there."""
     input_type: Literal["uint8", "float32"] = "uint8"
-    """What a graph takes: 'uint8' RGB photographs of shape (batch, height, width, 3), normalised in
-    the graph; or 'float32' of shape (batch, 3, height, width), normalised by the caller."""
+    """What a graph takes: 'uint8' RGB photographs of shape (batch, height, width, 3), normalized in
+    the graph; or 'float32' of shape (batch, 3, height, width), normalized by the caller."""
     output_type: Literal["logits", "mask"] = "logits"
     """What a graph gives: 'logits' at the network's own resolution, a quarter of the input's for
     SegFormer; or the 'mask' of train ids at the input's, upsampled bilinearly before the argmax."""

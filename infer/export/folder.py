@@ -49,7 +49,7 @@ class FolderPlan:
             "classes": self.card.taxonomy.num_classes,
             "input_size": self.card.preprocess.input_size,
             "weights_began_from": known.base_model or known.weights,
-            "licence": self.card.licence.get("license", "yours to choose"),
+            "license": self.card.license.get("license", "yours to choose"),
             "data_digest": known.data_digest,
             "scores": self.card.metrics and self.card.metrics.get("mIoU"),
         }
@@ -156,11 +156,11 @@ def _parity(plan: FolderPlan, folder: Path) -> Parity:
             folder, dtype=torch.float32, trust_remote_code=False
         )
     theirs.eval()
-    normalise = plan.loaded.preprocess.normaliser()
+    normalize = plan.loaded.preprocess.normalizer()
 
     def run(images: Tensor) -> Tensor:
         with torch.inference_mode():
-            logits: Tensor = theirs(pixel_values=normalise(images)).logits
+            logits: Tensor = theirs(pixel_values=normalize(images)).logits
         return logits
 
     side = plan.loaded.preprocess.input_size

@@ -87,7 +87,7 @@ class GraphPlan:
             "architecture": told["architecture"],
             "input": told["input"],
             "result": told["output"],
-            "normalisation": told["normalisation"],
+            "normalization": told["normalization"],
             "classes": told["num_classes"],
             "input_size": told["input_size"],
             "state": "kept, it is there already" if self.kept else "to be written",
@@ -215,9 +215,9 @@ def _written(
     plan.format.write(program, described, path)
     del program
     run = plan.format.run(path)
-    normalise = plan.loaded.preprocess.normaliser()
+    normalize = plan.loaded.preprocess.normalizer()
     parity = compare(
-        run if config.input_type == "uint8" else lambda images: run(normalise(images)),
+        run if config.input_type == "uint8" else lambda images: run(normalize(images)),
         reference,
         trial_shapes(size, any_size=any_size),
         of_masks=config.output_type == "mask",
@@ -237,7 +237,7 @@ def _description(
         "architecture": network.config.model_type,
         "input": str(INPUTS[config.input_type]),
         "output": str(output_port(config, taxonomy.num_classes)),
-        "normalisation": "in the graph" if config.input_type == "uint8" else "by the caller",
+        "normalization": "in the graph" if config.input_type == "uint8" else "by the caller",
         "mean": list(preprocess.mean),
         "std": list(preprocess.std),
         "channel_order": "BGR" if preprocess.blue_first else "RGB",

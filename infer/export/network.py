@@ -1,4 +1,4 @@
-"""What is exported: a network with its normalisation before it and, if wanted, the mask after it.
+"""What is exported: a network with its normalization before it and, if wanted, the mask after it.
 
 Beside it the reference that every export is compared with: transformers' own network.
 """
@@ -51,16 +51,16 @@ class ExportedNetwork(nn.Module):
     ----------
     loaded
         The network, float32, in eval mode.
-    normalises
+    normalizes
         Whether it takes uint8 RGB, shape (B, H, W, 3); else float32, shape (B, 3, H, W).
     to_mask
         Whether it gives train ids, shape (B, H, W); else logits, float32, shape (B, C, h, w).
     """
 
-    def __init__(self, loaded: LoadedNetwork, *, normalises: bool, to_mask: bool) -> None:
+    def __init__(self, loaded: LoadedNetwork, *, normalizes: bool, to_mask: bool) -> None:
         super().__init__()
         self.network = loaded.network
-        self.normalise = loaded.preprocess.normaliser() if normalises else None
+        self.normalize = loaded.preprocess.normalizer() if normalizes else None
         self.ids = None
         if to_mask:
             self.ids = torch.uint8 if loaded.taxonomy.num_classes <= 256 else torch.int32
@@ -68,13 +68,13 @@ class ExportedNetwork(nn.Module):
     @classmethod
     def of(cls, loaded: LoadedNetwork, config: ExportConfig) -> "ExportedNetwork":
         """Return the forward that the settings mean."""
-        normalises, to_mask = config.input_type == "uint8", config.output_type == "mask"
-        return cls(loaded, normalises=normalises, to_mask=to_mask).eval()
+        normalizes, to_mask = config.input_type == "uint8", config.output_type == "mask"
+        return cls(loaded, normalizes=normalizes, to_mask=to_mask).eval()
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits or train ids."""
-        height, width = image.shape[2:] if self.normalise is None else image.shape[1:3]
-        pixel_values = image if self.normalise is None else self.normalise(image)
+        height, width = image.shape[2:] if self.normalize is None else image.shape[1:3]
+        pixel_values = image if self.normalize is None else self.normalize(image)
         logits: Tensor = self.network(pixel_values=pixel_values).logits
         if self.ids is None:
             return logits
@@ -94,12 +94,12 @@ class Reference:
         network: Any = loaded.network
         self._network = type(network)(network.config).eval()
         self._network.load_state_dict(network.state_dict(), assign=True)
-        self._normalise = loaded.preprocess.normaliser()
+        self._normalize = loaded.preprocess.normalizer()
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
         """Return float32, shape (B, C, h, w), of uint8 RGB images, shape (B, H, W, 3)."""
-        out: Tensor = self._network(pixel_values=self._normalise(images)).logits
+        out: Tensor = self._network(pixel_values=self._normalize(images)).logits
         return out
 
 

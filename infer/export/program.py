@@ -41,7 +41,7 @@ def capture(network: ExportedNetwork, input_size: int, *, any_size: bool) -> Exp
         Of any kind, if the network cannot be traced so.
     """
     height, width = (input_size + 32, input_size + 96) if any_size else (input_size, input_size)
-    if network.normalise is not None:
+    if network.normalize is not None:
         example, first = torch.zeros(2, height, width, 3, dtype=torch.uint8), 1
     else:
         example, first = torch.zeros(2, 3, height, width), 2

@@ -57,7 +57,7 @@ def drawn_categories(scene: Scene) -> NDArray[np.object_]:
 
 
 def off_boundary(truth: NDArray[np.object_]) -> NDArray[np.bool_]:
-    """Pixels whose 3 x 3 neighbours all are of their own category."""
+    """Pixels whose 3 x 3 neighbors all are of their own category."""
     padded = np.pad(truth, 1, mode="edge")
     height, width = truth.shape
     same = np.ones(truth.shape, bool)

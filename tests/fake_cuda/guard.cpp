@@ -12,7 +12,7 @@ namespace {
 
 constexpr auto kType = c10::DeviceType::CUDA;
 
-// Always device 0: autograd compares the streams of neighbouring nodes. The base class returns
+// Always device 0: autograd compares the streams of neighboring nodes. The base class returns
 // index -1, which no tensor's device has.
 struct Guard final : c10::impl::NoOpDeviceGuardImpl<kType> {
   static c10::Device device() { return {kType, 0}; }

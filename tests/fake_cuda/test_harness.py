@@ -57,7 +57,7 @@ def test_a_shape_that_depends_on_values_fails(count):
         count("planted", fault="mask")
 
 
-def test_synchronising_with_the_device_fails(count):
+def test_synchronizing_with_the_device_fails(count):
     with pytest.raises(pytest.fail.Exception, match="the host waits for all kernels"):
         count("planted", fault="synchronize")
 

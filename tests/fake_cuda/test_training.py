@@ -54,6 +54,6 @@ def test_a_b5_step_launches_no_more_kernels_than_plain_transformers(count):
     assert ours.kernels <= plain.kernels
 
 
-def test_one_rank_alone_can_estimate_the_memory_of_synchronised_batch_norms(count):
+def test_one_rank_alone_can_estimate_the_memory_of_synchronized_batch_norms(count):
     seen = count("memory_estimate", world_size=2)
     assert [op for op, _, _ in seen.launches if op.startswith("c10d")] == []

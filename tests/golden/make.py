@@ -96,7 +96,7 @@ def instances(image_id, width, height):
 
 
 def draw(image_id, found, width, height):
-    """A picture: a gradient, and each instance as a flat colour with some grain."""
+    """A picture: a gradient, and each instance as a flat color with some grain."""
     random = np.random.default_rng([image_id, 1])
     corners = random.uniform(90, 190, (2, 2, 3)).astype(np.uint8)
     sheet = Image.fromarray(corners).resize((width, height), Image.Resampling.BILINEAR)

@@ -149,7 +149,7 @@ def palette(mask):
 
 BROKEN = {
     "palette": (lambda mask: palette(mask), "mode P"),
-    "colours": (lambda mask: Image.fromarray(np.stack([mask] * 3, 2)), "mode RGB"),
+    "colors": (lambda mask: Image.fromarray(np.stack([mask] * 3, 2)), "mode RGB"),
     "size": (lambda mask: Image.fromarray(mask[1:]), "differ in size"),
     "ids": (
         lambda mask: Image.fromarray(np.full_like(mask, 81)),

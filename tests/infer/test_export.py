@@ -76,7 +76,7 @@ def exported(checkpoint, tmp_path_factory):
 
 @pytest.fixture
 def theirs(checkpoint):
-    """Logits of transformers, normalised by hand: nothing of ours."""
+    """Logits of transformers, normalized by hand: nothing of ours."""
     network = AutoModelForSemanticSegmentation.from_pretrained(checkpoint).eval()
 
     def logits(images):
@@ -135,7 +135,7 @@ def test_an_onnx_names_its_axes_and_says_what_it_is(exported):
     assert (told["ignore_index"], told["input_size"], told["opset"]) == ("255", "64", "18")
     assert json.loads(told["mean"]) == list(IMAGENET_MEAN)
     assert json.loads(told["std"]) == list(IMAGENET_STD)
-    assert told["normalisation"] == "in the graph"
+    assert told["normalization"] == "in the graph"
     assert json.loads(told["dynamic"]) == ["batch", "height", "width"]
 
 
@@ -159,18 +159,18 @@ def test_no_file_tells_of_the_computer_that_made_it(exported, checkpoint):
 
 
 @pytest.fixture(scope="module")
-def masks_of_normalised(checkpoint, tmp_path_factory):
+def masks_of_normalized(checkpoint, tmp_path_factory):
     output = tmp_path_factory.mktemp("masks") / "m.pt2"
     settings = {"input_type": "float32", "output_type": "mask"}
     config = ExportConfig(checkpoint=str(checkpoint), output=str(output), **settings)
     return output, export_graph(FORMATS["program"], config, ModelConfig())
 
 
-def test_normalised_input_and_masks(masks_of_normalised, theirs, draw):
-    output, result = masks_of_normalised
+def test_normalized_input_and_masks(masks_of_normalized, theirs, draw):
+    output, result = masks_of_normalized
     assert result.plan.to_dict()["input"] == "pixel_values: float32 (batch, 3, height, width)"
     images = draw(90, 120)[None]
-    mask = FORMATS["program"].run(output)(Preprocess(SIDE).normaliser()(torch.tensor(images)))
+    mask = FORMATS["program"].run(output)(Preprocess(SIDE).normalizer()(torch.tensor(images)))
     expected = F.interpolate(torch.from_numpy(theirs(images)), (90, 120), mode="bilinear").argmax(1)
     assert mask.dtype == torch.uint8
     assert len(mask.unique()) > 3
@@ -271,13 +271,13 @@ def variant(request, loaded, three_classes, tmp_path_factory):
     """The network that was traced, and its program as it is read back."""
     if request.param == OF_ANY_SIZE[0]:
         folder, _ = request.getfixturevalue("exported")
-        network = ExportedNetwork(loaded, normalises=True, to_mask=False)
+        network = ExportedNetwork(loaded, normalizes=True, to_mask=False)
         return network, torch.export.load(folder / "coco.pt2")
     if request.param == OF_ANY_SIZE[1]:
-        path, _ = request.getfixturevalue("masks_of_normalised")
-        network = ExportedNetwork(loaded, normalises=False, to_mask=True)
+        path, _ = request.getfixturevalue("masks_of_normalized")
+        network = ExportedNetwork(loaded, normalizes=False, to_mask=True)
         return network, torch.export.load(path)
-    family, normalises, to_mask = OF_ONE_SIZE[request.param]
+    family, normalizes, to_mask = OF_ONE_SIZE[request.param]
     folder = three_classes
     if family != "segformer":
         folder = tmp_path_factory.mktemp(family)
@@ -285,7 +285,7 @@ def variant(request, loaded, three_classes, tmp_path_factory):
         plain = AutoModelForSemanticSegmentation.from_config(FAMILIES[family]())
         save_network(folder, plain, Preprocess(SIDE), DEEPLAB)
     one = load_network(str(folder), ModelConfig())
-    network = ExportedNetwork(one, normalises=normalises, to_mask=to_mask).eval()
+    network = ExportedNetwork(one, normalizes=normalizes, to_mask=to_mask).eval()
     program = capture(network, SIDE, any_size=False)
     assert devices_in(program)  # as it is traced
     path = tmp_path_factory.mktemp("program") / "m.pt2"
@@ -295,7 +295,7 @@ def variant(request, loaded, three_classes, tmp_path_factory):
 
 def example_for(network):
     images = trial_images(3, SIDE, SIDE)
-    return images if network.normalise is not None else images.permute(0, 3, 1, 2) / 255 - 0.5
+    return images if network.normalize is not None else images.permute(0, 3, 1, 2) / 255 - 0.5
 
 
 def test_no_device_is_in_a_program(variant):
@@ -429,7 +429,7 @@ def loaded(checkpoint):
 
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_bug_in_logits_is_found(loaded, bug):
-    network = ExportedNetwork(loaded, normalises=True, to_mask=False)
+    network = ExportedNetwork(loaded, normalizes=True, to_mask=False)
     shapes = trial_shapes(SIDE, any_size=True)
     reference = Reference(loaded)
     with torch.inference_mode():
@@ -440,8 +440,8 @@ def test_a_bug_in_logits_is_found(loaded, bug):
 
 
 def test_a_bug_in_masks_is_found(loaded):
-    network = ExportedNetwork(loaded, normalises=True, to_mask=True)
-    plain = ExportedNetwork(loaded, normalises=True, to_mask=False)
+    network = ExportedNetwork(loaded, normalizes=True, to_mask=True)
+    plain = ExportedNetwork(loaded, normalizes=True, to_mask=False)
 
     def cornered(images):
         size = images.shape[1:3]
@@ -835,8 +835,8 @@ ORIGINS = {
 }
 
 
-@pytest.mark.parametrize(("name", "licence", "base", "note"), ORIGINS.values(), ids=ORIGINS)
-def test_the_card_tells_origin_data_and_licence(three_classes, tmp_path, name, licence, base, note):
+@pytest.mark.parametrize(("name", "expected", "base", "note"), ORIGINS.values(), ids=ORIGINS)
+def test_the_card_tells_origin_data_license(three_classes, tmp_path, name, expected, base, note):
     folder = tmp_path / "step-00000007"
     folder.mkdir()
     for path in three_classes.iterdir():
@@ -848,7 +848,7 @@ def test_the_card_tells_origin_data_and_licence(three_classes, tmp_path, name, l
     front, text = front_matter(tmp_path / "my-model")
     assert front["library_name"] == "transformers"
     assert front["pipeline_tag"] == "image-segmentation"
-    assert (front.get("license"), front.get("base_model")) == (licence, base)
+    assert (front.get("license"), front.get("base_model")) == (expected, base)
     assert note in text
     assert ("NVlabs" in text) == (name != "segformer-tiny")
     assert (
@@ -987,7 +987,7 @@ def test_the_facts_that_the_page_lists_are_in_the_files(root, exported):
 
 def test_upsampling_is_that_of_inference(loaded, theirs):
     images = trial_images(1, 70, 90)
-    network = ExportedNetwork(loaded, normalises=True, to_mask=True)
+    network = ExportedNetwork(loaded, normalizes=True, to_mask=True)
     with torch.inference_mode():
         mask = network(images)
     expected = resize_logits(torch.from_numpy(theirs(images.numpy())), 70, 90).argmax(1)

@@ -108,8 +108,8 @@ def test_views_matter(make_network, draw):
     assert (one - scaled).abs().max() > 0.05
 
 
-class Colours(nn.Module):
-    """Logits that follow from the colour of the pixel below alone, at a quarter of the size."""
+class Colors(nn.Module):
+    """Logits that follow from the color of the pixel below alone, at a quarter of the size."""
 
     def __init__(self):
         super().__init__()
@@ -130,7 +130,7 @@ def quadrants(size):
 @pytest.mark.parametrize("view", ALL)
 def test_each_view_is_inverted_where_it_looked(view):
     truth, image = quadrants(64)
-    (mask,) = predict_views(Colours(), Preprocess(64), as_views([view]), [image])
+    (mask,) = predict_views(Colors(), Preprocess(64), as_views([view]), [image])
     # Near an edge the quarter-size logits blur; 4 pixels off it, all is exact.
     edge = np.zeros_like(truth, bool)
     for axis in (0, 1):
@@ -141,10 +141,10 @@ def test_each_view_is_inverted_where_it_looked(view):
 
 
 @pytest.mark.parametrize("scale", [0.75, 1.0, 1.25])
-def test_a_flip_of_a_network_that_looks_at_colours_alone_changes_nothing(scale):
-    """Sampled at cell centres, so that mirroring commutes with it."""
+def test_a_flip_of_a_network_that_looks_at_colors_alone_changes_nothing(scale):
+    """Sampled at cell centers, so that mirroring commutes with it."""
 
-    class Means(Colours):
+    class Means(Colors):
         def forward(self, pixel_values):
             return SimpleNamespace(logits=F.avg_pool2d(pixel_values, 4))
 
@@ -159,7 +159,7 @@ def test_a_flip_of_a_network_that_looks_at_colours_alone_changes_nothing(scale):
 def test_probabilities_are_averaged_and_not_logits(draw):
     """One sure view does not outvote two others: their logits would say 1, they say 0."""
 
-    class BySize(Colours):
+    class BySize(Colors):
         def forward(self, pixel_values):
             batch, _, height, width = pixel_values.shape
             logits = torch.zeros(batch, 2, height // 4, width // 4)
@@ -194,7 +194,7 @@ def test_a_mirroring_is_its_own_inverse(flip, vertical, height, width):
 def test_a_vertical_flip_is_looked_back_through_where_it_looked(flip):
     truth, image = quadrants(64)
     plain, flipped = (
-        predict_views(Colours(), Preprocess(64), [View(1.0, flip, vertical)], [image])[0]
+        predict_views(Colors(), Preprocess(64), [View(1.0, flip, vertical)], [image])[0]
         for vertical in (False, True)
     )
     assert (plain != flipped).mean() < 0.1  # at edges: a quarter of the size is not symmetric

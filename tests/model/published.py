@@ -214,7 +214,7 @@ class Mmseg(nn.Module):
         return head.conv_seg(head.fusion_conv(torch.cat(up, 1)))
 
 
-def randomised(network, seed=0):
+def randomized(network, seed=0):
     """Draw all parameters and statistics so that each of them matters."""
     generator = torch.Generator().manual_seed(seed)
     for name, value in network.state_dict().items():

@@ -1,4 +1,4 @@
-"""One rank of a group: synchronised batch norm over uneven parts of a batch; saves what came out.
+"""One rank of a group: synchronized batch norm over uneven parts of a batch; saves what came out.
 
     sync_cells.py STORE RANK WORLD OUT CELLS
 
@@ -51,7 +51,7 @@ def outcome(run, norm, x, gradient):
 
 
 def main():
-    from cocoseg.model.sync_batchnorm import SyncBatchNorm2d, synchronise_batch_norms
+    from cocoseg.model.sync_batchnorm import SyncBatchNorm2d, synchronize_batch_norms
     from torch.utils.checkpoint import checkpoint
 
     store, rank, world, out, cells = sys.argv[1:]
@@ -64,7 +64,7 @@ def main():
     for cell in json.loads(cells):
         x, gradient, norm = whole_batch(cell)
         wrapped = nn.Sequential(norm)
-        synchronise_batch_norms(wrapped)
+        synchronize_batch_norms(wrapped)
         assert type(norm) is SyncBatchNorm2d
 
         run = wrapped

@@ -293,7 +293,7 @@ def test_a_processor_of_blue_first_is_followed_and_saved(hub, tmp_path):
     preprocess = load_network(str(tmp_path), ModelConfig()).preprocess
     assert preprocess.blue_first
     image = torch.tensor([[[[255, 51, 0]]]], dtype=torch.uint8)
-    assert preprocess.normaliser()(image).flatten().tolist() == pytest.approx([0.0, 0.2, 1.0])
+    assert preprocess.normalizer()(image).flatten().tolist() == pytest.approx([0.0, 0.2, 1.0])
     assert Preprocess.from_dict(preprocess.to_dict()) == preprocess
     told = preprocess.to_dict()
     assert told["image_processor_type"] == "MobileViTImageProcessor"
@@ -310,10 +310,10 @@ def test_a_processor_of_blue_first_is_followed_and_saved(hub, tmp_path):
         ({"do_normalize": False}, 0.0),
         ({"do_normalize": None}, 0.0),
         ({"do_normalize": True, "image_mean": [0.5, 0.5, 0.5]}, 0.5),
-        # It is MobileViT's processor that flips, and it never normalises.
+        # It is MobileViT's processor that flips, and it never normalizes.
         ({"do_flip_channel_order": True}, 0.485),
         ({"image_processor_type": "MobileViTImageProcessor", "do_center_crop": False}, 0.0),
     ],
 )
-def test_normalisation_is_what_the_processor_says(content, mean):
+def test_normalization_is_what_the_processor_says(content, mean):
     assert Preprocess.from_dict(content).mean[0] == mean

@@ -11,7 +11,7 @@ from cocoseg.taxonomy import SemanticClass, Taxonomy, coco_taxonomy
 from safetensors.torch import save_file
 from transformers import SegformerForSemanticSegmentation
 
-from .published import Mmseg, MmsegBackbone, Nvlabs, NvlabsBackbone, randomised
+from .published import Mmseg, MmsegBackbone, Nvlabs, NvlabsBackbone, randomized
 
 PIXELS = torch.randn(2, 3, 96, 64, generator=torch.Generator().manual_seed(7))
 SEVEN = Taxonomy(tuple(SemanticClass(f"c{i}") for i in range(7)))
@@ -45,7 +45,7 @@ def assert_close(got, expected):
 @torch.no_grad()
 @pytest.mark.parametrize("file", ["w.pth", "w.safetensors"])
 def test_a_segformer_of_nvlabs_gives_its_own_logits(tmp_path, file):
-    theirs = randomised(Nvlabs(7))
+    theirs = randomized(Nvlabs(7))
     loaded = load_network(write(tmp_path, theirs.state_dict(), file), ModelConfig(input_size=64))
     assert_close(loaded.network(pixel_values=PIXELS).logits, theirs(PIXELS))
     assert loaded.taxonomy.num_classes == 7
@@ -53,7 +53,7 @@ def test_a_segformer_of_nvlabs_gives_its_own_logits(tmp_path, file):
 
 @torch.no_grad()
 def test_blocks_beyond_the_first_keep_their_order(tmp_path):
-    theirs = randomised(Nvlabs(7, depths=(2, 1, 3, 2)))
+    theirs = randomized(Nvlabs(7, depths=(2, 1, 3, 2)))
     settings = architecture("segformer-tiny")
     settings.depths = [2, 1, 3, 2]
     settings.save_pretrained(tmp_path)
@@ -66,7 +66,7 @@ def test_blocks_beyond_the_first_keep_their_order(tmp_path):
 @pytest.mark.parametrize("kind", [NvlabsBackbone, MmsegBackbone])
 @pytest.mark.parametrize("prefix", ["", "backbone."])
 def test_an_encoder_alone_starts_a_training(tmp_path, kind, prefix):
-    theirs = randomised(kind((1, 1, 1, 1)))
+    theirs = randomized(kind((1, 1, 1, 1)))
     weights = {prefix + name: value for name, value in theirs.state_dict().items()}
     network = start(write(tmp_path, weights))
     for got, expected in zip(levels_of(network, PIXELS), theirs(PIXELS), strict=True):
@@ -76,7 +76,7 @@ def test_an_encoder_alone_starts_a_training(tmp_path, kind, prefix):
 
 @torch.no_grad()
 def test_the_classifier_of_imagenet_is_left_out(tmp_path):
-    theirs = randomised(NvlabsBackbone((1, 1, 1, 1), classes=1000))
+    theirs = randomized(NvlabsBackbone((1, 1, 1, 1), classes=1000))
     network = start(write(tmp_path, theirs.state_dict(), "mit_b0.pth"))
     for got, expected in zip(levels_of(network, PIXELS), theirs(PIXELS), strict=True):
         assert_close(got, expected)
@@ -84,7 +84,7 @@ def test_the_classifier_of_imagenet_is_left_out(tmp_path):
 
 @torch.no_grad()
 def test_of_a_segformer_of_mmsegmentation_the_encoder_starts_a_training(tmp_path, caplog):
-    theirs = randomised(Mmseg(7))
+    theirs = randomized(Mmseg(7))
     path = write(tmp_path, {"meta": {"epoch": 3}, "state_dict": theirs.state_dict()})
     network = start(path)
     for got, expected in zip(levels_of(network, PIXELS), theirs.backbone(PIXELS), strict=True):
@@ -96,7 +96,7 @@ def test_of_a_segformer_of_mmsegmentation_the_encoder_starts_a_training(tmp_path
 
 @torch.no_grad()
 def test_a_segformer_of_nvlabs_keeps_all_but_the_classifier_in_a_training(tmp_path):
-    theirs = randomised(Nvlabs(7))
+    theirs = randomized(Nvlabs(7))
     path = write(tmp_path, theirs.state_dict())
     network, loaded = start(path), load_network(path, ModelConfig(input_size=64)).network
     before, after = loaded.state_dict(), network.state_dict()
@@ -106,7 +106,7 @@ def test_a_segformer_of_nvlabs_keeps_all_but_the_classifier_in_a_training(tmp_pa
 
 @torch.no_grad()
 def test_weights_of_cocos_classes_keep_their_classifier(tmp_path):
-    theirs = randomised(Nvlabs(81))
+    theirs = randomized(Nvlabs(81))
     network = start(write(tmp_path, theirs.state_dict()), coco_taxonomy())
     assert_close(network(pixel_values=PIXELS).logits, theirs(PIXELS))
 

@@ -11,7 +11,7 @@ from cocoseg.model.switches import (
     keep_mlp_activations,
     train_mode,
 )
-from cocoseg.model.sync_batchnorm import SyncBatchNorm2d, synchronise_batch_norms
+from cocoseg.model.sync_batchnorm import SyncBatchNorm2d, synchronize_batch_norms
 from cocoseg.model.weights import start_network
 from cocoseg.taxonomy import coco_taxonomy
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -93,10 +93,10 @@ def test_nothing_is_changed_by_asking(network):
     assert not any(p.grad is not None for p in network.parameters())
 
 
-def test_synchronised_batch_norms_are_estimated_as_plain_ones(network):
+def test_synchronized_batch_norms_are_estimated_as_plain_ones(network):
     network.train()
     plain = training_memory(network, 2, 64, optimizer_states=2, ema=False)
-    synchronise_batch_norms(network)
+    synchronize_batch_norms(network)
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
     try:  # nobody answers a collective
         found = training_memory(network, 2, 64, optimizer_states=2, ema=False)

@@ -81,7 +81,7 @@ def test_probabilities_of_half_precision_logits_are_averaged_in_float32(make_net
     with torch.no_grad(), autocast(CPU, torch.bfloat16):
         for view in VIEWS:
             pixels = torch.from_numpy(Preprocess(64).resize(image, view.scale).copy())[None]
-            x = Preprocess(64).normaliser()(view.mirror(pixels, 1, 2))
+            x = Preprocess(64).normalizer()(view.mirror(pixels, 1, 2))
             logits = view.mirror(network(pixel_values=x).logits, 2, 3).double()
             whole = torch.nn.functional.interpolate(logits, (40, 60), mode="bilinear")
             total += whole.softmax(1)[0] / len(VIEWS)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from cocoseg.model.predictor import Predictor
-from cocoseg.model.preprocess import HostNormaliser, Preprocess, resize_logits
+from cocoseg.model.preprocess import HostNormalizer, Preprocess, resize_logits
 from cocoseg.model.view import View
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,7 +36,7 @@ def test_pixels_are_those_of_transformers(size, side):
         "pixel_values"
     ]
     ours = Preprocess(side, mean=mean, std=std)
-    got = ours.normaliser()(torch.from_numpy(ours.resize(photo(*size))[None].copy()))
+    got = ours.normalizer()(torch.from_numpy(ours.resize(photo(*size))[None].copy()))
     assert (got.shape, got.dtype) == (expected.shape, torch.float32)
     assert (got - expected).abs().max() <= 2e-6
 
@@ -46,7 +46,7 @@ def test_what_is_saved_gives_transformers_the_same_pixels():
     ours = Preprocess(80, mean=(0.1, 0.2, 0.3), std=(0.9, 0.8, 0.7))
     theirs = SegformerImageProcessorPil(**ours.to_dict())
     expected = theirs(photo(40, 50), return_tensors="pt")["pixel_values"]
-    got = ours.normaliser()(torch.from_numpy(ours.resize(photo(40, 50))[None].copy()))
+    got = ours.normalizer()(torch.from_numpy(ours.resize(photo(40, 50))[None].copy()))
     assert (got - expected).abs().max() <= 2e-6
 
 
@@ -118,7 +118,7 @@ def test_upsampling_happens_in_float32_at_least(dtype):
     assert torch.equal(got, expected)
 
 
-def test_upsampling_centres_pixels():
+def test_upsampling_centers_pixels():
     """Halfway between two pixels lies their mean, and edges are repeated: no aligned corners."""
     got = resize_logits(torch.tensor([[[[0.0, 4.0]]]]), 1, 4)
     assert got.flatten().tolist() == [0.0, 1.0, 3.0, 4.0]
@@ -145,8 +145,8 @@ def test_a_preprocess_comes_back_from_its_dict():
 @pytest.mark.parametrize(
     "view", [View(), View(flip=True), View(flip_vertical=True), View(1.0, True, True)]
 )
-def test_on_the_host_normalising_gives_the_same_bits(blue_first, view):
+def test_on_the_host_normalizing_gives_the_same_bits(blue_first, view):
     preprocess = Preprocess(64, blue_first=blue_first)
     images = torch.from_numpy(np.stack([photo(40, 50), photo(40, 50)[::-1]]))
-    expected = preprocess.normaliser()(view.mirror(images, 1, 2))
-    assert torch.equal(HostNormaliser(preprocess)(images, view), expected)
+    expected = preprocess.normalizer()(view.mirror(images, 1, 2))
+    assert torch.equal(HostNormalizer(preprocess)(images, view), expected)

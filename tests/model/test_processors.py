@@ -45,8 +45,8 @@ FIELDS = {
     "hamming": {"resample": 5, "size": {"height": 40, "width": 64}},
     "no rescale": {"do_rescale": False},
     "another factor": {"rescale_factor": 1 / 127.5},
-    "no normalisation": {"do_normalize": False},
-    "normalisation": {"do_normalize": True, "image_mean": [0.1, 0.2, 0.3]},
+    "no normalization": {"do_normalize": False},
+    "normalization": {"do_normalize": True, "image_mean": [0.1, 0.2, 0.3]},
     "neither": {"do_normalize": False, "do_rescale": False},
     "mean and deviation": {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]},
     "null flags": {"do_normalize": None, "do_rescale": None, "do_reduce_labels": None},
@@ -92,7 +92,7 @@ def processor_of(folder, content, model_type="segformer"):
 
 def pixels_of(preprocess, image):
     resized = preprocess.resize(image)[None].copy()
-    return preprocess.normaliser()(torch.from_numpy(resized))
+    return preprocess.normalizer()(torch.from_numpy(resized))
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def forward(network, preprocess, images, view=View()):  # noqa: B008 - frozen
 
 
 def by_hand(network, preprocess, image, scale=1.0):
-    """Logits of one image, resized by Pillow and normalised in NumPy."""
+    """Logits of one image, resized by Pillow and normalized in NumPy."""
     height, width = image.shape[:2]
     side = round(preprocess.input_size * scale)
     size = (side, side)

@@ -1,4 +1,4 @@
-"""Synchronised batch norm in real process groups against plain batch norm of the whole batch."""
+"""Synchronized batch norm in real process groups against plain batch norm of the whole batch."""
 
 import copy
 import json
@@ -12,7 +12,7 @@ import torch
 from cocoseg.model.sync_batchnorm import (
     SyncBatchNorm2d,
     localise_batch_norms,
-    synchronise_batch_norms,
+    synchronize_batch_norms,
 )
 from torch import nn
 
@@ -99,7 +99,7 @@ def test_alone_and_in_eval_mode_it_is_plain_batch_norm():
     x = torch.randn(3, 4, 5, 6)
     plain = nn.BatchNorm2d(4)
     ours = copy.deepcopy(plain)
-    synchronise_batch_norms(nn.Sequential(ours))
+    synchronize_batch_norms(nn.Sequential(ours))
     for training in (True, False):
         plain.train(training)
         ours.train(training)
@@ -112,7 +112,7 @@ def test_names_and_hooks_stay_and_a_copy_can_be_made_plain_again():
     calls = []
     network[1].register_forward_hook(lambda *_: calls.append(1))
     names = list(network.state_dict())
-    synchronise_batch_norms(network)
+    synchronize_batch_norms(network)
     assert [type(network[1]), type(network[2][0])] == [SyncBatchNorm2d] * 2
     assert isinstance(network[1], nn.BatchNorm2d)
     assert list(network.state_dict()) == names

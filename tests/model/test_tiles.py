@@ -47,8 +47,8 @@ def test_weights_change_smoothly() -> None:
 PLAIN = (View(),)
 
 
-class Colours(nn.Module):
-    """Logits that follow from the colour below alone, at a quarter of the size; counts batches."""
+class Colors(nn.Module):
+    """Logits that follow from the color below alone, at a quarter of the size; counts batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def by_definition(network, image: np.ndarray, tiling: Tiling, views) -> torch.Te
                     batch = batch.flip(2)
                 if view.flip_vertical:
                     batch = batch.flip(1)
-                low = network(pixel_values=Preprocess(64).normaliser()(batch)).logits
+                low = network(pixel_values=Preprocess(64).normalizer()(batch)).logits
                 if view.flip:
                     low = low.flip(3)
                 if view.flip_vertical:
@@ -108,11 +108,11 @@ def by_definition(network, image: np.ndarray, tiling: Tiling, views) -> torch.Te
 @torch.inference_mode()
 def test_blended_probabilities_are_those_of_the_definition(size, views) -> None:
     image, tiling = blobs(*size), Tiling(80, 0.3)
-    network = ready(Colours(), tiling, views)
+    network = ready(Colors(), tiling, views)
     inputs = network.inputs([image])
     (found,) = network.predictions(inputs, confidence=True, probabilities=True)
     got = found.to_host().wait()
-    expected = by_definition(Colours(), image, tiling, views)
+    expected = by_definition(Colors(), image, tiling, views)
     assert got.probabilities is not None
     assert np.abs(got.probabilities - expected.permute(1, 2, 0).numpy()).max() < 1e-3  # float16
     assert np.abs(got.confidence - expected.amax(0).numpy()).max() < 1e-5
@@ -122,13 +122,13 @@ def test_blended_probabilities_are_those_of_the_definition(size, views) -> None:
 
 def test_only_photographs_above_the_size_are_cut() -> None:
     for side, images in ((100, 1), (101, 4)):
-        network = Colours()
+        network = Colors()
         ready(network, Tiling(80, 0.25)).predict([blobs(side, side)])
         assert sum(network.batches) == images
 
 
 def test_the_tiles_of_a_row_go_through_in_batches() -> None:
-    network = Colours()
+    network = Colors()
     ready(network, Tiling(50, 0.0), batch=4).predict([blobs(90, 500)])
     assert network.batches == [4, 4, 2, 4, 4, 2]
 
@@ -143,7 +143,7 @@ def test_what_is_held_does_not_grow_with_the_height(monkeypatch: pytest.MonkeyPa
         return strips(pieces, *more)
 
     monkeypatch.setattr(tiles, "probability_strips", counted)
-    ready(Colours(), Tiling(60, 0.25)).predict([blobs(2000, 100)])
+    ready(Colors(), Tiling(60, 0.25)).predict([blobs(2000, 100)])
     assert max(held) == 2 * len(Tiling(60, 0.25).axis(100))
     assert len(held) > 40
 
@@ -151,7 +151,7 @@ def test_what_is_held_does_not_grow_with_the_height(monkeypatch: pytest.MonkeyPa
 # ---- too little memory
 
 
-class Small(Colours):
+class Small(Colors):
     """A device that takes so many images at once."""
 
     def __init__(self, most: int, error: Exception) -> None:
@@ -179,7 +179,7 @@ def test_too_little_memory_halves_the_batch_and_says_so(error, caplog) -> None:
     assert network.batches == [2, 2, 2, 2]
     assert [message.split(":")[0] for message in caplog.messages] == ["out of memory"] * 2
     assert "batches of 2 images from now on" in caplog.messages[-1]
-    for mask, expected in zip(masks, ready(Colours(), None).predict(images), strict=True):
+    for mask, expected in zip(masks, ready(Colors(), None).predict(images), strict=True):
         assert np.array_equal(mask, expected)
     ours.predict(images)  # is not tried again
     assert len(caplog.messages) == 2
@@ -198,7 +198,7 @@ KINDS = ("class_strips", "probability_strips")
 def test_too_little_memory_for_strips_halves_the_strips(error, kind, monkeypatch, caplog) -> None:
     views = PLAIN if kind == "class_strips" else (View(), View(flip=True))
     images = [blobs(60, 80), blobs(80, 60)]
-    expected = ready(Colours(), None, views).predict(images)
+    expected = ready(Colors(), None, views).predict(images)
     strips = getattr(predictor, kind)
     sizes = []
 
@@ -209,7 +209,7 @@ def test_too_little_memory_for_strips_halves_the_strips(error, kind, monkeypatch
         yield from strips(*arguments)
 
     monkeypatch.setattr(predictor, kind, scarce)
-    network = Colours()
+    network = Colors()
     masks = ready(network, None, views).predict(images)
     assert sizes == [2**19, 2**18, 2**17, 2**17]
     assert network.batches == [2] * len(views)  # what the network said is not asked for again
@@ -224,8 +224,8 @@ def test_then_it_halves_the_batch(kind, monkeypatch, caplog) -> None:
     """Strips fit only where the logits of one image are held; then they are large again."""
     views = PLAIN if kind == "class_strips" else (View(), View(flip=True))
     images = [blobs(60, 80), blobs(80, 60), blobs(70, 70)]
-    expected = ready(Colours(), None, views).predict(images)
-    strips, network, sizes = getattr(predictor, kind), Colours(), []
+    expected = ready(Colors(), None, views).predict(images)
+    strips, network, sizes = getattr(predictor, kind), Colors(), []
 
     def scarce(*arguments):
         sizes.append(arguments[3])
@@ -255,7 +255,7 @@ def test_where_no_strip_fits_the_cause_is_named(kind, views, cut, told, monkeypa
         yield
 
     monkeypatch.setattr(tiles if cut else predictor, kind, full)
-    network = ready(Colours(), Tiling(40, 0.25) if cut else None, views, above=50)
+    network = ready(Colors(), Tiling(40, 0.25) if cut else None, views, above=50)
     with pytest.raises(OutOfMemory, match=told):
         network.predict([blobs(60, 80)] * 2)
 

@@ -14,7 +14,7 @@ SIZES = [
     ((7, 5), (31, 64)),
     ((1, 3), (4, 4)),
     ((9, 9), (9, 9)),
-    ((12, 10), (5, 7)),  # smaller: neighbours are skipped, as by PyTorch
+    ((12, 10), (5, 7)),  # smaller: neighbors are skipped, as by PyTorch
     ((3, 4), (1, 1)),
 ]
 

@@ -106,7 +106,7 @@ def test_a_new_classifier_comes_with_its_labels_and_ignore_index(ade_folder):
     assert config.semantic_loss_ignore_index == 255
 
 
-def test_pretrained_weights_keep_their_normalisation_and_take_our_size(ade_folder):
+def test_pretrained_weights_keep_their_normalization_and_take_our_size(ade_folder):
     config = ModelConfig(name=str(ade_folder), input_size=128, keep_ratio=True)
     preprocess = start_network(config, FIVE, 0)[1]
     assert preprocess == Preprocess(128, True, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))

@@ -233,7 +233,7 @@ def palette():
 
 BAD = {
     "palette": (sample(1, png=palette()), "has a palette"),
-    "colours": (sample(1, png=png(mask_pixels(1), "RGB")), "mode RGB"),
+    "colors": (sample(1, png=png(mask_pixels(1), "RGB")), "mode RGB"),
     "one bit": (sample(1, png=png(mask_pixels(1), "1")), "mode 1"),
     "no train id": (sample(1, png=png(mask_pixels(1, values=(0, 3, 200)))), "holds 3, 200"),
     "no PNG": (sample(1, png=photo(2)), "is jpg, expected a PNG"),
@@ -269,6 +269,7 @@ def test_several_problems_are_told_at_once_but_not_thousands(tmp_path, config):
     told = refused(folder, config)
     assert all(f"0.tar: sample a{i}" in told for i in range(3))
     assert "'b.txt' is no photo, mask or json" in told
+    assert told.count("\n") == 2  # the same problem of several samples is one line
     pack(tmp_path / "s" / "0.tar", [(f"a{i}", broken) for i in range(30)])
     told = refused(folder, config.model_copy(update={"workers": 2}))
     assert told.count("0.tar: sample a") == 20

@@ -725,7 +725,7 @@ def test_the_manifest_tells_the_table(label_set):
     assert settings["masks"] is True
 
 
-def test_shrinking_takes_the_pixel_under_each_centre(label_set, stored):
+def test_shrinking_takes_the_pixel_under_each_center(label_set, stored):
     labels = np.zeros((64, 64), np.uint8)
     labels[:, 32:] = 1
     label_set.image("a.png", (64, 64))

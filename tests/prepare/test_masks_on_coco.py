@@ -85,7 +85,7 @@ def test_wrong_pixels_against_the_official_panoptic_masks(
 
 @pytest.fixture(scope="module")
 def panoptic_truth(real_data, oracle):
-    """COCO's panoptic masks as train ids: image id → (mask, valid); id 0 is unlabelled."""
+    """COCO's panoptic masks as train ids: image id → (mask, valid); id 0 is unlabeled."""
     folder = real_data / "panoptic"
     content = json.loads((folder / "panoptic_train2017.json").read_text())
     train_ids = oracle.coco_train_ids([c for c in content["categories"] if c["isthing"]])

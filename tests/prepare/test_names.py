@@ -196,7 +196,7 @@ def misplaced(coco_set, make_coco_set):
 
 
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["run", "dry run"])
-def test_a_wrong_image_folder_is_recognised(misplaced, tmp_path, run_cocoseg, dry):
+def test_a_wrong_image_folder_is_recognized(misplaced, tmp_path, run_cocoseg, dry):
     coco_set, folder = misplaced
     flags = ("--annotations", coco_set.json, "--images", folder, "--output", tmp_path / "shards")
     ran = run_cocoseg("prepare", *flags, "--max-bad", 99, *dry)

@@ -66,7 +66,7 @@ class Report(HTMLParser):
 
 
 def gray_photo(coco_set, image_id, size=(16, 12)):
-    """Draw a plain photograph, so that a painted pixel has a known colour."""
+    """Draw a plain photograph, so that a painted pixel has a known color."""
     path = coco_set.photo(image_id, *size)
     Image.new("RGB", size, (GRAY, GRAY, GRAY)).save(path, quality=95)
     return path

@@ -69,7 +69,7 @@ def test_a_shrunk_mask_holds_only_classes_of_the_exact_one_and_pixels_lie_where_
     coco_set.prepare(tmp_path / "exact")
     coco_set.prepare(tmp_path / "shards", max_side=20)
     (exact,), (shrunk,) = (stored(tmp_path / n).values() for n in ("exact", "shards"))
-    assert np.array_equal(shrunk.mask, exact.mask[1::3, 1::3])  # the centre of each 3 x 3 block
+    assert np.array_equal(shrunk.mask, exact.mask[1::3, 1::3])  # the center of each 3 x 3 block
 
 
 def test_the_photo_is_averaged_not_sampled_when_it_is_shrunk(coco_set, tmp_path, stored):

@@ -15,7 +15,7 @@ def overview(pixels, ignored=0, **instances):
     return list(class_overview(taxonomy(len(pixels) - 1), pixels, ignored, instances))
 
 
-def test_classes_have_the_colours_of_the_voc_map():
+def test_classes_have_the_colors_of_the_voc_map():
     assert class_tag(taxonomy(5), 1).color == "#9900ff"
     assert class_tag(taxonomy(5), 3).color == "#ff0000"
     assert class_tag(taxonomy(5), 255).text == "(ignored)"

@@ -34,7 +34,7 @@ def test_the_longer_side_is_limited_and_small_pictures_stay(size, expected):
 
 @pytest.mark.parametrize("height", [90, 1500])
 @pytest.mark.parametrize(("dtype", "ignored"), [(np.uint8, 255), (np.uint8, 9), (np.uint16, 65535)])
-def test_masks_keep_their_places_and_colours(height, dtype, ignored):
+def test_masks_keep_their_places_and_colors(height, dtype, ignored):
     train_id = 3 if dtype == np.uint8 else 1234
     image = np.full((height, height * 2, 3), 100, np.uint8)
     mask = np.zeros(image.shape[:2], dtype)

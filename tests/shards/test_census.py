@@ -109,3 +109,18 @@ def test_wide_masks_have_another_ignore_index(void):
     (warning,) = Census.of([index], 300).warnings(many, [index])
     assert "0 and 65535 only. 65535 means" in warning
     assert "255" not in warning
+
+
+@pytest.mark.parametrize(("mask", "warned"), [({0: 50, 1: 50}, False), ({0: 50, 2: 50}, True)])
+def test_a_class_called_void_that_has_pixels_is_warned_of(mask, warned):
+    taxonomy = Taxonomy(tuple(map(SemanticClass, ("background", "cat", "Void"))))
+    index = folder(mask, {0: 50, 1: 50})
+    found = list(Census.of([index], 3).warnings(taxonomy, [index], absent_classes=False))
+    assert (
+        found
+        == [
+            "'Void' is a class, train id 2: its pixels are learned and scored. To ignore them, "
+            "write 255 instead of 2 in the masks"
+        ]
+        * warned
+    )

@@ -126,7 +126,7 @@ def test_another_epoch_or_seed_is_another_order():
     assert len(set(orders)) == 8
 
 
-def test_neighbours_in_a_shard_end_up_far_apart():
+def test_neighbors_in_a_shard_end_up_far_apart():
     order = epoch_of(Plan([100] * 40, seed=3), 0)
     place = {sample: i for i, sample in enumerate(order)}
     apart = [abs(place[i] - place[i + 1]) for i in range(len(order) - 1) if (i + 1) % 100]

@@ -52,11 +52,11 @@ def chunk(kind, body):
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
 
 
-def png(raw, *, size=(4, 3), depth=8, colour=0, interlace=0, parts=1):
+def png(raw, *, size=(4, 3), depth=8, color=0, interlace=0, parts=1):
     packed = zlib.compress(raw)
     step = -(-len(packed) // parts)
     idats = (chunk(b"IDAT", packed[i : i + step]) for i in range(0, len(packed), step))
-    header = struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, interlace)
+    header = struct.pack(">IIBBBBB", *size, depth, color, 0, 0, interlace)
     start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
     return start + b"".join(idats) + chunk(b"IEND", b"")
 
@@ -76,8 +76,8 @@ def test_this_layout_is_the_fast_one():
         png(ROWS + b"\0"),  # more than the rows need
         png(ROWS[:-1]),
         png(ROWS * 4, size=(4, 12))[:-30] + png(ROWS)[-30:],
-        png(b"\0" + bytes(12) + b"\0" + bytes(12), size=(4, 2), colour=2),
-        png(ROWS, colour=3),
+        png(b"\0" + bytes(12) + b"\0" + bytes(12), size=(4, 2), color=2),
+        png(ROWS, color=3),
         png(ROWS, interlace=1),
         png(b"\0\1" * 3, size=(2, 3), depth=4),
         png(ROWS)[:-1],

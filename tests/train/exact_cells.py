@@ -67,7 +67,7 @@ def run_cell(group, stored, accumulation_steps, settings):
         network=network,
         wrapped=wrapped,
         preprocess=Preprocess(32),
-        normalise=Preprocess(32).normaliser(),
+        normalize=Preprocess(32).normalizer(),
         loss=loss,
         optimizer=torch.optim.SGD(network.parameters(), lr=1.0),
         scaler=torch.amp.GradScaler("cpu", enabled=False),

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-OUTSIDE = (124, 116, 104)  # ImageNet's mean colour
+OUTSIDE = (124, 116, 104)  # ImageNet's mean color
 STILL: dict[str, Any] = {"color_jitter": 0, "blur": 0}
 WHOLE: dict[str, Any] = {"scale_range": (1, 1), "ratio_range": (1, 1), "flip": 0, **STILL}
 """On square images, no change at all."""
@@ -93,7 +93,7 @@ def test_every_pixel_of_image_and_mask_is_of_the_same_place(
         found, labels = transform(image, mask, seed)
         inside = labels != 65535
         place = np.stack(np.divmod(labels.astype(int), shape[1])[::-1], axis=-1)
-        padded = np.pad(inside, 2, constant_values=False)  # colours mix at the border
+        padded = np.pad(inside, 2, constant_values=False)  # colors mix at the border
         windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5))
         inside = windows.all(axis=(2, 3))
         if inside.sum() < 100:
@@ -110,7 +110,7 @@ def test_every_pixel_of_image_and_mask_is_of_the_same_place(
 
 
 @pytest.mark.parametrize("config", [{"scale_jitter": (0.3, 0.9)}, {"rotation": 45}])
-def test_what_comes_from_outside_is_ignored_and_has_the_mean_colour(config: dict) -> None:
+def test_what_comes_from_outside_is_ignored_and_has_the_mean_color(config: dict) -> None:
     image = np.full((50, 70, 3), 255, np.uint8)
     mask = np.full((50, 70), 7, np.uint8)
     transform = TrainingTransform(AugmentConfig(**{**STILL, **config}), 64, 255)
@@ -165,14 +165,14 @@ def test_of_an_image_that_would_vanish_a_pixel_stays(shape: tuple[int, int]) -> 
         assert np.array_equal((found == 255).all(axis=-1), labels == 3)
 
 
-def test_rotation_turns_to_both_sides_as_far_as_it_says_and_about_the_centre() -> None:
+def test_rotation_turns_to_both_sides_as_far_as_it_says_and_about_the_center() -> None:
     image, mask = places(101, 101)
     transform = TrainingTransform(AugmentConfig(rotation=30, **WHOLE), 101, 65535)
     angles = []
     for seed in range(200):
         _, labels = transform(image, mask, seed)
         assert labels[50, 50] in {50 * 101 + 50 + i for i in (-102, -101, -1, 0, 1, 101, 102)}
-        y, x = np.divmod(labels[50, 50:85].astype(int), 101)  # to the right of the centre
+        y, x = np.divmod(labels[50, 50:85].astype(int), 101)  # to the right of the center
         angles.append(np.degrees(np.arctan2(y[-1] - y[0], x[-1] - x[0])))
     assert -32 < min(angles) < -25 and 25 < max(angles) < 32
     assert abs(np.mean(angles)) < 5

@@ -33,13 +33,13 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int], float], None]
         def poisoned(self: Any, *args: Any, **kwargs: Any) -> Any:
             nonlocal count
             count += 1
-            normalise = self.normalise
+            normalize = self.normalize
             if count in calls:
-                self.normalise = lambda images: torch.full_like(normalise(images), value)
+                self.normalize = lambda images: torch.full_like(normalize(images), value)
             try:
                 return backward(self, *args, **kwargs)
             finally:
-                self.normalise = normalise
+                self.normalize = normalize
 
         monkeypatch.setattr(step_module.TrainingStep, "_backward", poisoned)
 

@@ -1,6 +1,6 @@
 """Training transforms, by albumentations; all on uint8.
 
-The one room that knows albumentations. Normalisation is left to the device: a uint8 batch costs a
+The one room that knows albumentations. Normalization is left to the device: a uint8 batch costs a
 quarter of the transport of a float one. To add an augmentation, write a builder in a module here,
 enter it in `AUGMENTATIONS`, and test it.
 """
@@ -77,7 +77,7 @@ class TrainingTransform:
     def __call__(
         self, image: NDArray[np.uint8], mask: NDArray[np.integer], seed: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.integer]]:
-        """Transform one sample; the same seed gives the same crop, colours and all.
+        """Transform one sample; the same seed gives the same crop, colors and all.
 
         Parameters
         ----------
@@ -96,7 +96,7 @@ class TrainingTransform:
         if not self._compose.transforms:
             return self._resized(image, mask)
         # Compose would give all of them the same seed, and so the same numbers: what is blurred
-        # (a tenth) would always be flipped (a half), and what is flipped change its colours.
+        # (a tenth) would always be flipped (a half), and what is flipped change its colors.
         for word, transform in zip(self._words, self._compose.transforms, strict=True):
             (own,) = np.random.SeedSequence((seed, word)).generate_state(1)
             transform.set_random_seed(int(own))

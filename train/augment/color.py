@@ -1,4 +1,4 @@
-"""Changed colours; masks stay as they are."""
+"""Changed colors; masks stay as they are."""
 
 import albumentations
 
@@ -21,5 +21,5 @@ def color_jitter(
 def grayscale(
     config: AugmentConfig, input_size: int, ignore_index: int
 ) -> albumentations.BasicTransform:
-    """Take the colours away: three equal channels."""
+    """Take the colors away: three equal channels."""
     return albumentations.ToGray(p=config.extra["grayscale"])

@@ -3,4 +3,4 @@
 from ...model.preprocess import IMAGENET_MEAN
 
 COLOR = tuple(round(255 * mean) for mean in IMAGENET_MEAN)
-"""RGB that normalisation makes 0; the mask has the ignore index there."""
+"""RGB that normalization makes 0; the mask has the ignore index there."""

@@ -10,7 +10,7 @@ from .outside import COLOR
 def rotation(
     config: AugmentConfig, input_size: int, ignore_index: int
 ) -> albumentations.BasicTransform | None:
-    """Turn the crop about its centre by a uniform angle; its corners come from outside it."""
+    """Turn the crop about its center by a uniform angle; its corners come from outside it."""
     if not config.rotation:
         return None
     return albumentations.Rotate(

@@ -24,7 +24,7 @@ def scale_jitter(
 class ScaleJitter(albumentations.DualTransform):  # type: ignore[misc]
     """Resize so that the shorter side is S times a random factor, and cut S × S out of it.
 
-    Where the resized image is smaller it lies anywhere within the square, on the mean colour and
+    Where the resized image is smaller it lies anywhere within the square, on the mean color and
     ignored pixels. The square is cut out before it is resized: the same but for interpolation at
     its edges, and no image becomes larger than S × S, whatever its shape.
 

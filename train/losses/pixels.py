@@ -72,22 +72,22 @@ class _ScorePixels(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         z_CN = logits_CHW.flatten(1)
         truth_N, valid_N = truth_HW.flatten(), valid_HW.flatten().to(z_CN.dtype)
-        log_normaliser_N = torch.empty_like(z_CN[0])
+        log_normalizer_N = torch.empty_like(z_CN[0])
         exact = exact_dtype(z_CN.device)
         class_sums = torch.zeros(len(z_CN), dtype=exact, device=z_CN.device)
         for strip in _strips(z_CN):
             z_Cn = z_CN[:, strip]
             largest_n = z_Cn.amax(dim=0)
             e_Cn = (z_Cn - largest_n).exp_()
-            normaliser_n = e_Cn.sum(dim=0)
+            normalizer_n = e_Cn.sum(dim=0)
             if sums:
-                class_sums += e_Cn @ (valid_N[strip] / normaliser_n)
-            log_normaliser_N[strip] = normaliser_n.log_().add_(largest_n)
-        log_p_N = z_CN.gather(0, truth_N[None])[0].sub_(log_normaliser_N).mul_(valid_N)
+                class_sums += e_Cn @ (valid_N[strip] / normalizer_n)
+            log_normalizer_N[strip] = normalizer_n.log_().add_(largest_n)
+        log_p_N = z_CN.gather(0, truth_N[None])[0].sub_(log_normalizer_N).mul_(valid_N)
         log_p_all_N = torch.zeros_like(log_p_N)
         if weights_C is not None:
-            log_p_all_N = (weights_C @ z_CN).sub_(log_normaliser_N * weights_C.sum()).mul_(valid_N)
-        ctx.save_for_backward(z_CN, truth_N, valid_N, log_normaliser_N, weights_C)
+            log_p_all_N = (weights_C @ z_CN).sub_(log_normalizer_N * weights_C.sum()).mul_(valid_N)
+        ctx.save_for_backward(z_CN, truth_N, valid_N, log_normalizer_N, weights_C)
         ctx.sums = sums
         shape = truth_HW.shape
         return log_p_N.view(shape), class_sums.to(z_CN.dtype), log_p_all_N.view(shape)
@@ -103,13 +103,13 @@ class _ScorePixels(torch.autograd.Function):
 
             ∂z_k = [k = y] d_y + p_k (d_k − d_y − Σ_c d_c p_c − e Σ w) + e w_k
         """
-        z_CN, truth_N, valid_N, log_normaliser_N, weights_C = ctx.saved_tensors
+        z_CN, truth_N, valid_N, log_normalizer_N, weights_C = ctx.saved_tensors
         d_true_N = d_log_p_HW.flatten() * valid_N
         d_all_N = d_all_HW.flatten() * valid_N
         every_N = -d_true_N if weights_C is None else -d_true_N - d_all_N * weights_C.sum()
         d_CN = torch.empty_like(z_CN)
         for strip in _strips(z_CN):
-            p_Cn = torch.sub(z_CN[:, strip], log_normaliser_N[strip]).exp_()
+            p_Cn = torch.sub(z_CN[:, strip], log_normalizer_N[strip]).exp_()
             every_n, valid_n = every_N[strip], valid_N[strip]
             if ctx.sums:
                 every_n = every_n - valid_n * (d_sums_C @ p_Cn)
