@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from cocoseg.errors import CocosegError
-from cocoseg.storage import locate, retry
+from cocoseg.storage import locate, output, retry
 from cocoseg.train import checkpoint, trainer
 from cocoseg.train.checkpoint import NotStored
 from object_store import Rule, Store
@@ -160,7 +160,12 @@ def test_a_store_that_denies_access_ends_a_run_at_once(
 
 
 def test_a_store_that_answers_nothing_costs_no_step(
-    store: Store, train_small: Any, weights: bytes, caplog: pytest.LogCaptureFixture, kept: Any
+    store: Store,
+    train_small: Any,
+    weights: bytes,
+    caplog: pytest.LogCaptureFixture,
+    kept: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Not only writes fail: nobody can even look whose output it is."""
     run = "s3://shards/runs/down"
@@ -178,6 +183,7 @@ def test_a_store_that_answers_nothing_costs_no_step(
     assert "training continues, and the next checkpoint tries again" in caplog.text
     assert kept() == ["step-00000006"]
     store.proxy.rules.clear()
+    monkeypatch.setattr(output, "LEASE", 0.5)  # nobody could remove that of the first command
     train_small(run, **SETTINGS)
     check(run, weights)
 
