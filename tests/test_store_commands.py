@@ -52,8 +52,8 @@ WRITTEN = {
 }
 REMOVED = "(POST|DELETE)"  # of many objects, and of one
 CELLS = [(command, name) for command, names in WRITTEN.items() for name in names]
-SOME = {("prepare", "lease"), ("prepare", "shard"), ("prepare", "manifest"), ("prepare", "removal")}
-SOME |= {("infer", "mask"), ("infer", "list"), ("eval", "scores"), ("export", "weights")}
+SOME = {("prepare", "shard"), ("prepare", "removal")}
+SOME |= {("infer", "mask"), ("eval", "scores"), ("export", "weights")}
 """Those that the short tests try, with one fault."""
 
 

@@ -17,6 +17,7 @@ STEPS = {
     },
     "two GPUs": {"world_size": 2, "amp_dtype": "float16"},
 }
+LONG = ("float16, clipped", "float32, frozen parts, SGD")
 WEIGHTS = {"class_weights": [0.5] * 81}
 LOSSES = {
     "ce": {"loss_type": "ce"},
@@ -33,7 +34,13 @@ LOSSES = {
 B5 = {"model": "segformer-b5", "size": 640, "batch": 4}
 
 
-@pytest.mark.parametrize("settings", STEPS.values(), ids=STEPS.keys())
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(settings, id=name, marks=[pytest.mark.long] * (name in LONG))
+        for name, settings in STEPS.items()
+    ],
+)
 def test_a_step_transfers_once_to_the_host_and_has_no_blocking_copy(count, settings):
     seen = count("training_step", **settings)
     assert len(seen.to_host) == 1, seen.to_host
@@ -47,6 +54,7 @@ def test_a_loss_has_no_transfer_to_the_host_and_no_blocking_copy(count, settings
     assert seen.blocking == []
 
 
+@pytest.mark.long
 def test_a_b5_step_launches_no_more_kernels_than_plain_transformers(count):
     ours, plain = count("training_step", **B5), count("plain_step", **B5)
     assert len(ours.to_host) == 1, ours.to_host

@@ -166,6 +166,7 @@ def masks_of_normalized(checkpoint, tmp_path_factory):
     return output, export_graph(FORMATS["program"], config, ModelConfig())
 
 
+@pytest.mark.long
 def test_normalized_input_and_masks(masks_of_normalized, theirs, draw):
     output, result = masks_of_normalized
     assert result.plan.to_dict()["input"] == "pixel_values: float32 (batch, 3, height, width)"
@@ -259,10 +260,10 @@ OF_ONE_SIZE = {  # network, takes uint8, gives masks
     **{family: (family, True, False) for family in FAMILIES},
 }
 OF_ANY_SIZE = ("uint8, logits, any size", "float32, mask, any size")
-LONG = ("float32, logits, one size", "mobilenet_v2")
+LONG = (OF_ANY_SIZE[1], "float32, logits, one size", "mobilenet_v2", "beit")
 VARIANTS = [
-    *OF_ANY_SIZE,
-    *(pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in OF_ONE_SIZE),
+    pytest.param(name, marks=[pytest.mark.long] * (name in LONG))
+    for name in (*OF_ANY_SIZE, *OF_ONE_SIZE)
 ]
 
 
@@ -620,6 +621,7 @@ def test_overwrite_replaces(run_cocoseg, faked, checkpoint, tmp_path):
     assert output.read_bytes() == b"x"
 
 
+@pytest.mark.long
 def test_overwrite_replaces_what_is_its_own_too(run_cocoseg, exported, checkpoint, tmp_path):
     """It may be damaged where no description of it is."""
     output = tmp_path / "coco.pt2"

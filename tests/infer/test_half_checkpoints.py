@@ -152,17 +152,9 @@ def test_an_exported_folder_is_float32(run_cocoseg, half, tmp_path, name, form):
     assert all(torch.equal(value, expected[key]) for key, value in saved.items())
 
 
-QUICK = ("program", "bfloat16", "file")
-
-
-@pytest.mark.parametrize(
-    ("kind", "name", "form"),
-    [
-        pytest.param(kind, *one, marks=[pytest.mark.long] * ((kind, *one) != QUICK))
-        for kind in FORMATS
-        for one in ALL
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize(("name", "form"), ALL)
 def test_an_exported_graph_computes_float32(half, tmp_path, kind, name, form):
     path, settings, rounded = half(name, form)
     output = tmp_path / f"m{FORMATS[kind].suffix}"

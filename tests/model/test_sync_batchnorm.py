@@ -60,7 +60,7 @@ def found_by_ranks(tmp_path, world, cells):
     return [torch.load(f"{out}-{rank}.pt", weights_only=True) for rank in range(world)]
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_uneven_parts_give_what_the_whole_batch_gives(tmp_path, world):
     module = cells_module()
     cells = [{**cell, "world": world} for cell in CELLS]

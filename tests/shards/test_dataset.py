@@ -81,7 +81,7 @@ def test_batches_take_every_sample_once_an_epoch(path, workers):
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(3, 0), (3, 2), (1, 0), (7, 0), (20, 1)])
-@pytest.mark.parametrize("done", [0, 1, 4])
+@pytest.mark.parametrize("done", [1, *(pytest.param(n, marks=pytest.mark.long) for n in (0, 4))])
 def test_it_goes_on_exactly_from_its_state_with_any_batch_size(path, done, batch_size, workers):
     whole = flat(islice(ShardDataset(path, checksum).batches(3), 30))
     first = ShardDataset(path, checksum)

@@ -16,7 +16,8 @@ MODES = ("cache", "range")
 LASTING = (False, True)
 FINAL = ("404", "denied")  # asked again, they would be the same
 CELLS = list(itertools.product(FAULTS, PHASES, MODES, LASTING))
-SOME = sorted(random.Random(7).sample([cell for cell in CELLS if cell[0] != "slow"], 28))
+READS_OFTEN = ("503", "reset in the body", "short", "whole")
+SOME = sorted(random.Random(7).sample([cell for cell in CELLS if cell[0] != "slow"], 16))
 
 
 @pytest.fixture
@@ -185,7 +186,13 @@ def test_training_reads_from_the_store_in_worker_processes(store, url, truth, tm
     assert len(list((tmp_path / "cache").glob("*.tar"))) == 3
 
 
-@pytest.mark.parametrize("fault", sorted(set(FAULTS) - {"slow", *FINAL}))
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(fault, marks=() if fault in READS_OFTEN else pytest.mark.long)
+        for fault in sorted(set(FAULTS) - {"slow", *FINAL})
+    ],
+)
 @pytest.mark.parametrize("lasting", LASTING)
 def test_whole_objects_and_ranges_of_them_are_never_short(store, fault, lasting):
     content = bytes(range(256)) * 40
@@ -215,6 +222,8 @@ WRITES = {
     "removed files": lambda url, folder: locate(url).remove_files(["old", "file", "absent"]),
     "removed pattern": lambda url, folder: locate(f"{url}/[x]").remove(),
 }
+WRITES_OFTEN = [("bytes", "slow"), ("file", "429"), ("folder", "500"), ("removed", "reset")]
+WRITES_OFTEN += [("removed files", "denied")]
 AFTER = {
     "bytes": {"old": b"1", "file": b"new"},
     "file": {"old": b"1", "file": b"new"},
@@ -233,8 +242,8 @@ def here(url):
     ("name", "fault"),
     [
         pytest.param(
-            *(name, fault),  # a store that is slow takes its time: one is enough for each day
-            marks=pytest.mark.long if fault == "slow" and name != "bytes" else (),
+            *(name, fault),
+            marks=() if fault == "503" or (name, fault) in WRITES_OFTEN else pytest.mark.long,
         )
         for name in WRITES
         for fault in ("429", "500", "503", "reset", "slow", "denied")

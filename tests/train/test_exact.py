@@ -78,7 +78,13 @@ def check(
         assert norm == pytest.approx(squares**0.5, rel=1e-9)
 
 
-@pytest.mark.parametrize(("world_size", "splits"), [(1, [1, 2, 3]), (2, [1, 2, 3]), (4, [1, 2, 3])])
+@pytest.mark.parametrize(
+    ("world_size", "splits"),
+    [
+        (2, [1, 2, 3]),
+        *(pytest.param(n, [1, 2, 3], marks=pytest.mark.long) for n in (1, 4)),
+    ],
+)
 def test_every_cut_gives_the_loss_and_gradient_of_one_big_batch(
     warm: Warm, batch: Path, expected: Any, tmp_path: Path, world_size: int, splits: list[int]
 ) -> None:

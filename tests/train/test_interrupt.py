@@ -30,7 +30,11 @@ def members(group: int) -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks processes up in /proc")
 @pytest.mark.parametrize(
     ("number", "whom"),
-    [(signal.SIGINT, "group"), (signal.SIGINT, "command"), (signal.SIGTERM, "group")],
+    [
+        (signal.SIGTERM, "group"),
+        (signal.SIGINT, "group"),
+        pytest.param(signal.SIGINT, "command", marks=pytest.mark.long),
+    ],
 )
 def test_the_end_is_clean(warm: Warm, golden: Any, tmp_path: Path, number: int, whom: str) -> None:
     run = tmp_path / "run"

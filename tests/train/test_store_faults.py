@@ -24,7 +24,7 @@ WRITTEN = {
     "metrics": r"metrics\.jsonl",
     "TensorBoard": r"tensorboard/",
 }
-SOME = ("weights", "last", "metrics", "removal")
+SOME = ("weights", "removal")
 """What the short tests try, with one fault."""
 REMOVED = "(POST|DELETE)"  # of many objects, and of one
 SETTINGS = {"max_steps": 6, "val_every": 3, "checkpoint_every": 2, "keep_last": 1, "pictures": 1}
@@ -94,7 +94,10 @@ def test_a_checkpoint_that_the_store_does_not_take_is_kept_and_the_next_one_is_w
     assert kept() == []
 
 
-@pytest.mark.parametrize("name", ["metrics", "TensorBoard", "removal"])
+@pytest.mark.parametrize(
+    "name",
+    ["TensorBoard", *(pytest.param(n, marks=pytest.mark.long) for n in ("metrics", "removal"))],
+)
 def test_what_only_accompanies_a_run_never_ends_it(
     store: Store, train_small: Any, weights: bytes, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
