@@ -229,6 +229,7 @@ def test_two_ranks_are_examined_and_one_tells() -> None:
     assert "cores" in {one["check"] for one in diagnosis["findings"]}
 
 
+@pytest.mark.long
 def test_a_rank_that_hangs_is_a_problem_that_ends() -> None:
     diagnosis = two_ranks("hangs")
     assert "problem: rank 1: importing torch: did not end within 0 s" in findings(diagnosis, "GPU")

@@ -181,6 +181,7 @@ def test_normalized_input_and_masks(masks_of_normalized, theirs, draw):
 DEEPLAB = Taxonomy(tuple(SemanticClass(name) for name in ("background", "cat", "dog")))
 
 
+@pytest.mark.long
 def test_a_network_of_one_size_is_exported_so_and_that_is_said(tmp_path, caplog):
     torch.manual_seed(0)
     settings = MobileNetV2Config(num_labels=3, depth_multiplier=0.25, min_depth=8)

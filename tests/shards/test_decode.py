@@ -35,7 +35,7 @@ def header(bits=8, size=(4, 3)):
 
 def gray_png(bits, before=b"", size=(4, 3)):
     """A grayscale PNG, of fewer than 8 bits a pixel too, which Pillow does not write."""
-    rows = zlib.compress(bytes(size[1] * (1 + size[0] * bits // 8)))
+    rows = zlib.compress(bytes(min(10**6, size[1] * (1 + size[0] * bits // 8))))
     parts = (before, header(bits, size), chunk(b"IDAT", rows), chunk(b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 

@@ -157,6 +157,7 @@ def test_ranges_are_several_at_a_time_and_one_a_sample(store, url, truth, tmp_pa
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".npy"}  # the index alone
 
 
+@pytest.mark.long
 def test_training_reads_from_the_store_in_worker_processes(store, url, truth, tmp_path):
     import json
     import os
@@ -223,7 +224,7 @@ WRITES = {
     "removed pattern": lambda url, folder: locate(f"{url}/[x]").remove(),
 }
 WRITES_OFTEN = [("bytes", "slow"), ("file", "429"), ("folder", "500"), ("removed", "reset")]
-WRITES_OFTEN += [("removed files", "denied")]
+WRITES_OFTEN += [("removed files", "denied"), ("removed pattern", "503"), ("bytes", "503")]
 AFTER = {
     "bytes": {"old": b"1", "file": b"new"},
     "file": {"old": b"1", "file": b"new"},
@@ -243,7 +244,7 @@ def here(url):
     [
         pytest.param(
             *(name, fault),
-            marks=() if fault == "503" or (name, fault) in WRITES_OFTEN else pytest.mark.long,
+            marks=() if (name, fault) in WRITES_OFTEN else pytest.mark.long,
         )
         for name in WRITES
         for fault in ("429", "500", "503", "reset", "slow", "denied")

@@ -31,9 +31,9 @@ def members(group: int) -> list[int]:
 @pytest.mark.parametrize(
     ("number", "whom"),
     [
-        (signal.SIGTERM, "group"),
         (signal.SIGINT, "group"),
         pytest.param(signal.SIGINT, "command", marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, "group", marks=pytest.mark.long),
     ],
 )
 def test_the_end_is_clean(warm: Warm, golden: Any, tmp_path: Path, number: int, whom: str) -> None:
