@@ -260,7 +260,7 @@ def index(
     nothing is written.
     """
     settings = _settings("index", config_file, overrides, flags)
-    from .prepare.adopt import index_shards, plan_index
+    from .shards.index import index_shards, plan_index
 
     config = settings.value.index
     if dry_run:

@@ -6,7 +6,8 @@ from .config import Section
 from .infer.config import InferConfig
 from .infer.export.config import ExportConfig
 from .model.config import ModelConfig
-from .prepare.config import IndexConfig, PrepareConfig
+from .prepare.config import PrepareConfig
+from .shards.config import IndexConfig
 from .train.config import AugmentConfig, TrainConfig
 
 

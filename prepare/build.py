@@ -22,14 +22,14 @@ from ..meter import Meter
 from ..processes import available_cores, warm_up
 from ..shards.census import Census
 from ..shards.manifest import Manifest, read_index
+from ..shards.orientation import Orientation, majority
 from ..storage import Location, locate
 from ..storage.location import LOCK
-from ..storage.output import explained, held
+from ..storage.output import explained, held, is_unfinished
 from . import journal
 from .changes import changed_photos, mended_photos, refuse_changed_photos
 from .config import PrepareConfig
 from .forecast import refuse_full_disk
-from .orientation import Orientation, majority
 from .plan import BuildPlan, image_task, plan_build, refuse_wrong_folders, sample_rules
 from .publish import draft_manifest, publish
 from .sample import Quarantined
@@ -104,7 +104,7 @@ def prepare(config: PrepareConfig, progress: bool = False) -> PrepareResult:
         def complete() -> list[Manifest]:
             return [] if config.overwrite else journal.finished(output, folders, draft)
 
-        killed = journal.is_unfinished(output) or (output / LOCK).exists()
+        killed = is_unfinished(output) or (output / LOCK).exists()
         found = [] if killed else complete()
         manifests = found
         if not found:

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ..errors import ConfigError
 from ..shards.manifest import Index, Manifest, read_index
+from ..shards.orientation import Orientation
 from ..storage import Location
 from .config import PrepareConfig
-from .orientation import Orientation
 from .plan import BuildPlan, PlannedImage, image_task, sample_rules
 from .sample import Quarantined, build_sample
 

@@ -1,23 +1,14 @@
-"""Settings of ``cocoseg prepare`` and ``cocoseg index``."""
+"""Settings of ``cocoseg prepare``."""
 
-import math
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from ..config import PathField, PathMarker, Section
-
-
-def _adds_up(split: str) -> str:
-    parse_split(split)
-    return split
-
-
-SplitText = Annotated[str, AfterValidator(_adds_up)]
-"""``train=0.9,val=0.1``; see `parse_split`."""
+from ..shards.config import SplitText
 
 
 class PrepareConfig(Section):
@@ -94,46 +85,3 @@ class PrepareConfig(Section):
             except re.error as error:
                 raise ValueError(f"is no regular expression: {error}") from None
         return value
-
-
-class IndexConfig(Section):
-    """From shards that another program wrote to ones that can be trained on."""
-
-    classes: Annotated[str | None, PathMarker(words=("coco",))] = None
-    """What the train ids in the masks mean: 'coco' (81 classes), or a YAML or JSON file with the
-    names in train-id order."""
-    exif: Literal["auto", "apply", "raw"] = "auto"
-    """Which orientation the masks follow: the one whose size matches, upright, or as stored."""
-    split: SplitText | None = None
-    """Deal whole shards, by a hash of their names, to folders below: 'train=0.9,val=0.1'. The
-    folders hold hard links to them."""
-    workers: NonNegativeInt | None = None
-    """Worker processes; 0 and 1 work in the command's own; none means one for each core."""
-
-
-def parse_split(text: str) -> dict[str, float]:
-    """Read ``train=0.9,val=0.1``.
-
-    Returns
-    -------
-    dict
-        Folder name → fraction of the images, in the order given; they add up to 1.
-
-    Raises
-    ------
-    ValueError
-        If it says anything else.
-    """
-    fractions: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, number = (piece.strip() for piece in part.partition("="))
-        try:
-            fraction = float(number)
-        except ValueError:
-            fraction = math.nan
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name in fractions or not fraction > 0:
-            raise ValueError(f"{part.strip()!r}: write it as train=0.9,val=0.1")
-        fractions[name] = fraction
-    if not math.isclose(sum(fractions.values()), 1, abs_tol=1e-6):
-        raise ValueError(f"the fractions add up to {sum(fractions.values()):g}, not to 1")
-    return fractions

@@ -12,10 +12,11 @@ from ..errors import CocosegError, ConfigError, DataError
 from ..figures import bytes_text, time_text
 from ..processes import available_cores
 from ..shards.manifest import Manifest
+from ..shards.orientation import Orientation
 from ..storage import locate
+from ..storage.output import is_unfinished
 from . import journal
 from .config import PrepareConfig
-from .orientation import Orientation
 from .plan import BuildPlan, PlannedImage, image_task, refuse_wrong_folders, sample_rules
 from .publish import draft_manifest
 from .sample import Quarantined, build_sample
@@ -155,7 +156,7 @@ def _complete(plan: BuildPlan, config: PrepareConfig) -> list[Manifest]:
     if config.output is None or config.overwrite:
         return []
     output = locate(config.output)
-    if journal.is_unfinished(output):
+    if is_unfinished(output):
         return []
     folders = [output / split.name if split.name else output for split in plan.splits]
     return journal.finished(output, folders, draft_manifest(plan, config))

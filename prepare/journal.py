@@ -15,14 +15,14 @@ from typing import Any
 import msgspec
 
 from ..errors import CocosegError, ConfigError, DataError, first_line
+from ..shards.config import parse_split
 from ..shards.manifest import INDEX_NAMES, MANIFEST_NAME, Manifest, read_manifest
 from ..storage import Location
-from .config import parse_split
+from ..storage.output import UNFINISHED
 from .shard import BuiltShard
 
 log = logging.getLogger(__name__)
 
-BUILDING = ".building"
 REPORT, QUARANTINE, CONFIG = "prepare-report.html", "quarantine.jsonl", "config.yaml"
 _PLAN, _RECORD = "plan.json", ".record"
 _OURS = (MANIFEST_NAME, *INDEX_NAMES, REPORT, QUARANTINE, CONFIG)  # the manifest is removed first
@@ -37,17 +37,12 @@ Draft = Mapping[str, Any]
 
 def building_folder(output: Location) -> Location:
     """Return where records and scratch files of a build lie."""
-    return output / BUILDING
+    return output / UNFINISHED
 
 
 def record_name(split: str, shard: str) -> str:
     """Return the file name of the record of a shard."""
     return f"{split}-{shard}{_RECORD}".lstrip("-")
-
-
-def is_unfinished(output: Location) -> bool:
-    """Tell whether a build is going on, or was left unfinished."""
-    return building_folder(output).exists()
 
 
 def finished(output: Location, folders: Sequence[Location], draft: Draft) -> list[Manifest]:

@@ -16,13 +16,14 @@ from msgspec.structs import replace
 from ..errors import ConfigError, DataError
 from ..figures import named_files
 from ..photo import BadPhoto
+from ..shards.config import parse_split
+from ..shards.orientation import Orientation
 from ..taxonomy import ClassMap, is_coco, resolve_classes
 from .annotations import AnnotationFile, ImageEntry, is_blank, list_images, read_annotations
-from .config import PrepareConfig, parse_split
+from .config import PrepareConfig
 from .images import Catalog, ImageStore, open_store, other_names
 from .label_images import label_classes, list_label_images
 from .label_values import LabelValues
-from .orientation import Orientation
 from .outlines import Instances, brief
 from .rasterize import PaintRules
 from .sample import ImageTask, SampleRules

@@ -9,12 +9,12 @@ from PIL import Image
 
 from .. import photo
 from ..photo import BadPhoto, PhotoInfo
+from ..shards.orientation import Orientation, Turn
 from ..shards.png import Mask, encode_mask
 from ..shards.writer import Sample
 from .images import PhotoPlace, read_photo
 from .label_images import paint_labels
 from .label_values import LabelValues
-from .orientation import Orientation, Turn
 from .outlines import BadAnnotation, Instances
 from .rasterize import PaintRules, count_pixels, rasterize
 

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from ..shards.findings import described
 from ..storage import locate
 from .build import PreparedSplit, PrepareResult
-from .findings import described
 from .journal import QUARANTINE, REPORT
 
 

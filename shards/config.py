@@ -1,10 +1,12 @@
-"""How shards are read, for every command that reads them."""
+"""Settings of ``cocoseg index``, and of every command that reads shards."""
 
-from typing import Literal
+import math
+import re
+from typing import Annotated, Literal
 
-from pydantic import ByteSize
+from pydantic import AfterValidator, ByteSize, NonNegativeInt
 
-from ..config import PathField, Section
+from ..config import PathField, PathMarker, Section
 
 
 class ReadConfig(Section):
@@ -17,3 +19,55 @@ class ReadConfig(Section):
     """Folder of fetched shards and indices, which processes and runs share."""
     cache_bytes: ByteSize = ByteSize(64_000_000_000)
     """Most bytes of shards in `cache_dir` ('200GB'); the longest unused go first."""
+
+
+def _adds_up(split: str) -> str:
+    parse_split(split)
+    return split
+
+
+SplitText = Annotated[str, AfterValidator(_adds_up)]
+"""``train=0.9,val=0.1``; see `parse_split`."""
+
+
+class IndexConfig(Section):
+    """From shards that another program wrote to ones that can be trained on."""
+
+    classes: Annotated[str | None, PathMarker(words=("coco",))] = None
+    """What the train ids in the masks mean: 'coco' (81 classes), or a YAML or JSON file with the
+    names in train-id order."""
+    exif: Literal["auto", "apply", "raw"] = "auto"
+    """Which orientation the masks follow: the one whose size matches, upright, or as stored."""
+    split: SplitText | None = None
+    """Deal whole shards, by a hash of their names, to folders below: 'train=0.9,val=0.1'. The
+    folders hold hard links to them."""
+    workers: NonNegativeInt | None = None
+    """Worker processes; 0 and 1 work in the command's own; none means one for each core."""
+
+
+def parse_split(text: str) -> dict[str, float]:
+    """Read ``train=0.9,val=0.1``.
+
+    Returns
+    -------
+    dict
+        Folder name → fraction of the images, in the order given; they add up to 1.
+
+    Raises
+    ------
+    ValueError
+        If it says anything else.
+    """
+    fractions: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = (piece.strip() for piece in part.partition("="))
+        try:
+            fraction = float(number)
+        except ValueError:
+            fraction = math.nan
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or name in fractions or not fraction > 0:
+            raise ValueError(f"{part.strip()!r}: write it as train=0.9,val=0.1")
+        fractions[name] = fraction
+    if not math.isclose(sum(fractions.values()), 1, abs_tol=1e-6):
+        raise ValueError(f"the fractions add up to {sum(fractions.values()):g}, not to 1")
+    return fractions

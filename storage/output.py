@@ -28,6 +28,8 @@ from .remote import RemotePath
 log = logging.getLogger(__name__)
 
 FILES = ".files.json"
+UNFINISHED = ".building"
+"""The folder in an output that `prepare` has begun and not finished."""
 HEARTBEAT = 10.0
 """Seconds between two signs of life of a command that writes to an object store."""
 LEASE = 3 * HEARTBEAT
@@ -176,6 +178,11 @@ def _lock_problem(lock: LocalPath, error: OSError) -> str:
                 "command of theirs is at work there, or choose another folder"
             )
     return ""
+
+
+def is_unfinished(output: Location) -> bool:
+    """Tell whether `prepare` is at work in an output, or was interrupted there."""
+    return (output / UNFINISHED).exists()
 
 
 class OutputFolder:

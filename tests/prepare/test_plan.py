@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from cocoseg.errors import ConfigError, DataError
 from cocoseg.prepare.build import prepare
-from cocoseg.prepare.config import PrepareConfig, parse_split
+from cocoseg.prepare.config import PrepareConfig
+from cocoseg.shards.config import parse_split
 from cocoseg.shards.reader import ShardSet
 from cocoseg.shards.verify import verify
 from cocoseg.taxonomy import COCO_CATEGORIES

@@ -10,8 +10,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from cocoseg.colors import distinct_colormap
-from cocoseg.prepare.adopt import index_shards
-from cocoseg.prepare.config import IndexConfig
+from cocoseg.shards.config import IndexConfig
+from cocoseg.shards.index import index_shards
 from msgspec.structs import replace
 from PIL import Image
 

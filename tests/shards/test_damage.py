@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from attacks import ATTACKS, SHARD, members_of, sign
 from cocoseg.errors import CocosegError, DataError
-from cocoseg.prepare.adopt import index_shards
-from cocoseg.prepare.config import IndexConfig
+from cocoseg.shards.config import IndexConfig
+from cocoseg.shards.index import index_shards
 from cocoseg.shards.manifest import read_index, read_manifest
 from cocoseg.shards.reader import BadSample, ShardSet
 from cocoseg.shards.verify import verify
@@ -285,8 +285,8 @@ def test_what_is_packed_anew_and_signed_is_good(spoilt, expected, members):
 FRUGAL = """
 import json, sys
 from cocoseg.errors import CocosegError
-from cocoseg.prepare.adopt import index_shards
-from cocoseg.prepare.config import IndexConfig
+from cocoseg.shards.index import index_shards
+from cocoseg.shards.config import IndexConfig
 from cocoseg.shards.reader import ShardSet
 from cocoseg.shards.verify import verify
 found = {}

@@ -9,8 +9,8 @@ import tarfile
 import numpy as np
 import pytest
 from cocoseg.errors import ConfigError, DataError
-from cocoseg.prepare.adopt import index_shards
-from cocoseg.prepare.config import IndexConfig
+from cocoseg.shards.config import IndexConfig
+from cocoseg.shards.index import index_shards
 from cocoseg.shards.reader import BadSample, ShardSet
 from PIL import Image
 

@@ -21,10 +21,15 @@ from ..errors import CocosegError, ConfigError, DataError
 from ..meter import Meter
 from ..photo import BadPhoto
 from ..processes import available_cores
-from ..shards import manifest as shard_manifest
-from ..shards.census import Census
-from ..shards.contents import check_json, check_photo, count_classes, mask_size, photo_header
-from ..shards.manifest import (
+from ..storage import Location, locate
+from ..storage.output import explained, is_unfinished
+from ..taxonomy import Taxonomy, mask_taxonomy
+from . import manifest as shard_manifest
+from .census import Census
+from .config import IndexConfig, parse_split
+from .contents import check_json, check_photo, count_classes, mask_size, photo_header
+from .deal import deal_shards, link_shards, refuse_foreign_files, unlink_others
+from .manifest import (
     ADOPTED,
     Index,
     IndexRow,
@@ -35,17 +40,12 @@ from ..shards.manifest import (
     member_digest,
     read_manifest,
 )
-from ..shards.members import by_sample, sort_members
-from ..shards.tarball import Member, folded, name_problem, walk
-from ..storage import Location, locate
-from ..storage.output import explained
-from ..taxonomy import Taxonomy, mask_taxonomy
-from . import journal
-from .config import IndexConfig, parse_split
-from .deal import deal_shards, link_shards, refuse_foreign_files, unlink_others
+from .members import by_sample, sort_members
 from .orientation import Orientation, Turn, majority
-from .report import INDEX_REPORT, write_index_report
+from .report import ShardsReport
+from .tarball import Member, folded, name_problem, walk
 
+REPORT = "index-report.html"
 _TOLD = 20  # problems, before the rest is not looked at
 
 
@@ -214,7 +214,7 @@ def index_shards(folder: str, config: IndexConfig, progress: bool = False) -> In
 
 def _refuse_ours(folder: Location) -> None:
     """Refuse what `prepare` made or is making: its manifest says more than ours would."""
-    if journal.is_unfinished(folder):
+    if is_unfinished(folder):
         raise ConfigError(f"{folder}: 'cocoseg prepare' has not finished there; run it again")
     if (folder / shard_manifest.MANIFEST_NAME).exists():
         try:
@@ -362,12 +362,19 @@ def _publish(plan: ForeignShards, config: IndexConfig, examined: list[Examined])
         manifests[split] = _describe(plan, config, shards, folders[split], index)
         found = Census.of([index], plan.taxonomy.num_classes).warnings(plan.taxonomy, [index])
         warnings += [f"{split}: {warning}" if split else warning for warning in found]
-    every = [shard.index for shards in parts.values() for shard in shards]
-    write_index_report(folder, manifests, every)
+    report = ShardsReport(
+        f"Index of {folder.name}",
+        list(manifests),
+        list(folders.values()),
+        list(manifests.values()),
+        join_indices([shard.index for shards in parts.values() for shard in shards]),
+        IndexConfig,
+    )
+    (folder / REPORT).publish_bytes(report.to_html())
     for split, manifest in manifests.items():
         manifest_file = folders[split] / shard_manifest.MANIFEST_NAME
         manifest_file.publish_bytes(manifest.to_json().encode())
-    return IndexResult(plan.folder, manifests, tuple(warnings), str(folder / INDEX_REPORT))
+    return IndexResult(plan.folder, manifests, tuple(warnings), str(folder / REPORT))
 
 
 def _dealt(plan: ForeignShards, config: IndexConfig) -> dict[str, list[str]]:

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import webdataset
 from cocoseg.errors import ConfigError, DataError
-from cocoseg.prepare.adopt import index_shards
-from cocoseg.prepare.config import IndexConfig
-from cocoseg.prepare.deal import deal_shards
+from cocoseg.shards.config import IndexConfig
+from cocoseg.shards.deal import deal_shards
+from cocoseg.shards.index import index_shards
 from cocoseg.shards.manifest import read_index, read_manifest
 from cocoseg.shards.reader import ShardSet
 from cocoseg.shards.verify import verify
