@@ -357,7 +357,7 @@ def infer(
     Run it again to go on; under torchrun, each process takes its share.
     """
     settings = _settings("infer", config_file, overrides, flags, {"use_tta": "--tta/--no-tta"})
-    from .infer.predict import plan_prediction, predict
+    from .infer.predict.run import plan_prediction, predict
 
     value = settings.value
     if dry_run:
@@ -408,8 +408,8 @@ def evaluate(
     Look at DIR/report.html. Under torchrun, each process takes its share; the scores are the same.
     """
     settings = _settings("eval", config_file, overrides, flags, {"use_tta": "--tta/--no-tta"})
-    from .infer.evaluate import evaluate as measure
-    from .infer.evaluate import plan_evaluation
+    from .infer.evaluate.run import evaluate as measure
+    from .infer.evaluate.run import plan_evaluation
 
     value = settings.value
     if dry_run:

@@ -14,8 +14,8 @@ from PIL import Image
 from .. import __version__
 from ..colors import visualize_prediction
 from ..errors import ConfigError
-from ..infer.evaluate import Evaluation, evaluate
-from ..infer.predict import predict
+from ..infer.evaluate.run import Evaluation, evaluate
+from ..infer.predict.run import predict
 from ..metrics import Scores
 from ..prepare.build import prepare
 from ..prepare.config import PrepareConfig

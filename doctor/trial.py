@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..checkpoint.network import LoadedNetwork, load_network, start_network
 from ..distributed.group import Group
 from ..errors import ConfigError
 from ..figures import bytes_text
@@ -18,7 +19,6 @@ from ..model.precision import resolve_precision
 from ..model.predictor import Predictor
 from ..model.preprocess import Preprocess
 from ..model.score import NetworkPredicts, totals_of
-from ..model.weights import LoadedNetwork, load_network, start_network
 from ..train.batches import MicroBatch
 from ..train.config import TrainConfig
 from ..train.losses.step import StepLoss

@@ -1,14 +1,18 @@
 """What the output folders of ``infer`` and ``eval`` hold beside the masks, and their settings."""
 
+import json
+import os
 from collections.abc import Iterable
 from typing import Any
 
+from ..checkpoint.layout import has_processor, is_bare
+from ..colors import colormap
 from ..config import parse_yaml, to_yaml
 from ..errors import ConfigError
 from ..model.config import COMPUTATION_KEYS, ModelConfig
-from ..model.weights import has_processor, is_bare
-from ..storage import Location
+from ..storage import LocalPath, Location, locate
 from ..storage.output import FILES, OutputFolder, read_ledger
+from ..taxonomy import Taxonomy
 from .config import InferConfig
 
 SETTINGS, CLASSES = "config.yaml", "classes.json"
@@ -85,3 +89,18 @@ def recorded_settings(folder: Location) -> dict[str, Any]:
     except (ConfigError, KeyError, TypeError):  # another program's
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def resolved(place: str | Location) -> str:
+    """Return the one name of a place: absolute, links followed, no slash behind it."""
+    place = locate(place)
+    return os.path.realpath(place) if isinstance(place, LocalPath) else place.url
+
+
+def classes_json(config: InferConfig, taxonomy: Taxonomy) -> str:
+    """Return the content of ``classes.json``: names, category ids and colors by train id."""
+    content = taxonomy.to_dict()
+    colors = colormap(config.palette, max(256, taxonomy.num_classes))
+    for entry in content["classes"]:
+        entry["color"] = f"#{colors[entry['train_id']].tobytes().hex()}"
+    return json.dumps(content, indent=1) + "\n"

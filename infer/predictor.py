@@ -4,6 +4,7 @@ import contextlib
 
 import torch
 
+from ..checkpoint.network import LoadedNetwork, load_network
 from ..errors import ConfigError
 from ..model.config import ModelConfig
 from ..model.memory import explained_out_of_memory
@@ -11,7 +12,6 @@ from ..model.precision import resolve_precision
 from ..model.predictor import Predictor
 from ..model.sizes import check_sizes
 from ..model.tiles import Tiling
-from ..model.weights import LoadedNetwork, load_network
 from ..processes import keep_freed_memory
 from .config import InferConfig
 from .views import views_of

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cocoseg.checkpoint.folder import save_network
+from cocoseg.checkpoint.network import start_network
 from cocoseg.model.config import ModelConfig
-from cocoseg.model.weights import save_network, start_network
 from cocoseg.storage import locate, retry
 from cocoseg.taxonomy import coco_taxonomy
 from object_store import Rule, Store

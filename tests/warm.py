@@ -129,14 +129,14 @@ def descendants(pid: int) -> list[int]:
 def serve() -> None:
     """Fork a run for each request, and tell how it ended."""
     import torch
+    from cocoseg.checkpoint.network import start_network
     from cocoseg.model.config import ModelConfig
-    from cocoseg.model.weights import start_network
     from cocoseg.taxonomy import coco_taxonomy
 
     torch.set_num_threads(1)
     for name in (
-        *("cocoseg.settings", "cocoseg.train.run", "cocoseg.infer.predict"),
-        *("cocoseg.infer.evaluate", "torch.distributed.launcher.api"),
+        *("cocoseg.settings", "cocoseg.train.run", "cocoseg.infer.predict.run"),
+        *("cocoseg.infer.evaluate.run", "torch.distributed.launcher.api"),
     ):
         import_module(name)
     network, _ = start_network(

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..checkpoint.save import explained
 from ..distributed.group import Group
 from ..errors import DataError, StoreError
 from ..shards.reader import BadSample
 from ..storage import Location
-from .checkpoint import explained
 
 log = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event
 from torch.utils.tensorboard import SummaryWriter
 
+from ..checkpoint.save import explained
 from ..errors import CocosegError
 from ..storage import LocalPath, Location
 from ..storage.local import sync_file
 from ..storage.lock import temporary_folder
-from .checkpoint import explained
 
 log = logging.getLogger(__name__)
 

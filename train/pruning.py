@@ -4,8 +4,8 @@ import logging
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from ..checkpoint.save import prune
 from ..storage import Location
-from .checkpoint import prune
 
 log = logging.getLogger(__name__)
 

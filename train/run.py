@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..checkpoint.verified import Checkpoint
 from ..distributed.devices import own_device
 from ..distributed.group import Group, process_group
 from ..errors import CocosegError, ConfigError
@@ -16,11 +17,11 @@ from ..model.precision import tf32
 from ..processes import Launch, end_with_launcher, keep_freed_memory
 from ..storage import Location, locate
 from .augment import check_extra
-from .checkpoint import Checkpoint, agree_on_newest, run_lock
 from .config import AugmentConfig, TrainConfig
 from .interrupt import Interrupts
 from .kernels import chosen_kernels
 from .losses.step import StepLoss
+from .resume import agree_on_newest, run_lock
 from .run_plan import plan_run
 from .trainer import Trainer
 
@@ -140,18 +141,18 @@ def forecast(
     alone = Group(0, 1, torch.device("cpu"))
     with agree_on_newest(run_folder, alone) as checkpoint:
         _refuse_to_resume(train, checkpoint)
-        begun = None if checkpoint is None else checkpoint.state["identity"]
+        begun = None if checkpoint is None else checkpoint.state.identity
         train = _resolved(train, model, checkpoint)
     plan = plan_run(train, model, augment, begun)
     check_extra(augment)
     StepLoss.of(train, plan.shards.taxonomy, plan.class_weights)
     if not launch.leads:
         return None
-    return {"from_step": 0 if checkpoint is None else checkpoint.step, **plan.to_dict()}
+    return {"from_step": 0 if checkpoint is None else checkpoint.state.step, **plan.to_dict()}
 
 
 def _resolved(train: TrainConfig, model: ModelConfig, checkpoint: Checkpoint | None) -> TrainConfig:
-    return train.resolved(model, {} if checkpoint is None else checkpoint.state["settings"])
+    return train.resolved(model, {} if checkpoint is None else checkpoint.state.settings)
 
 
 def _run_folder(train: TrainConfig) -> Location:

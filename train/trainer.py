@@ -10,13 +10,18 @@ import logging
 import math
 import shutil
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
+from ..checkpoint.layout import checkpoint_name
+from ..checkpoint.network import load_network, start_network
+from ..checkpoint.save import NotStored, explained, point, restore_pointers, save_checkpoint
+from ..checkpoint.state import TrainingProgress, TrainingState
+from ..checkpoint.verified import Checkpoint
 from ..config import to_yaml
 from ..distributed.group import Group
 from ..errors import CocosegError, ExitCode, Interrupted, StoreError, StoreRefusal, first_line
@@ -26,20 +31,10 @@ from ..model.config import ModelConfig
 from ..model.memory import explained_out_of_memory, is_out_of_memory
 from ..model.precision import resolve_precision
 from ..model.predictor import Predictor
-from ..model.weights import load_network, start_network
 from ..processes import available_cores
 from ..storage import Location, locate
 from .bad_samples import BadSamples
 from .batches import MicroBatch, TrainingSamples, micro_batches, on_device
-from .checkpoint import (
-    Checkpoint,
-    NotStored,
-    checkpoint_name,
-    explained,
-    point,
-    restore_pointers,
-    save_checkpoint,
-)
 from .config import AugmentConfig, TrainConfig
 from .ema import MovingAverage
 from .interrupt import Interrupts
@@ -66,28 +61,6 @@ _RESCUED_WITHIN = 900.0  # seconds that other ranks wait for it: a checkpoint on
 
 
 @dataclass(slots=True)
-class Progress:
-    """Where a run stands; a checkpoint holds all of it."""
-
-    step: int = 0
-    """Optimizer steps done."""
-    validated: int = 0
-    """The step after which validation was done last."""
-    best_score: float | None = None
-    best_step: int | None = None
-    stale: int = 0
-    """Validations since the best."""
-    skipped: int = 0
-    skipped_in_a_row: int = 0
-    overflows: int = 0
-    loss_sum: float = 0.0
-    """Of the steps since the last line of the journal that learnt something."""
-    loss_steps: int = 0
-    scored_on: str | None = None
-    """`RunPlan.scored_on` of the best score."""
-
-
-@dataclass(slots=True)
 class Trainer:
     """The state of a run between two steps."""
 
@@ -101,7 +74,7 @@ class Trainer:
     learn: TrainingStep
     average: MovingAverage | None
     bad: BadSamples
-    now: Progress
+    now: TrainingProgress
     saved: int
     """The step of the newest checkpoint."""
     progress: bool = False
@@ -135,7 +108,7 @@ class Trainer:
             See `plan_run` and `agree_on_plan`; on every process, if it fails on any.
         """
         with group.together():
-            begun = None if checkpoint is None else checkpoint.state["identity"]
+            begun = None if checkpoint is None else checkpoint.state.identity
             plan = plan_run(config, model, augment, begun)
         agree_on_plan(plan, group)
         explains = functools.partial(
@@ -152,9 +125,9 @@ class Trainer:
             network = prepare_network(network, config, model.input_size, group)
             train_mode(network, config)
             average = MovingAverage(network, config.ema_decay) if config.ema_decay else None
-            if checkpoint is not None and "raw_weights" in checkpoint.state:
+            if checkpoint is not None and checkpoint.state.raw_weights is not None:
                 # The folder holds the average, in which `average` now starts.
-                network.load_state_dict(checkpoint.state["raw_weights"])
+                network.load_state_dict(checkpoint.state.raw_weights)
             loss = StepLoss.of(config, plan.shards.taxonomy, plan.class_weights)
             samples = TrainingSamples(
                 plan.shards,
@@ -178,7 +151,7 @@ class Trainer:
             learn=learn,
             average=average,
             bad=BadSamples(locate(str(config.save_dir)), config.max_bad, group),
-            now=Progress(),
+            now=TrainingProgress(),
             saved=0,
         )
         if checkpoint is not None:
@@ -188,12 +161,12 @@ class Trainer:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
-        self.now = now = Progress(**state["progress"])
+        self.now = now = dataclasses.replace(state.progress)
         self.saved = now.step
-        restore_optimizer(self.learn.optimizer, state["optimizer"])
-        if state["scaler"]:  # empty where it was trained without loss scaling
-            self.learn.scaler.load_state_dict(state["scaler"])
-        self.bad.load_state_dict(state["bad_samples"])
+        restore_optimizer(self.learn.optimizer, state.optimizer)
+        if state.scaler:
+            self.learn.scaler.load_state_dict(state.scaler)
+        self.bad.load_state_dict(state.bad_samples)
         whole = True
         with self.group.together():
             if self.group.leads:
@@ -204,13 +177,13 @@ class Trainer:
         if other or lost:
             now.best_score, now.best_step, now.stale = None, None, 0
 
-    def _tell_changes(self, state: Mapping[str, Any]) -> None:
-        for key, (there, here) in changes(state["settings"], self.plan.settings).items():
+    def _tell_changes(self, state: TrainingState) -> None:
+        for key, (there, here) in changes(state.settings, self.plan.settings).items():
             log.info("%s was %r, is %r from now on", key, there, here)
-        if state["total_steps"] != self.plan.total_steps:
+        if state.total_steps != self.plan.total_steps:
             log.warning(
                 "planned for %d steps, now for %d: the learning rate follows the new plan",
-                state["total_steps"],
+                state.total_steps,
                 self.plan.total_steps,
             )
         if self.now.scored_on and self.plan.scored_on not in (None, self.now.scored_on):
@@ -592,18 +565,16 @@ class Trainer:
         self.group.stop_for(self.unwritten)
 
     def _write_checkpoint(self) -> None:
-        step = self.now.step
-        state: dict[str, Any] = {
-            "progress": dataclasses.asdict(self.now),
-            "optimizer": self.learn.optimizer.state_dict(),
-            "scaler": self.learn.scaler.state_dict(),
-            "bad_samples": self.bad.state_dict(step),
-            "total_steps": self.plan.total_steps,
-            "identity": self.plan.identity,
-            "settings": self.plan.settings,
-        }
-        if self.average is not None:
-            state["raw_weights"] = self.learn.network.state_dict()
+        state = TrainingState(
+            progress=self.now,
+            optimizer=self.learn.optimizer.state_dict(),
+            scaler=self.learn.scaler.state_dict(),
+            bad_samples=self.bad.state_dict(self.now.step),
+            total_steps=self.plan.total_steps,
+            identity=self.plan.identity,
+            settings=self.plan.settings,
+            raw_weights=None if self.average is None else self.learn.network.state_dict(),
+        )
         taxonomy = self.plan.shards.taxonomy
         with contextlib.suppress(StoreError):  # of a store that is down: saving tells it
             self.check_output()
@@ -613,7 +584,7 @@ class Trainer:
             except CocosegError as error:
                 self.unwritten.append(error)
         try:
-            save_checkpoint(self.run, step, self.scored, self.learn.preprocess, taxonomy, state)
+            save_checkpoint(self.run, self.scored, self.learn.preprocess, taxonomy, state)
         except NotStored as error:
             self._replace_kept_copy(error.kept)
             raise

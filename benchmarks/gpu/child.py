@@ -21,7 +21,12 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # measure.py
 
-_MODULES = ("cocoseg.cli", "cocoseg.prepare.build", "cocoseg.train.run", "cocoseg.infer.predict")
+_MODULES = (
+    "cocoseg.cli",
+    "cocoseg.prepare.build",
+    "cocoseg.train.run",
+    "cocoseg.infer.predict.run",
+)
 
 
 def main() -> None:

@@ -26,9 +26,11 @@ from bench import (
     ours_of,
     plain_network,
 )
+from cocoseg.checkpoint.folder import save_network
+from cocoseg.checkpoint.network import load_network
 from cocoseg.errors import ExitCode
 from cocoseg.infer.config import InferConfig
-from cocoseg.infer.evaluate import evaluate
+from cocoseg.infer.evaluate.run import evaluate
 from cocoseg.infer.export.config import ExportConfig
 from cocoseg.infer.export.graph import FORMATS, export_graph
 from cocoseg.infer.views import views_of
@@ -38,7 +40,6 @@ from cocoseg.model.precision import tf32
 from cocoseg.model.predictor import Predictor
 from cocoseg.model.preprocess import Preprocess
 from cocoseg.model.sync_batchnorm import SyncBatchNorm2d
-from cocoseg.model.weights import load_network, save_network
 from cocoseg.train.step import TrainingStep
 from measure import Row
 from sync import small_run, synchronizations

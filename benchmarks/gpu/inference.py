@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from bench import TAXONOMY, Bench, ours_of, plain_network, rate
+from cocoseg.checkpoint.folder import save_network
 from cocoseg.infer.config import InferConfig
-from cocoseg.infer.evaluate import evaluate
-from cocoseg.infer.predict import predict
+from cocoseg.infer.evaluate.run import evaluate
+from cocoseg.infer.predict.run import predict
 from cocoseg.infer.views import views_of
 from cocoseg.model.config import ModelConfig
 from cocoseg.model.precision import autocast, resolve_precision
 from cocoseg.model.predictor import Predictor
 from cocoseg.model.preprocess import Preprocess
 from cocoseg.model.view import View
-from cocoseg.model.weights import save_network
 from drawn import drawn_images, drawn_shards, image_count
 from measure import Row, in_turn
 from PIL import Image

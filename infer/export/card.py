@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 from PIL import Image
 
+from ...checkpoint.provenance import Provenance
 from ...model.preprocess import Preprocess
 from ...taxonomy import Taxonomy
-from .provenance import Provenance
 
 NVLABS_LICENCE = "https://github.com/NVlabs/SegFormer/blob/master/LICENSE"
 

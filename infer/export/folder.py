@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSemanticSegmentation
 
+from ...checkpoint.folder import quiet, save_network
+from ...checkpoint.network import LoadedNetwork, load_network, weights_digest
+from ...checkpoint.provenance import Provenance
 from ...errors import ConfigError, DataError
 from ...model.config import ModelConfig
-from ...model.weights import LoadedNetwork, load_network, quiet, save_network, weights_digest
 from ...storage import Location, locate
 from .card import Card
 from .config import ExportConfig
 from .network import Reference, trial_shapes
 from .parity import Parity, compare, refuse_difference
 from .program import SMALLEST
-from .provenance import Provenance
 from .publish import refuse_other, scratch_beside, wanted_output
 
 CARD = "README.md"

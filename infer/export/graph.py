@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from ... import __version__
+from ...checkpoint.network import LoadedNetwork, load_network, weights_digest
 from ...errors import CocosegError, ConfigError
 from ...model.config import ModelConfig
 from ...model.preprocess import BILINEAR
-from ...model.weights import LoadedNetwork, load_network, weights_digest
 from ...storage import Location
 from .config import ExportConfig
 from .network import INPUTS, ExportedNetwork, Reference, output_port, trial_shapes

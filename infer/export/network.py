@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...checkpoint.network import LoadedNetwork
 from ...model.preprocess import resize_logits
-from ...model.weights import LoadedNetwork
 from .config import ExportConfig
 
 

@@ -13,8 +13,8 @@ from cocoseg.distributed.devices import UsedDevice
 from cocoseg.distributed.group import Group, process_group
 from cocoseg.errors import CocosegError, ConfigError
 from cocoseg.infer.config import InferConfig
-from cocoseg.infer.evaluate import evaluate
-from cocoseg.infer.predict import predict
+from cocoseg.infer.evaluate.run import evaluate
+from cocoseg.infer.predict.run import predict
 from cocoseg.model.config import ModelConfig
 from torch.distributed import HashStore
 

@@ -240,7 +240,8 @@ def test_a_network_that_cannot_be_fetched_is_replaced_by_a_small_one(
 def test_a_checkpoint_is_loaded_and_its_classes_compared(
     examined: Examine, golden: Any, tmp_path: Path
 ) -> None:
-    from cocoseg.model.weights import save_network, start_network
+    from cocoseg.checkpoint.folder import save_network
+    from cocoseg.checkpoint.network import start_network
 
     theirs = ShardSet([str(golden.shards("train"))]).taxonomy
     other = Taxonomy((SemanticClass("background"), SemanticClass("cat")))

@@ -3,9 +3,9 @@
 import functools
 
 import torch
+from cocoseg.checkpoint.network import start_network
 from cocoseg.model.config import ModelConfig
 from cocoseg.model.preprocess import Preprocess
-from cocoseg.model.weights import start_network
 from cocoseg.taxonomy import coco_taxonomy
 from torch import nn
 

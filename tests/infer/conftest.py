@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cocoseg.checkpoint.folder import save_network
 from cocoseg.model.preprocess import Preprocess
-from cocoseg.model.weights import save_network
 from cocoseg.taxonomy import SemanticClass, Taxonomy, coco_taxonomy
 from numpy.typing import NDArray
 from PIL import Image

@@ -124,7 +124,7 @@ def test_a_quick_evaluation_has_the_same_scores_without_boundary_and_calibration
 ):
     assert measure("--no-tta").code == 0
     whole = json.loads((out / "metrics.json").read_text())
-    monkeypatch.setattr("cocoseg.infer.evaluation.tally.boundary_counts", None)
+    monkeypatch.setattr("cocoseg.infer.evaluate.tally.boundary_counts", None)
     ran = measure("--no-tta", "--quick")
     assert ran.code == 0, ran.err
     quick = json.loads((out / "metrics.json").read_text())
@@ -236,7 +236,7 @@ def test_scores_are_measured_again_where_an_evaluation_was(measure, out):
 
 def test_scores_never_lie_beside_pictures_of_others(measure, out, monkeypatch):
     assert measure("--no-tta", "--pictures", 2).code == 0
-    monkeypatch.setattr("cocoseg.infer.evaluate.visualize_prediction", None)
+    monkeypatch.setattr("cocoseg.infer.evaluate.run.visualize_prediction", None)
     with pytest.raises(TypeError):
         measure("--pictures", 2)
     assert not (out / "metrics.json").exists()

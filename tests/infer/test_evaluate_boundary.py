@@ -5,7 +5,7 @@ import math
 import cv2
 import numpy as np
 import pytest
-from cocoseg.infer.evaluation.boundary import boundary_counts, boundary_iou, boundary_width
+from cocoseg.infer.evaluate.boundary import boundary_counts, boundary_iou, boundary_width
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from cocoseg.infer.evaluation.calibration import Calibration
+from cocoseg.infer.evaluate.calibration import Calibration
 from cocoseg.model import counts as counts_module
 from cocoseg.model.counts import BINS, UNIT, confusion_counts
 from cocoseg.model.counts import calibration_counts as counts_of_tensors

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from cocoseg.infer.evaluation.checkpoint import Checkpoint
-from cocoseg.infer.evaluation.images import WORST, ImageScore, ShownImage, Worst
-from cocoseg.infer.evaluation.page import render_evaluation
-from cocoseg.infer.evaluation.result import Evaluation
-from cocoseg.infer.evaluation.tally import Tally
+from cocoseg.infer.evaluate.images import WORST, ImageScore, ShownImage, Worst
+from cocoseg.infer.evaluate.page import render_evaluation
+from cocoseg.infer.evaluate.result import Evaluation
+from cocoseg.infer.evaluate.scored import ScoredNetwork
+from cocoseg.infer.evaluate.tally import Tally
 from cocoseg.model.counts import BINS, calibration_counts, confusion_counts
 from cocoseg.model.score import Scored
 from cocoseg.shards.reader import Sample
@@ -34,7 +34,9 @@ def evaluated(pairs, names=("background", "cat", "dog"), confident=True):
         images.append(ImageScore.of(position, sample, f"photo {position}.jpg", counts[0]))
         worst.add(ShownImage.of(images[-1], sample, found, counts[0], taxonomy.ignore_index))
     return Evaluation(
-        checkpoint=Checkpoint("run/best", "step-00000012", "float32", "abc") if confident else None,
+        checkpoint=ScoredNetwork("run/best", "step-00000012", "float32", "abc")
+        if confident
+        else None,
         predictions=None if confident else "/some/where/masks",
         views=int(confident),
         shards=("/some/where/shards/val",),

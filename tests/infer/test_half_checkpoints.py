@@ -8,12 +8,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from cocoseg.checkpoint.network import load_network, weights_digest
 from cocoseg.infer.export.config import ExportConfig
 from cocoseg.infer.export.graph import FORMATS, export_graph
 from cocoseg.infer.export.network import Reference, trial_images
 from cocoseg.infer.export.parity import TOLERANCE
 from cocoseg.model.config import ModelConfig
-from cocoseg.model.weights import load_network, weights_digest
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSemanticSegmentation
 

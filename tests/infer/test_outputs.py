@@ -7,7 +7,7 @@ import pytest
 from cocoseg.colors import VOID_COLOR
 from cocoseg.errors import ConfigError
 from cocoseg.infer.config import InferConfig
-from cocoseg.infer.outputs import Outputs
+from cocoseg.infer.predict.outputs import Outputs
 from cocoseg.model.predictor import Prediction
 from cocoseg.taxonomy import SemanticClass, Taxonomy, coco_taxonomy
 from PIL import Image

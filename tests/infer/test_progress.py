@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import pytest
 from cocoseg.errors import CocosegError, ConfigError, DataError
-from cocoseg.infer import outputs
 from cocoseg.infer.config import InferConfig
-from cocoseg.infer.predict import predict
-from cocoseg.infer.progress import Progress
+from cocoseg.infer.predict import outputs
+from cocoseg.infer.predict.progress import Progress
+from cocoseg.infer.predict.run import predict
 from cocoseg.model.config import ModelConfig
 from cocoseg.storage import LocalPath, locate
 from cocoseg.storage.output import OutputFolder, held
@@ -553,7 +553,7 @@ def test_two_processes_predict_each_photograph_once(warm, photos, checkpoint, tm
 _SERVER = """
 import itertools, json, os, re, signal, sys, threading
 from importlib import import_module
-import cocoseg.infer.predict, cocoseg.settings, torch, transformers
+import cocoseg.infer.predict.run, cocoseg.settings, torch, transformers
 from transformers import SegformerForSemanticSegmentation
 from cocoseg import cli
 

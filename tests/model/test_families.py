@@ -6,6 +6,8 @@ import logging
 import numpy as np
 import pytest
 import torch
+from cocoseg.checkpoint.folder import save_network
+from cocoseg.checkpoint.network import load_network, start_network
 from cocoseg.errors import ConfigError, DataError
 from cocoseg.infer.config import InferConfig
 from cocoseg.infer.predictor import load_predictor
@@ -18,7 +20,6 @@ from cocoseg.model.switches import (
     freeze_unused,
     train_mode,
 )
-from cocoseg.model.weights import load_network, save_network, start_network
 from cocoseg.taxonomy import SemanticClass, Taxonomy
 from safetensors.torch import load_file, save_file
 from torch import nn

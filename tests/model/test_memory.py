@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
+from cocoseg.checkpoint.network import start_network
 from cocoseg.model.config import ModelConfig
 from cocoseg.model.memory import UnknownMemory, training_memory
 from cocoseg.model.switches import (
@@ -12,7 +13,6 @@ from cocoseg.model.switches import (
     train_mode,
 )
 from cocoseg.model.sync_batchnorm import SyncBatchNorm2d, synchronize_batch_norms
-from cocoseg.model.weights import start_network
 from cocoseg.taxonomy import coco_taxonomy
 from torch.testing._internal.distributed.fake_pg import FakeStore
 

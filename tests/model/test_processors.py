@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from cocoseg.checkpoint.folder import save_network
+from cocoseg.checkpoint.network import load_network, start_network
 from cocoseg.errors import DataError
 from cocoseg.infer.config import InferConfig
 from cocoseg.infer.folder import used_settings
@@ -12,7 +14,6 @@ from cocoseg.model.config import ModelConfig
 from cocoseg.model.predictor import Predictor
 from cocoseg.model.preprocess import KIND_OF_NETWORK, SEGFORMER, Preprocess
 from cocoseg.model.view import View
-from cocoseg.model.weights import load_network, save_network, start_network
 from cocoseg.taxonomy import SemanticClass, Taxonomy
 from torch.nn import functional as F
 from transformers import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING, AutoImageProcessor

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 import torch.distributed as dist
+from cocoseg.checkpoint.network import start_network
 from cocoseg.errors import ConfigError
 from cocoseg.model.config import ModelConfig
 from cocoseg.model.switches import (
@@ -18,7 +19,6 @@ from cocoseg.model.switches import (
     to_channels_last,
     train_mode,
 )
-from cocoseg.model.weights import start_network
 from cocoseg.taxonomy import coco_taxonomy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel

@@ -125,20 +125,19 @@ def test_quarantined_images_are_listed_and_shown_if_they_can_be(coco_set, tmp_pa
 
 
 def test_an_image_that_ends_processes_is_not_opened_again(coco_set, tmp_path, monkeypatch):
-    from cocoseg.prepare import report as written
+    from cocoseg.prepare import publish
 
     gray_photo(coco_set, 1)
     gray_photo(coco_set, 2)
     coco_set.annotate(2, [[1, 1, 5, 5]])
-    describe = written._Content
+    write = publish.write_report
 
-    def convicted(*parts):
-        content = describe(*parts)
-        (bad,) = content.quarantined
-        content.__dict__["quarantined"] = (replace(bad, reason="worker-died", detail="(SIGSEGV)"),)
-        return content
+    def convict(*parts):
+        *others, (shard,) = parts
+        (bad,) = shard.quarantined
+        write(*others, [replace(shard, quarantined=(replace(bad, reason="worker-died"),))])
 
-    monkeypatch.setattr(written, "_Content", convicted)
+    monkeypatch.setattr(publish, "write_report", convict)
     coco_set.prepare(tmp_path / "out")
     report = Report(tmp_path / "out")
     assert report.row("2.jpg")[3] == "worker-died"
@@ -146,14 +145,14 @@ def test_an_image_that_ends_processes_is_not_opened_again(coco_set, tmp_path, mo
     assert report.missing == ["not opened: a worker died of it"]
 
 
-@pytest.mark.parametrize("limit", ["_MAX_PIXELS", "_MAX_BYTES"])
+@pytest.mark.parametrize("limit", ["MAX_PIXELS", "_MAX_BYTES"])
 def test_giant_photographs_are_not_decoded(coco_set, tmp_path, monkeypatch, limit):
     from cocoseg.prepare import report as written
 
     gray_photo(coco_set, 1)
     path = gray_photo(coco_set, 2, (40, 30))
     coco_set.annotate(2, [[1, 1, 5, 5]])
-    monkeypatch.setattr(written, limit, 1199 if limit == "_MAX_PIXELS" else path.stat().st_size - 1)
+    monkeypatch.setattr(written, limit, 1199 if limit == "MAX_PIXELS" else path.stat().st_size - 1)
     coco_set.prepare(tmp_path / "out")
     report = Report(tmp_path / "out")
     assert list(report.images) == ["000000000001: no instances"]
@@ -240,7 +239,7 @@ def test_turned_photographs_are_shown_upright(coco_set, tmp_path):
 
 
 def test_a_shard_that_cannot_be_read_costs_a_picture_alone(coco_set, tmp_path, monkeypatch):
-    from cocoseg.prepare import report as written
+    from cocoseg.shards import report as written
 
     def broken(url, row, names):
         raise OSError("Input/output error")

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlparse
 
 import pytest
-from cocoseg.infer.inputs import list_inputs
+from cocoseg.infer.predict.inputs import list_inputs
 from cocoseg.printable import printable, redacted
 from cocoseg.storage import locate
 

@@ -11,9 +11,9 @@ import warnings
 
 import torch
 import torch._inductor.config
+from cocoseg.checkpoint.network import start_network
 from cocoseg.distributed.group import process_group
 from cocoseg.model.config import ModelConfig
-from cocoseg.model.weights import start_network
 from cocoseg.taxonomy import coco_taxonomy
 from cocoseg.train import step as step_module
 from cocoseg.train.batches import MicroBatch

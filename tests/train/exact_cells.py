@@ -11,10 +11,10 @@ import json
 import sys
 
 import torch
+from cocoseg.checkpoint.network import start_network
 from cocoseg.distributed.group import process_group
 from cocoseg.model.config import ModelConfig
 from cocoseg.model.preprocess import Preprocess
-from cocoseg.model.weights import start_network
 from cocoseg.taxonomy import coco_taxonomy
 from cocoseg.train.batches import MicroBatch
 from cocoseg.train.config import TrainConfig

@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-TRAINER, CHECKPOINT = "cocoseg.train.trainer", "cocoseg.train.checkpoint"
+TRAINER, CHECKPOINT = "cocoseg.train.trainer", "cocoseg.checkpoint.save"
 LOCAL = "cocoseg.storage.local:LocalPath"
 
 

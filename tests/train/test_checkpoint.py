@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from cocoseg.checkpoint import layout, save, verified
+from cocoseg.checkpoint.network import load_network
 from cocoseg.distributed.group import Group
 from cocoseg.errors import CocosegError, ConfigError, DataError, StoreError
-from cocoseg.model.weights import load_network
 from cocoseg.storage import LocalPath, Location, locate
 from cocoseg.taxonomy import coco_taxonomy
-from cocoseg.train import checkpoint
+from cocoseg.train import resume
 from cocoseg.train.run import RunResult
 from thread_group import all_of
 from transformers import AutoModelForSemanticSegmentation, pipeline
@@ -70,7 +71,9 @@ def write(run: Path, step: int) -> Path:
     folder.mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "preprocessor_config.json", "taxonomy.json"):
         (folder / name).write_text(f"{name} {step}")
-    torch.save({"step": step}, folder / "training_state.pt")
+    state = {"optimizer": {}, "scaler": {}, "bad_samples": [], "total_steps": 6, "identity": {}}
+    state |= {"progress": {"step": step}, "settings": {}, "step": step}
+    torch.save(state, folder / "training_state.pt")
     digests = {path.name: sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
     (folder / "digests.json").write_text(json.dumps(digests))
     return folder
@@ -81,14 +84,14 @@ def written(tmp_path: Path) -> Path:
     """A run with checkpoints of the steps 1 to 6; `best` is 1, `last` is 6."""
     for step in range(1, 7):
         write(tmp_path, step)
-    checkpoint.point(locate(tmp_path), "best", 1)
-    checkpoint.point(locate(tmp_path), "last", 6)
+    save.point(locate(tmp_path), "best", 1)
+    save.point(locate(tmp_path), "last", 6)
     return tmp_path
 
 
 def newest(run: Path) -> int | None:
-    with checkpoint.agree_on_newest(locate(run), ALONE) as found:
-        return None if found is None else found.step
+    with resume.agree_on_newest(locate(run), ALONE) as found:
+        return None if found is None else found.state.step
 
 
 # ---- which one a run goes on from
@@ -97,7 +100,7 @@ def newest(run: Path) -> int | None:
 def test_where_there_is_no_checkpoint_there_is_none(tmp_path: Path) -> None:
     for run in (tmp_path / "absent", tmp_path):
         assert newest(run) is None
-        assert checkpoint.list_steps(locate(run)) == []
+        assert layout.list_steps(locate(run)) == []
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "step-of-mine").mkdir()
     (tmp_path / "checkpoints" / "step-00000005").write_text("a file")
@@ -119,14 +122,14 @@ def test_a_local_folder_without_its_digests_is_a_damaged_checkpoint(written: Pat
     """Renaming brings and takes a local checkpoint whole: only damage leaves such a one."""
     for path in written.glob("checkpoints/*/digests.json"):
         path.unlink()
-    assert checkpoint.list_steps(locate(written)) == []
+    assert layout.list_steps(locate(written)) == []
     with pytest.raises(DataError, match=r"digests\.json is missing"):
         newest(written)
 
 
 def test_the_newest_counts_whatever_last_says(written: Path) -> None:
     """Killed between the checkpoint's name and the link."""
-    checkpoint.point(locate(written), "last", 5)
+    save.point(locate(written), "last", 5)
     assert newest(written) == 6
     (written / "last").unlink()
     assert newest(written) == 6
@@ -136,22 +139,22 @@ def agree_where(
     monkeypatch: pytest.MonkeyPatch, run: Path, breaks: Callable[[int, int], None]
 ) -> list[object]:
     """Let three ranks agree, for some of whom some steps cannot be read."""
-    read = checkpoint.open_checkpoint
+    read = verified.open_checkpoint
     here = threading.local()
 
     @contextlib.contextmanager
-    def own(folder: Location) -> Iterator[checkpoint.Checkpoint]:
+    def own(folder: Location) -> Iterator[verified.Checkpoint]:
         breaks(here.rank, int(folder.name[-8:]))
         with read(folder) as found:
             yield found
 
     def work(group: Group) -> object:
         here.rank = group.rank
-        with checkpoint.agree_on_newest(locate(run), group) as found:
-            return found and (found.step, found.state)
+        with resume.agree_on_newest(locate(run), group) as found:
+            return found and found.state.step
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "open_checkpoint", own)
+        patch.setattr(resume, "open_checkpoint", own)
         return all_of(3, work)
 
 
@@ -164,7 +167,7 @@ def test_all_ranks_go_on_from_the_newest_that_every_one_can_read(
         if (rank, step) in unreadable:
             raise DataError(f"step {step} is torn")
 
-    assert agree_where(monkeypatch, written, breaks) == [(3, {"step": 3})] * 3
+    assert agree_where(monkeypatch, written, breaks) == [3] * 3
     assert caplog.messages == [
         "checkpoint passed over: step 6 is torn (rank 1)",
         "checkpoint passed over: step 5 is torn",
@@ -206,11 +209,11 @@ def test_a_store_that_does_not_answer_one_rank_costs_no_progress(
 
 
 def test_pruning_spares_best_and_last(written: Path) -> None:
-    checkpoint.prune(locate(written), keep_last=2, best_step=None)
-    assert checkpoint.list_steps(locate(written)) == [1, 5, 6]
-    checkpoint.point(locate(written), "last", 5)
-    checkpoint.prune(locate(written), keep_last=1, best_step=None)
-    assert checkpoint.list_steps(locate(written)) == [1, 5, 6]
+    save.prune(locate(written), keep_last=2, best_step=None)
+    assert layout.list_steps(locate(written)) == [1, 5, 6]
+    save.point(locate(written), "last", 5)
+    save.prune(locate(written), keep_last=1, best_step=None)
+    assert layout.list_steps(locate(written)) == [1, 5, 6]
 
 
 @pytest.mark.parametrize("store", ["local", "remote"])
@@ -225,10 +228,10 @@ def test_a_broken_checkpoint_is_none_of_those_that_pruning_keeps(written: Path, 
             name = path.relative_to(written).as_posix()
             (run / name).publish_bytes(path.read_bytes())
         (run / "best").publish_bytes(b"checkpoints/step-00000001")
-    checkpoint.prune(run, keep_last=3, best_step=None)  # 5, 3 and 2
-    assert checkpoint.list_steps(run) == [1, 2, 3, 4, 5, 6]
-    checkpoint.prune(run, keep_last=2, best_step=None)  # 5 and 3
-    assert checkpoint.list_steps(run) == [1, 3, 4, 5, 6]
+    save.prune(run, keep_last=3, best_step=None)  # 5, 3 and 2
+    assert layout.list_steps(run) == [1, 2, 3, 4, 5, 6]
+    save.prune(run, keep_last=2, best_step=None)  # 5 and 3
+    assert layout.list_steps(run) == [1, 3, 4, 5, 6]
     run.remove()
 
 
@@ -244,11 +247,11 @@ def test_a_kill_amidst_pruning_leaves_no_half_checkpoint(
 
     monkeypatch.setattr(shutil, "rmtree", half)
     with pytest.raises(Killed):
-        checkpoint.prune(locate(written), keep_last=2, best_step=None)
+        save.prune(locate(written), keep_last=2, best_step=None)
     monkeypatch.undo()
     names = {path.name for path in (written / "checkpoints").glob("step-*")}
     assert names == {f"step-0000000{step}" for step in (1, 2, 3, 5, 6)}
-    with checkpoint.run_lock(locate(written), ALONE):
+    with resume.run_lock(locate(written), ALONE):
         assert {path.name for path in (written / "checkpoints").iterdir()} == names
 
 
@@ -256,15 +259,15 @@ def test_pointers_follow_what_a_run_goes_on_from(
     written: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = locate(written)
-    checkpoint.restore_pointers(run, 5, 2)
-    assert [checkpoint.pointed_step(run, name) for name in ("last", "best")] == [5, 2]
-    checkpoint.restore_pointers(run, 4, None)
-    assert [checkpoint.pointed_step(run, name) for name in ("last", "best")] == [4, 2]
+    save.restore_pointers(run, 5, 2)
+    assert [layout.pointed_step(run, name) for name in ("last", "best")] == [5, 2]
+    save.restore_pointers(run, 4, None)
+    assert [layout.pointed_step(run, name) for name in ("last", "best")] == [4, 2]
     assert caplog.messages == []
     (written / "checkpoints" / "step-00000003" / "taxonomy.json").unlink()
     for gone in (3, 77):
-        checkpoint.point(run, "best", 1)
-        checkpoint.restore_pointers(run, 6, gone)
+        save.point(run, "best", 1)
+        save.restore_pointers(run, 6, gone)
         assert not (written / "best").is_symlink()
     assert len(caplog.messages) == 2
 
@@ -274,7 +277,7 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_finds_last_and_best(
 ) -> None:
     best = (finished / "best").readlink()
     for name in ("last", "best"):
-        checkpoint.point(locate(finished), name, 3)
+        save.point(locate(finished), name, 3)
     train_small(finished)
     assert str((finished / "last").readlink()) == "checkpoints/step-00000006"
     assert (finished / "best").readlink() == best
@@ -286,11 +289,11 @@ def test_a_run_that_was_killed_after_its_last_checkpoint_finds_last_and_best(
 def test_a_second_training_is_refused_on_every_rank(tmp_path: Path) -> None:
     run = tmp_path / "run"
     before = None
-    with checkpoint.run_lock(locate(run), ALONE):
+    with resume.run_lock(locate(run), ALONE):
         before = sorted(run.iterdir())
 
         def lock(group: Group) -> None:
-            with checkpoint.run_lock(locate(run), group):
+            with resume.run_lock(locate(run), group):
                 raise AssertionError
 
         errors = all_of(3, lock)
@@ -300,7 +303,7 @@ def test_a_second_training_is_refused_on_every_rank(tmp_path: Path) -> None:
             "it, or choose another folder"
         }
         assert sorted(run.iterdir()) == before
-    with checkpoint.run_lock(locate(run), ALONE):
+    with resume.run_lock(locate(run), ALONE):
         pass
     assert not run.exists()
 
@@ -314,7 +317,7 @@ def test_a_file_system_without_locks_is_trained_on_all_the_same(
     monkeypatch.setattr("fcntl.flock", flock)
     scratch = written / "checkpoints" / ".tmp-1-abcdefgh"
     scratch.mkdir()
-    with checkpoint.run_lock(locate(written), ALONE), checkpoint.run_lock(locate(written), ALONE):
+    with resume.run_lock(locate(written), ALONE), resume.run_lock(locate(written), ALONE):
         assert newest(written) == 6
         assert scratch.exists()  # of another training, perhaps
     assert not (written / ".lock").exists()
@@ -327,7 +330,7 @@ def test_a_run_where_nothing_can_be_written_is_refused_in_plain_words(
 
     def lock(run: Path) -> Callable[[Group], None]:
         def work(group: Group) -> None:
-            with checkpoint.run_lock(locate(run), group):
+            with resume.run_lock(locate(run), group):
                 raise AssertionError
 
         return work
@@ -360,8 +363,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(
         f"--output {finished}: cannot be written: No space left on device; the newest checkpoint, "
         "step-00000006, is kept; make room, then run the same command again"
     )
-    assert checkpoint.pointed_step(locate(finished), "last") == 6
-    assert checkpoint.list_steps(locate(finished)) == [3, 6]
+    assert layout.pointed_step(locate(finished), "last") == 6
+    assert layout.list_steps(locate(finished)) == [3, 6]
     assert not list((finished / "checkpoints").glob(".tmp-*"))
     monkeypatch.undo()
     assert train_small(finished, max_steps=9).step == 9

@@ -17,14 +17,17 @@ from typing import Any
 
 import pytest
 import torch
+from cocoseg.checkpoint import layout
+from cocoseg.checkpoint import save as saving
+from cocoseg.checkpoint.network import start_network
+from cocoseg.checkpoint.state import TrainingProgress, TrainingState
 from cocoseg.distributed.group import Group
 from cocoseg.errors import CocosegError
 from cocoseg.model.config import ModelConfig
-from cocoseg.model.weights import start_network
 from cocoseg.storage import Location, locate, retry
 from cocoseg.storage.remote import filesystem
 from cocoseg.taxonomy import coco_taxonomy
-from cocoseg.train import checkpoint
+from cocoseg.train import resume
 
 ALONE = Group(0, 1, torch.device("cpu"))
 NAMES = (
@@ -45,8 +48,16 @@ def save() -> Save:
     def write(run: Path | Location, step: int) -> None:
         with torch.no_grad():
             network.decode_head.classifier.bias.fill_(step)
-        state = {"optimizer": torch.full((100,), float(step)), "words": {"a": ["b", None]}}
-        checkpoint.save_checkpoint(locate(run), step, network, preprocess, taxonomy, state)
+        state = TrainingState(
+            progress=TrainingProgress(step),
+            optimizer={"moments": torch.full((100,), float(step))},
+            scaler={},
+            bad_samples=[{"words": {"a": ["b", None]}}],
+            total_steps=9,
+            identity={},
+            settings={},
+        )
+        saving.save_checkpoint(locate(run), network, preprocess, taxonomy, state)
 
     return write
 
@@ -56,7 +67,7 @@ def saved(save: Save, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("saved") / "run"
     for step in (3, 6, 9):
         save(run, step)
-    checkpoint.point(locate(run), "best", 3)
+    saving.point(locate(run), "best", 3)
     return run
 
 
@@ -71,8 +82,8 @@ def folder_of(run: Path, step: int) -> Path:
 
 
 def newest(run: Path | Location) -> int | None:
-    with checkpoint.agree_on_newest(locate(run), ALONE) as found:
-        return None if found is None else found.step
+    with resume.agree_on_newest(locate(run), ALONE) as found:
+        return None if found is None else found.state.step
 
 
 def contents(run: Path) -> dict[str, str]:
@@ -250,7 +261,7 @@ def damage_and_go_on(
     assert name in warning
     assert contents(run) == before
     save(run, 12)
-    checkpoint.prune(locate(run), keep_last=2, best_step=None)
+    saving.prune(locate(run), keep_last=2, best_step=None)
     assert [is_whole(run, step) for step in (3, 6, 12)] == [True, True, True]  # 3 is the best
     assert newest(run) == 12
     save(run, 9)
@@ -368,15 +379,15 @@ class Disk:
 def save_and_prune(run: Path, save: Save) -> None:
     """What the loop does where a checkpoint is the best so far."""
     save(run, 9)
-    checkpoint.point(locate(run), "best", 9)
-    checkpoint.prune(locate(run), keep_last=2, best_step=None)
+    saving.point(locate(run), "best", 9)
+    saving.prune(locate(run), keep_last=2, best_step=None)
 
 
 @pytest.fixture
 def earlier(run: Path) -> Path:
     """The same run before step 9."""
     shutil.rmtree(folder_of(run, 9))
-    checkpoint.point(locate(run), "last", 6)
+    saving.point(locate(run), "last", 6)
     return run
 
 
@@ -392,17 +403,15 @@ def fail_at(run: Path, save: Save, disk: Disk) -> None:
     assert "run the same command again" in str(error)
     assert str(run) in str(error)
     assert is_whole(run, 6)
-    assert is_whole(run, 3) or (
-        is_whole(run, 9) and checkpoint.pointed_step(locate(run), "best") == 9
-    )
+    assert is_whole(run, 3) or (is_whole(run, 9) and layout.pointed_step(locate(run), "best") == 9)
     for name in ("best", "last"):
-        step = checkpoint.pointed_step(locate(run), name)
+        step = layout.pointed_step(locate(run), name)
         assert step is not None
         assert is_whole(run, step)
     assert newest(run) == (9 if folder_of(run, 9).exists() else 6)
     if not disk.goes_on:
         assert leftovers(run) == []
-    with checkpoint.run_lock(locate(run), ALONE):
+    with resume.run_lock(locate(run), ALONE):
         save_and_prune(run, save)
     assert leftovers(run) == []
     assert [step for step in (3, 6, 9) if is_whole(run, step)] == [6, 9]
@@ -472,7 +481,7 @@ def test_a_file_that_cannot_grow_is_told_in_plain_words(
     """A real failure below safetensors and torch, not one raised in their place."""
     if name == "training_state.pt":
         monkeypatch.setattr(
-            checkpoint,
+            saving,
             "save_network",
             lambda folder, *_: (folder / "taxonomy.json").write_text("{}"),
         )
@@ -484,7 +493,7 @@ def test_a_file_that_cannot_grow_is_told_in_plain_words(
     assert "step-00000006, is kept" in str(raised.value)
     assert contents(earlier) == before
     assert leftovers(earlier) == []
-    assert checkpoint.pointed_step(locate(earlier), "last") == 6
+    assert layout.pointed_step(locate(earlier), "last") == 6
 
 
 def test_a_fault_of_the_program_is_no_fault_of_the_disk(
@@ -493,7 +502,7 @@ def test_a_fault_of_the_program_is_no_fault_of_the_disk(
     def broken(*_: object) -> None:
         raise KeyError("bias")
 
-    monkeypatch.setattr(checkpoint, "save_network", broken)
+    monkeypatch.setattr(saving, "save_network", broken)
     with pytest.raises(KeyError):
         save(earlier, 9)
     assert leftovers(earlier) == []
@@ -513,7 +522,7 @@ def test_a_good_checkpoint_of_the_same_step_outlives_a_failed_replacement(
                     save(run, 9)
             if not goes_on:
                 assert newest(run) == 9
-            with checkpoint.run_lock(locate(run), ALONE):
+            with resume.run_lock(locate(run), ALONE):
                 assert newest(run) == 9
             assert leftovers(run) == []
     assert contents(run).keys() == before.keys()
@@ -523,7 +532,7 @@ def test_a_kill_between_the_two_names_of_a_replacement_is_made_good(run: Path) -
     """As `_publish` leaves it, when killed at its worst moment."""
     before = contents(run)
     folder_of(run, 9).rename(run / "checkpoints" / "step-00000009.replaced")
-    with checkpoint.run_lock(locate(run), ALONE):
+    with resume.run_lock(locate(run), ALONE):
         assert contents(run) == before
         assert newest(run) == 9
 
@@ -538,7 +547,7 @@ def test_the_lock_of_a_run_removes_what_killed_savers_left(run: Path) -> None:
     (run / ".tmp-4711-0123456789abcdef").symlink_to("checkpoints/step-00000012")
     (run / ".tmp-4711-1").write_text("half")
     assert newest(run) == 9
-    with checkpoint.run_lock(locate(run), ALONE):
+    with resume.run_lock(locate(run), ALONE):
         assert leftovers(run) == []
         assert contents(run) == before
         assert {path.name for path in run.iterdir()} == {".lock", "checkpoints", "best", "last"}
@@ -555,7 +564,7 @@ def test_links_that_lead_nowhere_mislead_nobody(
     (run / name).unlink()
     (run / name).symlink_to(target)
     assert newest(run) == 9
-    checkpoint.prune(locate(run), keep_last=3, best_step=None)
+    saving.prune(locate(run), keep_last=3, best_step=None)
     assert [is_whole(run, step) for step in (3, 6, 9)] == [True] * 3
     save(run, 12)
     assert newest(run) == 12
@@ -566,8 +575,8 @@ def test_times_of_files_mean_nothing(run: Path) -> None:
         for path in (folder_of(run, step), *folder_of(run, step).iterdir()):
             os.utime(path, (i * 1e9, i * 1e9))
     assert newest(run) == 9
-    checkpoint.point(locate(run), "best", 9)
-    checkpoint.prune(locate(run), keep_last=1, best_step=None)
+    saving.point(locate(run), "best", 9)
+    saving.prune(locate(run), keep_last=1, best_step=None)
     assert list(map(newest, [run])) == [9]
 
 
@@ -600,7 +609,7 @@ def test_a_checkpoint_half_published_on_an_object_store_is_none(
         patch.setattr("tempfile.tempdir", str(tmp_path))
         if after < len(NAMES):
             message = r"/step-00000009/[\w.]+: cannot be written: Connection.*; tried 6 times; a co"
-            with pytest.raises(checkpoint.NotStored, match=message) as raised:
+            with pytest.raises(saving.NotStored, match=message) as raised:
                 save(remote, 9)
             kept = Path(raised.value.kept) / "step-00000009"
             assert sorted(path.name for path in kept.iterdir()) == list(NAMES)
@@ -609,27 +618,27 @@ def test_a_checkpoint_half_published_on_an_object_store_is_none(
             save(remote, 9)
     assert newest(remote) == (6 if after < len(NAMES) else 9)
     save(remote, 12)
-    checkpoint.prune(remote, keep_last=2, best_step=None)
-    assert checkpoint.list_steps(remote) == ([6, 12] if after < len(NAMES) else [9, 12])
+    saving.prune(remote, keep_last=2, best_step=None)
+    assert layout.list_steps(remote) == ([6, 12] if after < len(NAMES) else [9, 12])
 
 
 def test_copies_of_a_remote_checkpoint_live_as_long_as_the_context(
     remote: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with checkpoint.agree_on_newest(remote, ALONE) as found:
+    with resume.agree_on_newest(remote, ALONE) as found:
         assert found is not None
         assert sorted(os.listdir(found.local)) == list(NAMES)
         assert found.folder == f"{remote}/checkpoints/step-00000006"
     (remote / "checkpoints/step-00000006/training_state.pt").publish_bytes(b"")
-    with checkpoint.agree_on_newest(remote, ALONE) as found:
+    with resume.agree_on_newest(remote, ALONE) as found:
         assert found is not None
-        assert found.step == 3
+        assert found.state.step == 3
         assert len(list(tmp_path.iterdir())) == 2  # a folder, and its lock
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_pointer_on_an_object_store_points_nowhere(remote: Location) -> None:
     (remote / "last").publish_bytes(b"\xff\x00\n")
-    assert checkpoint.pointed_step(remote, "last") is None
+    assert layout.pointed_step(remote, "last") is None
     assert newest(remote) == 6

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cocoseg.checkpoint.layout import list_steps
 from cocoseg.distributed import group as group_module
 from cocoseg.distributed.group import Group, process_group
 from cocoseg.errors import CocosegError, ConfigError, DataError, StoreError
 from cocoseg.shards.reader import ShardSet
 from cocoseg.storage import LocalPath, locate
-from cocoseg.train.checkpoint import list_steps
 from cocoseg.train.config import TrainConfig
 from cocoseg.train.journal import Journal
 from cocoseg.train.run import RunResult, forecast

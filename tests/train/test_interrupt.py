@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cocoseg.checkpoint.layout import list_steps
 from cocoseg.storage import locate
 from cocoseg.train import interrupt
-from cocoseg.train.checkpoint import list_steps
 from warm import COMMAND, Warm
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from cocoseg.checkpoint.network import start_network
 from cocoseg.model.config import ModelConfig
 from cocoseg.model.switches import backbone_of
-from cocoseg.model.weights import start_network
 from cocoseg.taxonomy import coco_taxonomy
 from cocoseg.train import optimizer as optimizer_module
 from cocoseg.train.config import TrainConfig

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from cocoseg.checkpoint.network import load_network
 from cocoseg.errors import ConfigError
 from cocoseg.model.config import ModelConfig
-from cocoseg.model.weights import load_network
 from cocoseg.train import trainer
 from cocoseg.train.run import RunResult
 from safetensors.torch import load_file

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from cocoseg.checkpoint.layout import list_steps
 from cocoseg.errors import CocosegError
 from cocoseg.storage import locate
 from cocoseg.train import trainer as trainer_module
-from cocoseg.train.checkpoint import list_steps
 from cocoseg.train.config import TrainConfig
 from cocoseg.train.out_of_memory import advice
 from cocoseg.train.run import RunResult

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cocoseg.checkpoint.layout import list_steps
 from cocoseg.errors import CocosegError
 from cocoseg.storage import locate
 from cocoseg.train import pruning
-from cocoseg.train.checkpoint import list_steps
 from cocoseg.train.pruning import Pruning
 from cocoseg.train.run import RunResult
 

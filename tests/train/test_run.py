@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from cocoseg.checkpoint.layout import list_steps
 from cocoseg.errors import ConfigError
 from cocoseg.infer.config import InferConfig
-from cocoseg.infer.evaluate import evaluate
+from cocoseg.infer.evaluate.run import evaluate
 from cocoseg.model.config import ModelConfig
 from cocoseg.storage import locate
-from cocoseg.train.checkpoint import list_steps
 from cocoseg.train.config import AugmentConfig, TrainConfig
 from cocoseg.train.run import RunResult, forecast
 from cocoseg.train.run_plan import plan_run

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cocoseg.checkpoint.layout import list_steps
 from cocoseg.errors import CocosegError
 from cocoseg.storage import locate
 from cocoseg.train import step as step_module
-from cocoseg.train.checkpoint import list_steps
 from cocoseg.train.run import RunResult
 from safetensors.torch import load_file
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cocoseg.checkpoint import save
+from cocoseg.checkpoint.save import NotStored
 from cocoseg.errors import CocosegError
 from cocoseg.storage import locate, output, retry
-from cocoseg.train import checkpoint, trainer
-from cocoseg.train.checkpoint import NotStored
+from cocoseg.train import trainer
 from object_store import Rule, Store
 
 FAULTS = ("429", "500", "503", "reset", "slow")
@@ -196,13 +197,13 @@ def test_a_copy_outlives_a_checkpoint_that_is_written_nowhere(
 ) -> None:
     """As where the copy itself has filled the disk."""
     run = "s3://shards/runs/full"
-    save, calls = checkpoint.save_checkpoint, []
+    original, calls = save.save_checkpoint, []
 
     def full(*arguments: Any) -> None:
         calls.append(len(calls))
         if len(calls) == 2:
             raise CocosegError("No space left on device")
-        save(*arguments)
+        original(*arguments)
 
     monkeypatch.setattr(trainer, "save_checkpoint", full)
     store.proxy.rules[:] = [Rule("503", r"step-00000002/", times=None, method="PUT")]

@@ -9,9 +9,9 @@ import json
 import sys
 
 import torch
+from cocoseg.checkpoint.network import load_network
 from cocoseg.distributed.group import process_group
 from cocoseg.model.config import ModelConfig
-from cocoseg.model.weights import load_network
 from cocoseg.shards.reader import ShardSet
 from cocoseg.train.validation import validate
 

@@ -13,11 +13,11 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from cocoseg.checkpoint.network import load_network, start_network
+from cocoseg.checkpoint.weight_file import read_weights
 from cocoseg.errors import ConfigError, DataError
 from cocoseg.model.config import ModelConfig
 from cocoseg.model.preprocess import Preprocess
-from cocoseg.model.weight_file import read_weights
-from cocoseg.model.weights import load_network, start_network
 from cocoseg.taxonomy import SemanticClass, Taxonomy, coco_taxonomy
 from safetensors.torch import load_file, save_file
 

@@ -1,17 +1,18 @@
 """What a checkpoint's weights began from, and which data they have seen."""
 
 import hashlib
-import io
 import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
+from ..errors import DataError
+from ..model import registry
+from ..storage import locate
+from .layout import STATE_NAME, is_bare
+from .network import LoadedNetwork
+from .state import read_state
 
-from ...errors import DataError, first_line
-from ...model import registry
-from ...model.weights import STATE_NAME, LoadedNetwork, is_bare
-from ...storage import LocalPath, Location, locate
+_REMEDY = "remove it to export the weights without their provenance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,27 +50,17 @@ class Provenance:
         if not file.is_file():
             return cls()
         try:
-            state = _state(file)
-            name = str(state["settings"]["model.name"])
-            shards = [str(digest) for digest in state["identity"]["shards"]]
-            step = int(state["step"])
+            state = read_state(file, lazy=True)
+            name = str(state.settings["model.name"])
+            shards = [str(digest) for digest in state.identity["shards"]]
         except KeyError as error:
-            raise DataError(
-                f"{file}: does not tell {error}; it is of another version of cocoseg: remove it to "
-                "export the weights without their provenance"
-            ) from None
-        except Exception as error:  # unpickling a broken file raises anything
-            raise DataError(f"{file}: cannot be read: {first_line(error)}") from None
+            raise DataError(f"{file}: does not contain {error}; {_REMEDY}") from None
+        except DataError as error:
+            raise DataError(f"{origin}: {error}; {_REMEDY}") from None
         kind = _kind(name, segformer=segformer)
         known = kind in ("nvlabs", "other") or _on_hub(name)
         digest = hashlib.sha256("\n".join(shards).encode()).hexdigest()
-        return cls(name if known else None, kind, digest, len(shards), step)
-
-
-def _state(file: Location) -> Any:
-    if isinstance(file, LocalPath):
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    return torch.load(io.BytesIO(file.read_bytes()), map_location="cpu", weights_only=True)
+        return cls(name if known else None, kind, digest, len(shards), state.step)
 
 
 def _kind(name: str, *, segformer: bool) -> Literal["random", "nvlabs", "other", "unknown"]:

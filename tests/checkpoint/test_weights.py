@@ -8,17 +8,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from cocoseg.checkpoint.folder import save_network
+from cocoseg.checkpoint.layout import find_checkpoint
+from cocoseg.checkpoint.network import load_network, start_network
 from cocoseg.errors import ConfigError, DataError
 from cocoseg.model.classes import label_settings
 from cocoseg.model.config import ModelConfig
 from cocoseg.model.preprocess import Preprocess
 from cocoseg.model.registry import architecture, names
-from cocoseg.model.weights import (
-    find_checkpoint,
-    load_network,
-    save_network,
-    start_network,
-)
 from cocoseg.taxonomy import SemanticClass, Taxonomy, coco_taxonomy
 from PIL import Image
 from safetensors.torch import load_file, save_file

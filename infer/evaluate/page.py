@@ -28,9 +28,9 @@ from ...report.page import Section, render
 from ...report.reliability import ReliabilityBin, ReliabilityDiagram
 from ...storage import locate
 from .calibration import Calibration
-from .checkpoint import Checkpoint
 from .images import ShownImage
 from .result import NO_PREDICTION, Evaluation
+from .scored import ScoredNetwork
 
 _WORST_OF_CLASS = 3
 _TAGS = 5  # class names under a picture
@@ -46,7 +46,7 @@ def render_evaluation(result: Evaluation) -> str:
     return render(title, list(_sections(result)))
 
 
-def _checkpoint(checkpoint: Checkpoint) -> str:
+def _checkpoint(checkpoint: ScoredNetwork) -> str:
     """Return which checkpoint of which run it is."""
     given = _last(checkpoint.path)
     return given if given.endswith(checkpoint.name) else f"{given} ({checkpoint.name})"

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
-from ..errors import ConfigError
-from ..shards.png import Mask
-from ..taxonomy import Taxonomy
+from ...errors import ConfigError
+from ...shards.png import Mask
+from ...taxonomy import Taxonomy
 
 SEGMENT_KEYS = ("category_id", "segmentation", "area", "bbox", "iscrowd", "score")
 """What `segments` says of each."""

@@ -17,8 +17,8 @@ from ...metrics import Scores, mean, plain
 from ...taxonomy import Taxonomy
 from .boundary import DILATION_RATIO, boundary_iou
 from .calibration import Calibration
-from .checkpoint import Checkpoint
 from .images import ImageScore, ShownImage
+from .scored import ScoredNetwork
 from .tally import Tally
 
 CONFUSIONS = 50
@@ -42,7 +42,7 @@ class Confusion:
 class Evaluation:
     """All scores; the same at any number of processes."""
 
-    checkpoint: Checkpoint | None
+    checkpoint: ScoredNetwork | None
     predictions: str | None
     """The folder of masks, where no network was asked."""
     views: int

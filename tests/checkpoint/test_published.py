@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from cocoseg.checkpoint.network import load_network, start_network
+from cocoseg.checkpoint.published import published_name, to_transformers
 from cocoseg.errors import ConfigError, DataError
 from cocoseg.model.config import ModelConfig
-from cocoseg.model.layouts import published_name, to_transformers
 from cocoseg.model.registry import architecture, names
-from cocoseg.model.weights import load_network, start_network
 from cocoseg.taxonomy import SemanticClass, Taxonomy, coco_taxonomy
 from safetensors.torch import save_file
 from transformers import SegformerForSemanticSegmentation

@@ -18,12 +18,10 @@ from safetensors import SafetensorError
 from ..errors import DataError, first_line
 from ..processes import of_leader
 from ..storage import locate
-from .layouts import is_segformer
+from .published import is_segformer
 
 log = logging.getLogger(__name__)
 log.addFilter(of_leader)
-
-SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt")
 
 _PLAIN_KEYS = ("model", "model_state_dict", "state_dict", "module", "network", "net", "weights")
 _AVERAGED_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")

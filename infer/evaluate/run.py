@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..colors import visualize_prediction
-from ..distributed.group import Group, process_group
-from ..errors import ConfigError
-from ..meter import Meter
-from ..metrics import Scores
-from ..model.config import ModelConfig
-from ..model.precision import tf32
-from ..model.score import (
+from ...checkpoint.layout import find_checkpoint
+from ...colors import visualize_prediction
+from ...distributed.group import Group, process_group
+from ...errors import ConfigError
+from ...meter import Meter
+from ...metrics import Scores
+from ...model.config import ModelConfig
+from ...model.precision import tf32
+from ...model.score import (
     NetworkPredicts,
     Predicts,
     Scored,
@@ -30,26 +31,23 @@ from ..model.score import (
     scored,
     totals_of,
 )
-from ..model.weights import find_checkpoint
-from ..printable import redacted
-from ..shards.plan import evaluation_batches
-from ..shards.reader import Sample, ShardSet
-from ..shards.tarball import key_path
-from ..storage import Location, locate
-from ..storage.output import OutputFolder, explained
-from ..taxonomy import Taxonomy
-from .config import InferConfig
-from .evaluation.checkpoint import Checkpoint, load_checkpoint
-from .evaluation.images import ImageScore, ShownImage, Worst
-from .evaluation.page import render_evaluation
-from .evaluation.predicted import PredictedMasks
-from .evaluation.result import Evaluation as Evaluation  # what `evaluate` returns
-from .evaluation.tally import Tally
-from .folder import CLASSES, SETTINGS, used_settings
-from .inputs import resolved
-from .outputs import classes_json
-from .predictor import SLOW, explained_memory
-from .views import views_of
+from ...printable import redacted
+from ...shards.plan import evaluation_batches
+from ...shards.reader import Sample, ShardSet
+from ...shards.tarball import key_path
+from ...storage import Location, locate
+from ...storage.output import OutputFolder, explained
+from ...taxonomy import Taxonomy
+from ..config import InferConfig
+from ..folder import CLASSES, SETTINGS, classes_json, resolved, used_settings
+from ..predictor import SLOW, explained_memory
+from ..views import views_of
+from .images import ImageScore, ShownImage, Worst
+from .page import render_evaluation
+from .predicted import PredictedMasks
+from .result import Evaluation as Evaluation  # what `evaluate` returns
+from .scored import ScoredNetwork, load_scored
+from .tally import Tally
 
 METRICS = "metrics.json"
 _FILES = (
@@ -203,11 +201,11 @@ def evaluate(config: InferConfig, model: ModelConfig, progress: bool = False) ->
 
 def _source(
     plan: EvaluationPlan, model: ModelConfig, device: torch.device
-) -> tuple[Checkpoint | None, Predicts]:
+) -> tuple[ScoredNetwork | None, Predicts]:
     """Make ready what predicts."""
     if plan.masks is not None:
         return None, plan.masks
-    predictor, checkpoint = load_checkpoint(plan.config, model, plan.shards.taxonomy, device)
+    predictor, checkpoint = load_scored(plan.config, model, plan.shards.taxonomy, device)
     return checkpoint, NetworkPredicts(predictor, confidence=not plan.config.quick)
 
 
@@ -252,7 +250,7 @@ def _score(
 def _joined(
     part: _Part,
     plan: EvaluationPlan,
-    checkpoint: Checkpoint | None,
+    checkpoint: ScoredNetwork | None,
     without_tta: Scores | None,
     group: Group,
 ) -> Evaluation:

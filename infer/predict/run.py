@@ -15,24 +15,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..distributed.group import process_group
-from ..errors import ConfigError, DataError
-from ..meter import Meter
-from ..model.config import ModelConfig
-from ..model.pipeline import read_ahead, thread_count, threads_for
-from ..model.precision import dtype_name, tf32
-from ..model.predictor import ComingPrediction, Inputs, Predictor
-from ..model.weights import find_checkpoint
-from ..printable import redacted
-from ..storage import locate
-from ..storage.output import OutputFolder, explained
-from .config import InferConfig
-from .folder import CLASSES, SETTINGS, refuse_loss, used_settings
-from .inputs import InputImage, list_inputs, resolved
-from .outputs import Outputs, classes_json
-from .predictor import SLOW, explained_memory, load_predictor
+from ...checkpoint.layout import find_checkpoint
+from ...distributed.group import process_group
+from ...errors import ConfigError, DataError
+from ...meter import Meter
+from ...model.config import ModelConfig
+from ...model.pipeline import read_ahead, thread_count, threads_for
+from ...model.precision import dtype_name, tf32
+from ...model.predictor import ComingPrediction, Inputs, Predictor
+from ...printable import redacted
+from ...storage import locate
+from ...storage.output import OutputFolder, explained
+from ..config import InferConfig
+from ..folder import CLASSES, SETTINGS, classes_json, refuse_loss, resolved, used_settings
+from ..predictor import SLOW, explained_memory, load_predictor
+from ..views import views_of
+from .inputs import InputImage, list_inputs
+from .outputs import Outputs
 from .progress import Progress, batch_id, identity, refuse_strange_notes, wanted_files
-from .views import views_of
 
 Pixels = tuple[NDArray[np.uint8], str] | DataError
 """A photograph's pixels and `photo.kind`, or why it has none."""

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
+from ...checkpoint.layout import find_checkpoint, is_bare
+from ...checkpoint.network import weights_digest
 from ...errors import ConfigError
 from ...model.config import ModelConfig
 from ...model.precision import dtype_name
 from ...model.predictor import Predictor
-from ...model.weights import find_checkpoint, is_bare, weights_digest
 from ...storage import LocalPath, locate
 from ...taxonomy import Taxonomy
 from ..config import InferConfig
@@ -17,7 +18,7 @@ from ..predictor import load_predictor
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class ScoredNetwork:
     """A network that was scored."""
 
     path: str
@@ -30,9 +31,9 @@ class Checkpoint:
     """XXH3-128 of the names and values of all weights, in hex."""
 
 
-def load_checkpoint(
+def load_scored(
     config: InferConfig, model: ModelConfig, taxonomy: Taxonomy, device: torch.device
-) -> tuple[Predictor, Checkpoint]:
+) -> tuple[Predictor, ScoredNetwork]:
     """Load ``infer.checkpoint`` to score it on shards of a taxonomy.
 
     Raises
@@ -46,7 +47,7 @@ def load_checkpoint(
     loaded, predictor = load_predictor(found, model, device)
     _check_classes(given, loaded.taxonomy, taxonomy)
     precision, digest = dtype_name(predictor.precision), weights_digest(loaded.network)
-    return predictor, Checkpoint(given, name, precision, digest)
+    return predictor, ScoredNetwork(given, name, precision, digest)
 
 
 def _resolved(given: str) -> tuple[str, str]:

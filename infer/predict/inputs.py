@@ -11,18 +11,27 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import photo
-from ..errors import ConfigError, DataError
-from ..figures import named_files
-from ..photo import is_image_name, is_litter
-from ..shards.config import ReadConfig
-from ..shards.manifest import MANIFEST_NAME
-from ..shards.reader import ShardSet
-from ..shards.tarball import key_path
-from ..storage import LocalPath, Location, locate, stamps
-from ..storage.location import LOCK
-from ..storage.output import FILES, folders_of
-from .folder import CLASSES, COCO_JSON, FOLDERS, PREDICTIONS, PROGRESS, SETTINGS, files_of_outputs
+from ... import photo
+from ...errors import ConfigError, DataError
+from ...figures import named_files
+from ...photo import is_image_name, is_litter
+from ...shards.config import ReadConfig
+from ...shards.manifest import MANIFEST_NAME
+from ...shards.reader import ShardSet
+from ...shards.tarball import key_path
+from ...storage import LocalPath, Location, locate, stamps
+from ...storage.location import LOCK
+from ...storage.output import FILES, folders_of
+from ..folder import (
+    CLASSES,
+    COCO_JSON,
+    FOLDERS,
+    PREDICTIONS,
+    PROGRESS,
+    SETTINGS,
+    files_of_outputs,
+    resolved,
+)
 
 _RESERVED = {*FOLDERS, PROGRESS, PREDICTIONS, COCO_JSON, SETTINGS, CLASSES, FILES, LOCK}
 """What the output holds beside the masks, in lower case."""
@@ -110,12 +119,6 @@ def _inputs(path: Location, output: str, config: ReadConfig | None) -> ListedInp
     if set(path.url) & set(_WILD):
         return ListedInputs(_matching(path.url, output), [])
     raise ConfigError(f"--input {path}: no such file or folder")
-
-
-def resolved(place: str | Location) -> str:
-    """Return the one name of a place: absolute, links followed, no slash behind it."""
-    place = locate(place)
-    return os.path.realpath(place) if isinstance(place, LocalPath) else place.url
 
 
 def _folder(folder: Location, output: str, config: ReadConfig | None) -> ListedInputs:

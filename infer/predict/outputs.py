@@ -3,20 +3,19 @@
 # C classes, H W pixels of the photograph
 
 import io
-import json
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..colors import add_legend, colormap, mask_to_color, overlay_mask
-from ..model.predictor import Prediction
-from ..shards.png import Mask, encode_mask
-from ..storage import locate
-from ..taxonomy import Taxonomy
+from ...colors import add_legend, mask_to_color, overlay_mask
+from ...model.predictor import Prediction
+from ...shards.png import Mask, encode_mask
+from ...storage import locate
+from ...taxonomy import Taxonomy
+from ..config import InferConfig
 from .coco_json import category_ids, segments
-from .config import InferConfig
 
 
 def files_of(config: InferConfig, name: str) -> dict[str, str]:
@@ -134,15 +133,6 @@ class Outputs:
 
 def _narrowed(mask: NDArray[np.integer], bits: int) -> Mask:
     return mask.astype(np.uint8) if bits == 8 else mask.astype(np.uint16)
-
-
-def classes_json(config: InferConfig, taxonomy: Taxonomy) -> str:
-    """Return the content of ``classes.json``: names, category ids and colors by train id."""
-    content = taxonomy.to_dict()
-    colors = colormap(config.palette, max(256, taxonomy.num_classes))
-    for entry in content["classes"]:
-        entry["color"] = f"#{colors[entry['train_id']].tobytes().hex()}"
-    return json.dumps(content, indent=1) + "\n"
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..errors import DataError
+from ..model import segformer
 from ..processes import of_leader
-from . import segformer
 
 log = logging.getLogger(__name__)
 log.addFilter(of_leader)

@@ -18,17 +18,17 @@ from typing import Any
 
 import xxhash
 
-from ..errors import CocosegError, ConfigError, DataError
-from ..model.weights import LoadedNetwork, weights_digest
-from ..storage import Location
-from ..storage.local import is_half_written
-from ..storage.location import LOCK
-from ..storage.output import OutputFolder
-from ..storage.remote import REQUESTS
-from ..taxonomy import Taxonomy
+from ...checkpoint.network import LoadedNetwork, weights_digest
+from ...errors import CocosegError, ConfigError, DataError
+from ...storage import Location
+from ...storage.local import is_half_written
+from ...storage.location import LOCK
+from ...storage.output import OutputFolder
+from ...storage.remote import REQUESTS
+from ...taxonomy import Taxonomy
+from ..config import InferConfig
+from ..folder import CLASSES, COCO_JSON, PREDICTIONS, PROGRESS, SETTINGS
 from .coco_json import SEGMENT_KEYS, coco_dataset
-from .config import InferConfig
-from .folder import CLASSES, COCO_JSON, PREDICTIONS, PROGRESS, SETTINGS
 from .inputs import InputImage
 from .outputs import files_of
 
