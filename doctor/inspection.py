@@ -12,7 +12,7 @@ from ..figures import bytes_text
 from ..model.config import ModelConfig
 from ..shards.census import Census
 from ..shards.manifest import read_manifest
-from ..shards.plan import BatchLayout, Plan
+from ..shards.order import BatchLayout, SampleOrder
 from ..shards.reader import ShardSet
 from ..storage import locate
 from ..train.batches import MicroBatch, TrainingSamples, micro_batches
@@ -135,10 +135,12 @@ class Inspection:
     def _load(self, workers: int) -> Iterator[Finding]:
         assert self.shards is not None and self.loss is not None
         config = self.train
-        plan = Plan(self.shards.shard_sizes, config.seed, config.streams, config.block_shards)
+        order = SampleOrder(
+            self.shards.shard_sizes, config.seed, config.streams, config.block_shards
+        )
         samples = TrainingSamples(
             self.shards,
-            plan,
+            order,
             self.augment,
             self.model.input_size,
             denominators=self.loss.denominators.of,

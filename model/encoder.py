@@ -207,7 +207,7 @@ class DropPath(theirs.SegformerDropPath):  # type: ignore[misc]
         return drawn.ge_(self.drop_prob).div_(1 - self.drop_prob)
 
 
-class Block(theirs.SegformerLayer):  # type: ignore[misc]
+class EncoderBlock(theirs.SegformerLayer):  # type: ignore[misc]
     """Attention and `MixMLP`, each behind a norm and beside a residual."""
 
     def forward(self, hidden_states: Tensor, height: int, width: int, **kwargs: Any) -> Tensor:
@@ -285,7 +285,7 @@ _REPLACEMENTS = (
     Replacement(theirs.SegformerDropPath, DropPath, {}),
     Replacement(
         theirs.SegformerLayer,
-        Block,
+        EncoderBlock,
         {
             "layernorm_before": (nn.LayerNorm,),
             "attention": (theirs.SegformerAttention,),

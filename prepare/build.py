@@ -3,7 +3,7 @@
     annotations → plan (which image goes into which shard) → shards, in parallel → index, manifest
 
 A killed build is continued by running it again: each finished shard leaves a record (see
-`journal`) and is kept if its bytes still have the recorded digest.
+`build_folder`) and is kept if its bytes still have the recorded digest.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from ..shards.orientation import Orientation, majority
 from ..storage import Location, locate
 from ..storage.location import LOCK
 from ..storage.output import explained, held, is_unfinished
-from . import journal
+from . import build_folder
 from .changes import changed_photos, mended_photos, refuse_changed_photos
 from .config import PrepareConfig
 from .forecast import refuse_full_disk
@@ -102,7 +102,7 @@ def prepare(config: PrepareConfig, progress: bool = False) -> PrepareResult:
         build = _Build(plan, config, output, folders, signals)
 
         def complete() -> list[Manifest]:
-            return [] if config.overwrite else journal.finished(output, folders, draft)
+            return [] if config.overwrite else build_folder.finished(output, folders, draft)
 
         killed = is_unfinished(output) or (output / LOCK).exists()
         found = [] if killed else complete()
@@ -112,12 +112,12 @@ def prepare(config: PrepareConfig, progress: bool = False) -> PrepareResult:
             with _story_of_an_end(build, draft), held(output, "cocoseg prepare") as hold:
                 found = manifests = complete()  # by a run that was killed just after
                 if not found:
-                    journal.begin(output, folders, draft, config.overwrite)
+                    build_folder.begin(output, folders, draft, config.overwrite)
                     build.begun = True
                     built = build.run(progress)
                     build.refuse_useless(draft)
                     manifests = publish(plan, config, folders, built, draft, hold.check)
-                journal.end(output)
+                build_folder.end(output)
         result = _result(output, plan, folders, manifests)
         if found:
             quarantined = [split.quarantined for split in result.splits]
@@ -153,7 +153,7 @@ class _Build:
         """Build what is missing and return all shards, in order."""
         names = [self._names(number) for number in range(len(self.shards))]
         files = [(folder / name, record) for folder, name, record in names]
-        self.built = self._unchanged(journal.kept_shards(self.output, files))
+        self.built = self._unchanged(build_folder.kept_shards(self.output, files))
         for folder in self.folders:
             folder.make_folder()
         refuse_full_disk(self.plan, self.config, sum(s.size for s in self.built.values()))
@@ -207,7 +207,7 @@ class _Build:
         """Return the folder, the file name, and the name of the record of a shard."""
         split, folder, local = self.shards[number]
         name = shard_name(local)
-        return folder, name, journal.record_name(split.name, name)
+        return folder, name, build_folder.record_name(split.name, name)
 
     def _task(self, number: int, facing: Orientation) -> ShardTask:
         split, _, local = self.shards[number]
@@ -217,7 +217,7 @@ class _Build:
             number=number,
             folder=folder.url,
             name=name,
-            building=journal.building_folder(self.output).url,
+            building=build_folder.building_folder(self.output).url,
             record=record,
             images=tuple(
                 image_task(self.plan, image)
@@ -249,7 +249,7 @@ class _Build:
             (folder / shard_name(local)).remove()
             if split.name:
                 folder.remove_if_empty()
-        journal.end(self.output)
+        build_folder.end(self.output)
         first = "\n".join(f"  {q.file_name}: {q.reason}: {q.detail}" for q in quarantined[:3])
         raise DataError(
             f"all {len(quarantined)} images are bad; nothing was written. First:\n{first}"
@@ -305,16 +305,16 @@ def _story_of_an_end(build: _Build, draft: Mapping[str, Any]) -> Iterator[None]:
 def _tidy(build: _Build, draft: Mapping[str, Any]) -> None:
     """Make good what an interrupt while tidying up, or an output that vanished, left undone."""
     with contextlib.suppress(OSError):
-        for folder in (build.output, *build.folders, journal.building_folder(build.output)):
+        for folder in (build.output, *build.folders, build_folder.building_folder(build.output)):
             folder.remove_half_written(pid=os.getpid())
         if build.begun:
-            journal.renew_plan(build.output, build.folders, draft)
+            build_folder.renew_plan(build.output, build.folders, draft)
 
 
 def _kept(build: _Build) -> str:
     kept = len(build.built)
     with contextlib.suppress(OSError):  # the output is gone
-        kept = max(kept, journal.count_records(build.output))
+        kept = max(kept, build_folder.count_records(build.output))
     return f"{kept} of {len(build.shards)} shards are finished and kept"
 
 
@@ -335,7 +335,7 @@ def _result(
 
 
 def _read_quarantine(folder: Location) -> tuple[Quarantined, ...]:
-    file = folder / journal.QUARANTINE
+    file = folder / build_folder.QUARANTINE
     if not file.exists():
         return ()
     lines = file.read_bytes().splitlines()

@@ -1,6 +1,6 @@
 """What changed in the photographs since shards were made of them.
 
-Annotations and settings are compared by the manifest (see `journal`); photographs by their sizes,
+Annotations and settings are compared by the manifest (see `build_folder`); photographs by their sizes,
 which costs a look at each, and those left out by trying them again.
 """
 

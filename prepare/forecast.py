@@ -15,7 +15,7 @@ from ..shards.manifest import Manifest
 from ..shards.orientation import Orientation
 from ..storage import locate
 from ..storage.output import is_unfinished
-from . import journal
+from . import build_folder
 from .config import PrepareConfig
 from .plan import BuildPlan, PlannedImage, image_task, refuse_wrong_folders, sample_rules
 from .publish import draft_manifest
@@ -159,7 +159,7 @@ def _complete(plan: BuildPlan, config: PrepareConfig) -> list[Manifest]:
     if is_unfinished(output):
         return []
     folders = [output / split.name if split.name else output for split in plan.splits]
-    return journal.finished(output, folders, draft_manifest(plan, config))
+    return build_folder.finished(output, folders, draft_manifest(plan, config))
 
 
 def _refusal(plan: BuildPlan, config: PrepareConfig, bad: int) -> CocosegError | None:

@@ -13,8 +13,8 @@ from ..config import to_yaml
 from ..shards import manifest as shard_manifest
 from ..shards.manifest import Manifest, ShardEntry, SourceEntry
 from ..storage import Location, locate
+from .build_folder import CONFIG, QUARANTINE
 from .config import PrepareConfig
-from .journal import CONFIG, QUARANTINE
 from .label_values import PRESETS, color_text
 from .plan import BuildPlan, SplitPlan
 from .report import write_report

@@ -12,9 +12,9 @@ from ..report.thumbnails import thumbnail
 from ..shards.manifest import Manifest, join_indices
 from ..shards.report import MAX_LETTERS, MAX_PIXELS, UNREADABLE, ShardsReport
 from ..storage import Location
+from .build_folder import QUARANTINE, REPORT
 from .config import PrepareConfig
 from .images import ImageStore, read_photo
-from .journal import QUARANTINE, REPORT
 from .plan import BuildPlan
 from .sample import Quarantined
 from .shard import BuiltShard

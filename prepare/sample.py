@@ -11,7 +11,7 @@ from .. import photo
 from ..photo import BadPhoto, PhotoInfo
 from ..shards.orientation import Orientation, Turn
 from ..shards.png import Mask, encode_mask
-from ..shards.writer import Sample
+from ..shards.writer import EncodedSample
 from .images import PhotoPlace, read_photo
 from .label_images import paint_labels
 from .label_values import LabelValues
@@ -73,7 +73,7 @@ class Quarantined(msgspec.Struct, frozen=True):
 class MadeSample(msgspec.Struct, frozen=True):
     """A sample and what was met on the way."""
 
-    sample: Sample
+    sample: EncodedSample
     counts: Counter[str]
     turn: Turn
 
@@ -134,7 +134,7 @@ def _build(image: ImageTask, location: PhotoPlace, rules: SampleRules) -> MadeSa
             class_pixels = count_pixels(mask)
         extension, orientation = "jpg", 1
         counts["resized"] += 1
-    sample = Sample(
+    sample = EncodedSample(
         key=image.key,
         photo=content,
         extension=extension,

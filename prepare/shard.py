@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from ..shards.manifest import Index, pack_index, unpack_index
-from ..shards.writer import Sample, write_shard
+from ..shards.writer import EncodedSample, write_shard
 from ..storage import locate
 from .sample import ImageTask, Quarantined, SampleRules, build_sample
 
@@ -24,7 +24,7 @@ class ShardTask(msgspec.Struct, frozen=True):
     """Where the shard goes."""
     name: str
     building: str
-    """Where its scratch file and its record go; see `journal`."""
+    """Where its scratch file and its record go; see `build_folder`."""
     record: str
     """File name of the record."""
     images: tuple[ImageTask, ...]
@@ -77,7 +77,7 @@ def build_shard(task: ShardTask, watch: Watch) -> BuiltShard:
     instances: Counter[int] = Counter()
     votes: Counter[str] = Counter()
 
-    def samples() -> Iterator[Sample]:
+    def samples() -> Iterator[EncodedSample]:
         for place, image in enumerate(task.images):
             watch(place, len(quarantined))
             made = build_sample(image, task.rules)

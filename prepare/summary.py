@@ -7,7 +7,7 @@ from typing import Any
 from ..shards.findings import described
 from ..storage import locate
 from .build import PreparedSplit, PrepareResult
-from .journal import QUARANTINE, REPORT
+from .build_folder import QUARANTINE, REPORT
 
 
 def describe(result: PrepareResult) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from .style import SCRIPT, STYLE
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class PageSection:
     """A heading and what is under it."""
 
     heading: str
@@ -28,7 +28,7 @@ class Section:
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{}'"
 
 
-def render(title: str, sections: Sequence[Section]) -> str:
+def render(title: str, sections: Sequence[PageSection]) -> str:
     """Return a report as the text of an HTML file; write it as UTF-8.
 
     Parameters
@@ -58,7 +58,7 @@ def render(title: str, sections: Sequence[Section]) -> str:
     return "<!DOCTYPE html>\n" + element("html", head, body, lang="en") + "\n"
 
 
-def _section(section: Section) -> Html:
+def _section(section: PageSection) -> Html:
     heading = element("h2", section.heading)
     blocks = join(block.html() for block in section.blocks)
     return element("section", heading, blocks, id=section.anchor)

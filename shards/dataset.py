@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from ..errors import CocosegError, ConfigError
 from ..processes import Launch, loader_options
 from .config import ReadConfig
-from .plan import ORDER, BatchLayout, Plan
+from .order import ORDER, BatchLayout, SampleOrder
 from .png import Mask
 from .reader import Sample, ShardSet, good
 
@@ -56,7 +56,7 @@ class ShardDataset(Dataset[Any]):
     ) -> None:
         self.shards = ShardSet([path] if isinstance(path, str) else path, config=config)
         self.transform = transform
-        self.plan = Plan(self.shards.shard_sizes, seed)
+        self.order = SampleOrder(self.shards.shard_sizes, seed)
         self._position = 0
 
     def __len__(self) -> int:
@@ -142,7 +142,7 @@ class ShardDataset(Dataset[Any]):
     def _identity(self) -> dict[str, Any]:
         manifests = self.shards.manifests
         digests = [shard.sha256 for manifest in manifests for shard in manifest.shards]
-        return {"shards": digests, "seed": self.plan.seed, "order": ORDER}
+        return {"shards": digests, "seed": self.order.seed, "order": ORDER}
 
     def _item(self, sample: Sample) -> Any:
         if self.transform is None:
@@ -157,7 +157,7 @@ class _Ordered(Dataset[Any]):
         self.dataset, self.start = dataset, start
 
     def __getitems__(self, positions: Sequence[int]) -> list[Any] | CocosegError:
-        located = (self.dataset.plan.locate(self.start + position) for position in positions)
+        located = (self.dataset.order.locate(self.start + position) for position in positions)
         try:
             return self.dataset.__getitems__([number for _, number in located])
         except CocosegError as error:

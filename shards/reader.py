@@ -133,7 +133,7 @@ class ShardSet:
 
     @property
     def shard_sizes(self) -> list[int]:
-        """Samples in each shard, through all folders: what `plan.Plan` needs."""
+        """Samples in each shard, through all folders: what `SampleOrder` needs."""
         return [shard.samples for manifest in self.manifests for shard in manifest.shards]
 
     def row(self, position: int) -> IndexRow:

@@ -53,7 +53,7 @@ class Repeats:
         threshold
             t, 0…1: classes in fewer images than this share of them are repeated. 0 repeats none.
         seed
-            Of the run, as `plan.Plan` has it.
+            Of the run, as `SampleOrder` has it.
 
         Raises
         ------

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from .. import photo
-from ..config import Section as Settings
+from ..config import Section
 from ..errors import ConfigError, DataError
 from ..report.blocks import (
     Block,
@@ -27,7 +27,7 @@ from ..report.blocks import (
 from ..report.choice import diverse
 from ..report.classes import class_overview, class_tag
 from ..report.markup import shortened
-from ..report.page import Section, render
+from ..report.page import PageSection, render
 from ..report.sizes import size_overview
 from ..report.thumbnails import overlay_thumbnail, thumbnail
 from ..storage import Location
@@ -60,7 +60,7 @@ class ShardsReport:
     manifests: Sequence[Manifest]
     index: Index
     """All samples; the field ``shard`` counts through all splits."""
-    settings: type[Settings]
+    settings: type[Section]
     """The section whose values the manifests hold."""
     notes: Sequence[str] = ()
     samples_per_shard: int | None = None
@@ -93,19 +93,19 @@ class ShardsReport:
             for shard in manifest.shards
         ]
 
-    def _sections(self, quarantine: Sequence[Block]) -> Iterator[Section]:
-        yield Section("Overview", list(_overview(self)))
-        yield Section("Samples", list(_samples(self)))
+    def _sections(self, quarantine: Sequence[Block]) -> Iterator[PageSection]:
+        yield PageSection("Overview", list(_overview(self)))
+        yield PageSection("Samples", list(_samples(self)))
         if self.labeled:
             blocks = class_overview(
                 self.taxonomy, self.pixels, self.ignored, self.instances_by_split
             )
-            yield Section("Classes", list(blocks))
+            yield PageSection("Classes", list(blocks))
         sizes = self.index.samples
-        yield Section("Image sizes", [size_overview(sizes["width"], sizes["height"])])
+        yield PageSection("Image sizes", [size_overview(sizes["width"], sizes["height"])])
         if quarantine:
-            yield Section("Quarantine", quarantine)
-        yield Section("Inputs and settings", list(_settings(self)))
+            yield PageSection("Quarantine", quarantine)
+        yield PageSection("Inputs and settings", list(_settings(self)))
 
     @cached_property
     def warnings(self) -> list[str]:

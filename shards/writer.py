@@ -13,7 +13,7 @@ from .manifest import Index, IndexRow, build_index, member_digest
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class EncodedSample:
     """One image with its mask, as it goes into a shard."""
 
     key: str
@@ -44,7 +44,7 @@ class ShardRecord:
     """Of this shard alone."""
 
 
-def write_shard(path: Path, samples: Iterable[Sample]) -> ShardRecord:
+def write_shard(path: Path, samples: Iterable[EncodedSample]) -> ShardRecord:
     """Write samples to a new tar at `path`, in the order given: image, mask (if any), json.
 
     Owners, times and modes are fixed, so that equal samples give equal bytes.
@@ -57,7 +57,7 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> ShardRecord:
         return ShardRecord(tar.written, tar.digest.hexdigest(), build_index([rows]))
 
 
-def _append(tar: "_Tar", sample: Sample) -> IndexRow:
+def _append(tar: "_Tar", sample: EncodedSample) -> IndexRow:
     meta = msgspec.json.encode(sample.meta)
     image, described = (
         (f"{sample.key}.{sample.extension}", sample.photo),

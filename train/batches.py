@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from ..errors import CocosegError
 from ..model.pipeline import threads_for
 from ..processes import loader_options
-from ..shards.plan import BatchLayout, Plan
+from ..shards.order import BatchLayout, SampleOrder
 from ..shards.reader import BadSample, Sample, ShardSet
 from ..shards.repeats import Repeats
 from .augment import TrainingTransform, check_extra
@@ -75,7 +75,7 @@ class TrainingSamples(Dataset[MicroBatch]):
     def __init__(
         self,
         shards: ShardSet,
-        plan: Plan,
+        order: SampleOrder,
         augment: AugmentConfig,
         input_size: int,
         end: int | None = None,
@@ -84,7 +84,7 @@ class TrainingSamples(Dataset[MicroBatch]):
     ) -> None:
         check_extra(augment)  # here, and not in a loader's process
         self.shards = shards
-        self.plan = plan
+        self.order = order
         self.augment = augment
         self.input_size = input_size
         self.end = end
@@ -97,7 +97,7 @@ class TrainingSamples(Dataset[MicroBatch]):
 
         A bad sample's slot shows another picture of the micro-batch, for the batch norms.
         """
-        located = [self.plan.locate(position) for position in positions]
+        located = [self.order.locate(position) for position in positions]
         numbers = [self.repeats.sample(showing) for _, showing in located]
         try:
             read = self.shards.read_many(numbers)
@@ -143,7 +143,7 @@ class TrainingSamples(Dataset[MicroBatch]):
             self._transform = TrainingTransform(
                 self.augment, self.input_size, self.shards.taxonomy.ignore_index
             )
-        seed = np.random.SeedSequence((self.plan.seed, epoch, showing)).generate_state(1)[0]
+        seed = np.random.SeedSequence((self.order.seed, epoch, showing)).generate_state(1)[0]
         image, mask = self._transform(sample.image, sample.mask, int(seed))
         return image, mask.astype(self._mask_type, copy=False)
 

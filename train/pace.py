@@ -17,7 +17,7 @@ _QUIET = 50  # windows after a word; the cause hardly goes away by itself
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What passed between two lines of the journal."""
+    """What passed between two lines of the run_log."""
 
     images: int
     seconds: float

@@ -16,7 +16,7 @@ from ..printable import redacted
 from ..processes import Launch
 from ..shards.census import Census
 from ..shards.manifest import ShardEntry
-from ..shards.plan import ORDER, BatchLayout, Plan, steps_for
+from ..shards.order import ORDER, BatchLayout, SampleOrder, steps_for
 from ..shards.reader import ShardSet
 from ..shards.repeats import Repeats
 from ..storage import locate
@@ -46,7 +46,7 @@ class RunPlan:
     val_shards: ShardSet | None
     repeats: Repeats
     """How often an epoch shows each sample."""
-    plan: Plan
+    order: SampleOrder
     """The order of what is shown: sample numbers of `repeats`."""
     layout: BatchLayout
     total_steps: int
@@ -75,7 +75,7 @@ class RunPlan:
     def epochs_after(self, step: int) -> float:
         """Return the passes that `step` optimizer steps make up; fillers are none of them."""
         slots = step * self.layout.global_batch
-        return (slots if self.end is None else min(slots, self.end)) / self.plan.samples
+        return (slots if self.end is None else min(slots, self.end)) / self.order.samples
 
     @property
     def peak_rates(self) -> dict[str, float]:
@@ -96,7 +96,7 @@ class RunPlan:
         training = [shard.bytes * far for shard, far in _shards(self.shards)]
         shown = zip(training, self.repeats.shard_sizes, strict=True)
         densest = max((size / max(1, showings) for size, showings in shown), default=0)
-        alive = min(sum(training), int(self.plan.samples_alive * densest))
+        alive = min(sum(training), int(self.order.samples_alive * densest))
         return alive + sum(shard.bytes * far for shard, far in _shards(self.val_shards))
 
     def validates_after(self, step: int) -> bool:
@@ -120,7 +120,7 @@ class RunPlan:
     def to_dict(self) -> dict[str, Any]:
         """Return what ``--dry-run`` prints."""
         cached = self.cache_bytes
-        shown = self.plan.samples
+        shown = self.order.samples
         return {
             "training_samples": len(self.shards),
             **({"shown_an_epoch": shown} if shown != len(self.shards) else {}),
@@ -197,7 +197,7 @@ def plan_run(
         shards=shards,
         val_shards=val_shards,
         repeats=repeats,
-        plan=Plan(repeats.shard_sizes, train.seed, train.streams, train.block_shards),
+        order=SampleOrder(repeats.shard_sizes, train.seed, train.streams, train.block_shards),
         layout=layout,
         total_steps=total_steps,
         end=None if train.max_steps else max(1, math.ceil(train.epochs * shown)),

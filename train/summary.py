@@ -24,7 +24,7 @@ def introduction(
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     total = sum(p.numel() for p in parameters)
     frozen = "" if trained == total else f", {trained / 1e6:.1f} M of them trained"
-    shown, samples = plan.plan.samples, len(plan.shards)
+    shown, samples = plan.order.samples, len(plan.shards)
     repeated = "" if shown == samples else f"; {shown:,} shown an epoch"
     facts = {
         "data": f"{_size(plan.shards)}{repeated}",

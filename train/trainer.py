@@ -38,7 +38,6 @@ from .batches import MicroBatch, TrainingSamples, micro_batches, on_device
 from .config import AugmentConfig, TrainConfig
 from .ema import MovingAverage
 from .interrupt import Interrupts
-from .journal import Journal
 from .losses.step import StepLoss
 from .network import prepare_network, train_mode
 from .optimizer import restore_optimizer, set_learning_rate
@@ -46,6 +45,7 @@ from .out_of_memory import advice
 from .pace import Pace
 from .pictures import chosen, side_by_side
 from .pruning import Pruning
+from .run_log import RunLog
 from .run_plan import RunPlan, agree_on_plan, changes, plan_run
 from .schedule import learning_rate_factor
 from .step import StepResult, TrainingStep
@@ -80,7 +80,7 @@ class Trainer:
     progress: bool = False
     """Whether it is shown how far the run is; see `Meter`."""
     pace: Pace = field(default_factory=Pace)
-    journal: Journal | None = None
+    run_log: RunLog | None = None
     """None on all ranks but the first."""
     unwritten: list[CocosegError] = field(default_factory=list)
     """What failed on this rank alone, until the next step tells the others."""
@@ -131,7 +131,7 @@ class Trainer:
             loss = StepLoss.of(config, plan.shards.taxonomy, plan.class_weights)
             samples = TrainingSamples(
                 plan.shards,
-                plan.plan,
+                plan.order,
                 augment,
                 model.input_size,
                 plan.end,
@@ -197,8 +197,8 @@ class Trainer:
                 settings = to_yaml(sections)
                 with explained(self.run):
                     (self.run / "config.yaml").publish_bytes(settings.encode())
-                self.journal = Journal(self.run, self.now.step, self.now.validated)
-                self.journal.settings(self.now.step, settings)
+                self.run_log = RunLog(self.run, self.now.step, self.now.validated)
+                self.run_log.settings(self.now.step, settings)
                 self.bad.publish()
                 log.info("%s", introduction(self.config, model, self.plan, self.learn))
                 for warning in self.plan.warnings():
@@ -394,12 +394,12 @@ class Trainer:
             self.group.stop(error)
 
     def log_window(self, result: StepResult) -> dict[str, Any]:
-        """Write a line of the journal; return what the bar shows."""
+        """Write a line of the log; return what the bar shows."""
         now, window = self.now, self.pace.window(self.plan.layout.global_batch)
         loss = now.loss_sum / now.loss_steps if now.loss_steps else math.nan
         starved = self.pace.starved(window, self.config.workers, available_cores())
         fallen = self.pace.collapsed(window, self.config.workers)
-        if self.journal is not None:
+        if self.run_log is not None:
             if starved or fallen:
                 log.warning("%s", fallen or starved)
             if not (now.loss_steps or result.skipped):
@@ -410,7 +410,7 @@ class Trainer:
                 )
             scaled = self.learn.scaler.is_enabled()
             try:
-                self.journal.write(
+                self.run_log.write(
                     now.step,
                     loss=loss,
                     learning_rate={
@@ -455,8 +455,8 @@ class Trainer:
             )
             self._note_scores(found.scores)
             with self.group.together():
-                if self.journal is not None:
-                    self._write_scores(self.journal, found)  # its pictures want the eval mode, too
+                if self.run_log is not None:
+                    self._write_scores(self.run_log, found)  # its pictures want the eval mode, too
         except CocosegError as error:
             self.now = before  # the validation is owed
             self.keep()
@@ -484,13 +484,13 @@ class Trainer:
         else:
             now.stale += 1
 
-    def _write_scores(self, journal: Journal, found: Validated) -> None:
+    def _write_scores(self, run_log: RunLog, found: Validated) -> None:
         shards = self.plan.val_shards
         assert shards is not None
         now, names, scores = self.now, shards.taxonomy.names, found.scores
         told = scores.to_dict(names)
         absent = [entry["name"] for entry in told["classes"] if entry["IoU"] is None]
-        journal.write(
+        run_log.write(
             now.step,
             val_mIoU=told["mIoU"],
             val_mIoU_foreground=told["mIoU_foreground"],
@@ -517,7 +517,7 @@ class Trainer:
             sample = shards.read(number)
             (mask,) = predictor.predict([sample.image])
             picture = side_by_side(sample.image, sample.mask, mask, shards.taxonomy)
-            journal.picture(now.step, f"validation/{sample.key}", picture)
+            run_log.picture(now.step, f"validation/{sample.key}", picture)
 
     def _stop_if_interrupted(self) -> None:
         if self.interrupts.came:
@@ -578,9 +578,9 @@ class Trainer:
         taxonomy = self.plan.shards.taxonomy
         with contextlib.suppress(StoreError):  # of a store that is down: saving tells it
             self.check_output()
-        if self.journal is not None:
+        if self.run_log is not None:
             try:
-                self.journal.flush()  # lines of steps without a checkpoint are dropped
+                self.run_log.flush()  # lines of steps without a checkpoint are dropped
             except CocosegError as error:
                 self.unwritten.append(error)
         try:
@@ -591,8 +591,8 @@ class Trainer:
         self._replace_kept_copy(None)
         if self.now.best_step is not None:
             point(self.run, "best", self.now.best_step)
-        if self.journal is not None:
-            self.journal.upload()
+        if self.run_log is not None:
+            self.run_log.upload()
         self.pruning.start(self.run, self.config.keep_last, self.now.best_step)
 
     def _replace_kept_copy(self, kept: str | None) -> None:
@@ -671,5 +671,5 @@ class Trainer:
     def close(self) -> None:
         """Finish the files that `open` began."""
         self.pruning.finish()
-        if self.journal is not None:
-            self.journal.close()
+        if self.run_log is not None:
+            self.run_log.close()

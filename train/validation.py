@@ -14,7 +14,7 @@ from ..model.counts import LOSS_UNIT
 from ..model.predictor import Predictor
 from ..model.preprocess import Preprocess
 from ..model.score import NetworkPredicts, check_totals, totals_of
-from ..shards.plan import evaluation_batches
+from ..shards.order import evaluation_batches
 from ..shards.reader import ShardSet
 from .kernels import usual_kernels
 

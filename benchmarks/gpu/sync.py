@@ -35,7 +35,7 @@ from cocoseg.model.predictor import Predictor
 from cocoseg.model.preprocess import Preprocess
 from cocoseg.model.score import NetworkPredicts, totals_of
 from cocoseg.model.tiles import Tiling
-from cocoseg.shards.plan import evaluation_batches
+from cocoseg.shards.order import evaluation_batches
 from cocoseg.shards.reader import ShardSet
 from cocoseg.train.config import AugmentConfig, TrainConfig
 from cocoseg.train.ema import MovingAverage

@@ -77,12 +77,12 @@ class Ours:
     def __init__(self, root: Path) -> None:
         from cocoseg.model.preprocess import Preprocess
         from cocoseg.processes import keep_freed_memory
-        from cocoseg.shards import plan, reader
+        from cocoseg.shards import order, reader
         from cocoseg.train import batches, config
 
         keep_freed_memory()  # as `cocoseg train` does
         self.folder, self.normalize = str(root / "shards"), Preprocess(SIZE).normalizer()
-        self.plan, self.reader, self.train, self.config = plan, reader, batches, config
+        self.order, self.reader, self.train, self.config = order, reader, batches, config
 
     def pairs(self) -> Iterator[Pair]:
         """Read one after the other."""
@@ -96,12 +96,12 @@ class Ours:
         shards = self.reader.ShardSet([self.folder])
         samples = self.train.TrainingSamples(
             shards,
-            self.plan.Plan(shards.shard_sizes, 0),
+            self.order.SampleOrder(shards.shard_sizes, 0),
             self.config.AugmentConfig(),
             SIZE,
         )
         steps = self.train.micro_batches(
-            samples, self.plan.BatchLayout(BATCH, 1, 1), 0, first_step, sys.maxsize, workers, False
+            samples, self.order.BatchLayout(BATCH, 1, 1), 0, first_step, sys.maxsize, workers, False
         )
         for (batch,) in steps:
             yield self.normalize(batch.images), batch.masks.long()

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import albumentations
-from cocoseg.shards.plan import Plan
+from cocoseg.shards.order import SampleOrder
 from cocoseg.train.augment import TrainingTransform
 from cocoseg.train.config import AugmentConfig
 from measure import MB, Row, in_turn, note, one_core
@@ -199,13 +199,13 @@ def resume(root: Path) -> Iterator[Row]:
 def _plan(samples: int) -> tuple[float, int]:
     """Return the clock of the first position of epoch 1 [s], and what a used plan holds [bytes]."""
     sizes = [1000] * (samples // 1000) + ([samples % 1000] if samples % 1000 else [])
-    plan = Plan(sizes, 0)
+    plan = SampleOrder(sizes, 0)
     plan.locate(0)
     start = time.perf_counter()
     plan.locate(samples)
     clock = time.perf_counter() - start
     tracemalloc.start()
-    plan = Plan(sizes, 0)
+    plan = SampleOrder(sizes, 0)
     for epoch in range(2):
         for stream in range(plan.streams):  # a block of each
             plan.locate(epoch * samples + stream)

@@ -24,7 +24,7 @@ from ...report.charts import Bar, Bars
 from ...report.classes import class_tag
 from ...report.comparison import Comparison, Comparisons, Panel
 from ...report.confusion import ConfusionMap
-from ...report.page import Section, render
+from ...report.page import PageSection, render
 from ...report.reliability import ReliabilityBin, ReliabilityDiagram
 from ...storage import locate
 from .calibration import Calibration
@@ -57,14 +57,14 @@ def _last(path: str) -> str:
     return "/".join(str(locate(path)).rpartition("://")[2].rstrip("/").split("/")[-2:])
 
 
-def _sections(result: Evaluation) -> Iterator[Section]:
-    yield Section("Overview", list(_overview(result)))
-    yield Section("Classes", list(_classes(result)))
-    yield Section("Confusions", list(_confusions(result)))
-    yield Section("Images", list(_images(result)))
+def _sections(result: Evaluation) -> Iterator[PageSection]:
+    yield PageSection("Overview", list(_overview(result)))
+    yield PageSection("Classes", list(_classes(result)))
+    yield PageSection("Confusions", list(_confusions(result)))
+    yield PageSection("Images", list(_images(result)))
     if result.calibration is not None:
-        yield Section("Calibration", list(_calibration(result.calibration)))
-    yield Section("What was scored", list(_inputs(result)))
+        yield PageSection("Calibration", list(_calibration(result.calibration)))
+    yield PageSection("What was scored", list(_inputs(result)))
 
 
 # ---- overview

@@ -32,7 +32,7 @@ from ...model.score import (
     totals_of,
 )
 from ...printable import redacted
-from ...shards.plan import evaluation_batches
+from ...shards.order import evaluation_batches
 from ...shards.reader import Sample, ShardSet
 from ...shards.tarball import key_path
 from ...storage import Location, locate

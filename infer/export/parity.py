@@ -20,7 +20,7 @@ channels that are swapped, by 1e-2 and more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ParityCheck:
     """One batch, run both ways."""
 
     batch: int
@@ -44,10 +44,10 @@ class Comparison:
 class Parity:
     """All comparisons of one export."""
 
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[ParityCheck, ...]
 
     @property
-    def worst(self) -> Comparison:
+    def worst(self) -> ParityCheck:
         """The comparison of the largest relative difference."""
         return max(self.comparisons, key=lambda one: one.relative)
 
@@ -104,7 +104,7 @@ def compare(
             raise DataError("the checkpoint's logits are no finite numbers: its weights are broken")
         ours = run(images)
         difference = _lost(ours, theirs) if of_masks else _largest_difference(ours, theirs)
-        comparisons.append(Comparison(batch, height, width, difference, largest))
+        comparisons.append(ParityCheck(batch, height, width, difference, largest))
     return Parity(tuple(comparisons))
 
 

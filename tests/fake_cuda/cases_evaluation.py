@@ -7,7 +7,7 @@ from cocoseg.infer.views import views_of
 from cocoseg.model.meta import empty_copy
 from cocoseg.model.predictor import Predictor
 from cocoseg.model.score import NetworkPredicts, scored
-from cocoseg.shards.plan import evaluation_batches
+from cocoseg.shards.order import evaluation_batches
 from cocoseg.shards.reader import ShardSet
 from counter import ROOT, Counter
 from device import fake_device

@@ -34,7 +34,7 @@ from cocoseg.infer.export.config import ExportConfig
 from cocoseg.infer.export.folder import export_folder, plan_folder
 from cocoseg.infer.export.graph import FORMATS, export_graph
 from cocoseg.infer.export.network import ExportedNetwork, Reference, trial_images, trial_shapes
-from cocoseg.infer.export.parity import TOLERANCE, Comparison, compare
+from cocoseg.infer.export.parity import TOLERANCE, ParityCheck, compare
 from cocoseg.infer.export.program import capture, write_program
 from cocoseg.infer.export.publish import scratch_beside
 from cocoseg.infer.predictor import load_predictor
@@ -391,8 +391,8 @@ def test_a_program_that_stays_bound_is_reported(tmp_path, caplog):
 
 
 def test_a_difference_from_nothing_but_zeros_is_infinite():
-    assert Comparison(1, 64, 64, 1e-9, 0.0).relative == float("inf")
-    assert Comparison(1, 64, 64, 0.0, 0.0).relative == 0
+    assert ParityCheck(1, 64, 64, 1e-9, 0.0).relative == float("inf")
+    assert ParityCheck(1, 64, 64, 0.0, 0.0).relative == 0
 
 
 # --- comparisons that find bugs

@@ -11,7 +11,7 @@ from cocoseg.model.predictor import Predictor
 from cocoseg.model.preprocess import Preprocess
 from cocoseg.model.score import NetworkPredicts, scored, totals_of
 from cocoseg.model.view import View
-from cocoseg.shards.plan import evaluation_batches
+from cocoseg.shards.order import evaluation_batches
 from cocoseg.shards.reader import ShardSet
 from PIL import Image, ImageOps
 from torch.nn import functional as F

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import cocoseg.prepare.build
-import cocoseg.prepare.journal
+import cocoseg.prepare.build_folder
 import cocoseg.prepare.sample
 import cocoseg.prepare.shard
 import cocoseg.prepare.workers
@@ -134,7 +134,7 @@ class Failpoint:
     """Whether only the pool of processes comes by."""
 
 
-_BUILD, _JOURNAL = cocoseg.prepare.build, cocoseg.prepare.journal
+_BUILD, _JOURNAL = cocoseg.prepare.build, cocoseg.prepare.build_folder
 _SAMPLE, _SHARD, _TAR = cocoseg.prepare.sample, cocoseg.prepare.shard, cocoseg.shards.writer._Tar
 
 IN_WORKERS = (

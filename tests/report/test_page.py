@@ -26,7 +26,7 @@ from cocoseg.report.charts import Bar, Bars, HeatMap, nice_step
 from cocoseg.report.comparison import Comparison, Comparisons, Panel
 from cocoseg.report.confusion import ConfusionMap
 from cocoseg.report.markup import compact, element, shortened
-from cocoseg.report.page import Section, render
+from cocoseg.report.page import PageSection, render
 from cocoseg.report.reliability import ReliabilityBin, ReliabilityDiagram
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,12 +85,12 @@ def every_block(text):
 
 
 def page_of(*blocks):
-    return Page(render("title", [Section("heading", blocks)]))
+    return Page(render("title", [PageSection("heading", blocks)]))
 
 
 def test_hostile_text_is_inert_wherever_text_can_be():
-    text = render(HOSTILE, [Section(HOSTILE, every_block(HOSTILE))])
-    hostile, tame = Page(text), Page(render("t", [Section("h", every_block("harmless"))]))
+    text = render(HOSTILE, [PageSection(HOSTILE, every_block(HOSTILE))])
+    hostile, tame = Page(text), Page(render("t", [PageSection("h", every_block("harmless"))]))
     assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in tame.tags]
     for tag, attributes in hostile.tags:
         assert not [name for name in attributes if name.startswith("on")], tag
@@ -109,7 +109,7 @@ def test_any_text_stays_one_text_and_what_is_printable_comes_back_as_it_was(text
 
 
 def test_a_page_loads_nothing():
-    text = render("title", [Section("heading", every_block("text"))])
+    text = render("title", [PageSection("heading", every_block("text"))])
     page = Page(text)
     for _, attributes in page.tags:
         for name in ("src", "href", "action", "data", "poster", "srcset", "xlink:href"):
@@ -129,7 +129,7 @@ def test_no_script_runs_but_the_one_that_sorts():
 
 
 def test_the_same_content_gives_the_same_bytes():
-    pages = {render("t", [Section("h", every_block("text"))]) for _ in range(2)}
+    pages = {render("t", [PageSection("h", every_block("text"))]) for _ in range(2)}
     assert len(pages) == 1
 
 
@@ -139,7 +139,7 @@ def test_blocks_are_frozen():
 
 
 def test_links_lead_to_the_sections():
-    page = Page(render("t", [Section("Image sizes", ()), Section("Ω", ())]))
+    page = Page(render("t", [PageSection("Image sizes", ()), PageSection("Ω", ())]))
     links = [attributes["href"] for attributes in page.all("a")]
     assert links == ["#" + attributes["id"] for attributes in page.all("section")]
     assert links[0] == "#image-sizes"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cocoseg.errors import ConfigError
 from cocoseg.shards.manifest import Index, IndexRow, build_index
-from cocoseg.shards.plan import BatchLayout, Plan
+from cocoseg.shards.order import BatchLayout, SampleOrder
 from cocoseg.shards.reader import ShardSet
 from cocoseg.shards.repeats import Repeats, repeat_factors
 from hypothesis import given, settings
@@ -80,7 +80,7 @@ def test_beyond_blocks_and_bytes(most):
 def test_an_epoch_of_the_plan_shows_every_sample_exactly_its_repeats(shards, seed, streams, block):
     counts = [count for shard in shards for count in shard]
     repeats = Repeats.counted(np.array(counts), [len(shard) for shard in shards])
-    plan = Plan(repeats.shard_sizes, seed, streams, block)
+    plan = SampleOrder(repeats.shard_sizes, seed, streams, block)
     for epoch in (0, 2):
         first = epoch * len(repeats)
         located = [plan.locate(first + offset) for offset in range(len(repeats))]
@@ -94,7 +94,7 @@ def test_an_epoch_of_the_plan_shows_every_sample_exactly_its_repeats(shards, see
 def test_every_world_size_has_the_same_global_batches(shards, seed, step):
     def batch(world_size: int) -> list[tuple[int, int]]:
         repeats = Repeats.of(Shards(shards), 0.7, seed)  # each process works it out alone
-        plan = Plan(repeats.shard_sizes, seed)
+        plan = SampleOrder(repeats.shard_sizes, seed)
         layout = BatchLayout(12 // world_size, world_size, 2)
         dealt = [layout.positions(step, rank) for rank in range(world_size)]
         located = {p: plan.locate(p) for own in dealt for micro in own for p in micro}
@@ -240,7 +240,7 @@ def test_every_sample_is_shown(counts):
 def test_three_thousand_plans_of_showings(shards, seed, streams, block):
     counts = [count for shard in shards for count in shard]
     repeats = Repeats.counted(np.array(counts), [len(shard) for shard in shards])
-    plan = Plan(repeats.shard_sizes, seed, streams, block)
+    plan = SampleOrder(repeats.shard_sizes, seed, streams, block)
     for epoch in range(3):
         positions = range(epoch * len(repeats), (epoch + 1) * len(repeats))
         shown = Counter(repeats.sample(plan.locate(position)[1]) for position in positions)

@@ -4,13 +4,13 @@ import io
 import tarfile
 
 import pytest
-from cocoseg.shards.writer import Sample, write_shard
+from cocoseg.shards.writer import EncodedSample, write_shard
 from hypothesis import given
 from hypothesis import strategies as st
 
 
 def sample(key, photo, mask=b"mask", extension="jpg"):
-    return Sample(key, photo, extension, mask, {"image_id": 7}, 3, 2, 1, ((0, 6),))
+    return EncodedSample(key, photo, extension, mask, {"image_id": 7}, 3, 2, 1, ((0, 6),))
 
 
 def by_tarfile(members):

@@ -12,7 +12,7 @@ import sys
 
 import torch
 from cocoseg.distributed.group import process_group
-from cocoseg.shards.plan import BatchLayout, Plan, steps_for
+from cocoseg.shards.order import BatchLayout, SampleOrder, steps_for
 from cocoseg.shards.reader import ShardSet
 from cocoseg.train.batches import TrainingSamples, micro_batches
 from cocoseg.train.config import AugmentConfig
@@ -24,7 +24,7 @@ SIZE, SEED, STREAMS, BLOCK_SHARDS = 8, 3, 3, 2
 
 def run_cell(group, folder, global_batch, epochs, count, workers):
     shards = ShardSet([f"{folder}/{count}"])
-    plan = Plan(shards.shard_sizes, SEED, STREAMS, BLOCK_SHARDS)
+    plan = SampleOrder(shards.shard_sizes, SEED, STREAMS, BLOCK_SHARDS)
     layout = BatchLayout(global_batch // group.world_size // 2, group.world_size, 2)
     end = math.ceil(epochs * count)
     samples = TrainingSamples(shards, plan, AugmentConfig(), SIZE, end)

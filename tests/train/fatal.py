@@ -51,7 +51,7 @@ POINTS = {
     "prepare-network": Point(TRAINER, "prepare_network", once=True),
     "network-prepared": Point(TRAINER, "prepare_network", after=True, once=True),
     "open-journal": Point(LOCAL, "exists", where=r"metrics\.jsonl$", ranks=WRITER, once=True),
-    "journal-open": Point(TRAINER, "Journal", after=True, ranks=WRITER, once=True),
+    "journal-open": Point(TRAINER, "RunLog", after=True, ranks=WRITER, once=True),
     # in a step
     "step": Point(f"{TRAINER}:Trainer", "step"),
     "forward": Point("cocoseg.train.step:TrainingStep", "_backward"),
@@ -59,9 +59,9 @@ POINTS = {
     "optimizer": Point("torch.amp:GradScaler", "step"),
     "optimizer-done": Point("torch.amp:GradScaler", "step", after=True),
     "step-done": Point(f"{TRAINER}:Trainer", "step", after=True),
-    "line": Point("cocoseg.train.journal:Journal", "write", ranks=WRITER),
-    "half-a-line": Point("cocoseg.train.journal:Journal", "write", ranks=WRITER, half="line"),
-    "line-written": Point("cocoseg.train.journal:Journal", "write", after=True, ranks=WRITER),
+    "line": Point("cocoseg.train.run_log:RunLog", "write", ranks=WRITER),
+    "half-a-line": Point("cocoseg.train.run_log:RunLog", "write", ranks=WRITER, half="line"),
+    "line-written": Point("cocoseg.train.run_log:RunLog", "write", after=True, ranks=WRITER),
     # in validation
     "validation": Point(TRAINER, "validate"),
     "predicted": Point("cocoseg.model.score", "confusion_counts", after=True),
@@ -88,7 +88,7 @@ POINTS = {
     "remove": Point("os", "replace", where="/removed$", ranks=WRITER),
     "half-removed": Point("os", "replace", after=True, where="/removed$", ranks=WRITER),
     "pruned": Point("cocoseg.train.pruning", "prune", after=True, ranks=WRITER),
-    "publish-journal": Point("cocoseg.train.journal:Journal", "flush", ranks=WRITER),
+    "publish-journal": Point("cocoseg.train.run_log:RunLog", "flush", ranks=WRITER),
     "save-done": Point(f"{TRAINER}:Trainer", "save", after=True),
 }
 
@@ -126,7 +126,7 @@ class Plan:
 
 
 def where_it_stands(arguments: list[str]) -> dict[str, Any]:
-    """Return what lies in the run, for the test: newest line of the journal, checkpoints, links."""
+    """Return what lies in the run, for the test: newest line of the log, checkpoints, links."""
     run = Path(arguments[arguments.index("--output") + 1])
     lines = (run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").exists() else ""
     steps = [int(step) for step in re.findall(r'"step": (\d+)', lines)]
@@ -146,9 +146,9 @@ def half_a_state(arguments: tuple[Any, ...]) -> None:
 
 
 def half_a_line(arguments: tuple[Any, ...]) -> None:
-    journal, step = arguments[:2]
-    journal._file.write(f'{{"step": {step}, "lo')
-    journal._file.flush()
+    run_log, step = arguments[:2]
+    run_log._file.write(f'{{"step": {step}, "lo')
+    run_log._file.flush()
 
 
 HALVES: dict[str, Callable[[tuple[Any, ...]], None]] = {"state": half_a_state, "line": half_a_line}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cocoseg.errors import ConfigError
 from cocoseg.model.preprocess import Preprocess
-from cocoseg.shards.plan import Plan
+from cocoseg.shards.order import SampleOrder
 from cocoseg.shards.reader import ShardSet
 from cocoseg.train.augment import AUGMENTATIONS, TrainingTransform, check_extra
 from cocoseg.train.batches import TrainingSamples
@@ -229,7 +229,10 @@ def test_extra_is_by_name_and_a_wrong_one_is_told_before_anything_is_read(golden
     shards = ShardSet([str(golden.shards("train"))])
     with pytest.raises(ConfigError, match="unknown augmentation"):
         TrainingSamples(
-            shards, Plan(shards.shard_sizes, 0), AugmentConfig(extra={"no-such-thing": 1}), 32
+            shards,
+            SampleOrder(shards.shard_sizes, 0),
+            AugmentConfig(extra={"no-such-thing": 1}),
+            32,
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cocoseg.errors import CocosegError
-from cocoseg.shards.plan import BatchLayout, Plan
+from cocoseg.shards.order import BatchLayout, SampleOrder
 from cocoseg.shards.reader import ShardSet
 from cocoseg.shards.repeats import Repeats
 from cocoseg.train.batches import (
@@ -28,7 +28,7 @@ SIZE = 32
 @pytest.fixture
 def samples(golden) -> TrainingSamples:
     shards = ShardSet([str(golden.shards("train"))])
-    plan = Plan(shards.shard_sizes, seed=3, streams=2, block_shards=1)
+    plan = SampleOrder(shards.shard_sizes, seed=3, streams=2, block_shards=1)
     return TrainingSamples(shards, plan, AugmentConfig(), SIZE)
 
 
@@ -101,7 +101,7 @@ def test_a_sample_shown_twice_in_an_epoch_looks_different(
 ) -> None:
     counts = [1, 3, 1, 1, 2, 1, 1, 1]
     repeats = Repeats.counted(np.array(counts), samples.shards.shard_sizes)
-    plan = Plan(repeats.shard_sizes, seed=3)
+    plan = SampleOrder(repeats.shard_sizes, seed=3)
     shown = TrainingSamples(samples.shards, plan, samples.augment, SIZE, repeats=repeats)
     batch = shown.__getitems__(range(11))
     keys = Counter(batch.keys)
@@ -110,8 +110,8 @@ def test_a_sample_shown_twice_in_an_epoch_looks_different(
 
 
 def test_with_nothing_repeated_no_byte_changes(samples: TrainingSamples) -> None:
-    once = Repeats.of(samples.shards, 0.0, samples.plan.seed)
-    shown = TrainingSamples(samples.shards, samples.plan, samples.augment, SIZE, repeats=once)
+    once = Repeats.of(samples.shards, 0.0, samples.order.seed)
+    shown = TrainingSamples(samples.shards, samples.order, samples.augment, SIZE, repeats=once)
     batch, plain = shown.__getitems__(range(8)), samples.__getitems__(range(8))
     assert batch.keys == plain.keys
     assert torch.equal(batch.images, plain.images)
@@ -125,7 +125,7 @@ def test_crops_are_square_uint8_and_masks_hold_only_values_they_had(
     assert (batch.masks.shape, batch.masks.dtype) == ((16, SIZE, SIZE), torch.uint8)
     assert batch.weights == (1,) * 16
     for position, (key, mask) in enumerate(zip(batch.keys, batch.masks, strict=True)):
-        number = samples.plan.locate(position)[1]
+        number = samples.order.locate(position)[1]
         assert samples.shards.row(number).key == key
         assert set(np.unique(mask)) <= set(np.unique(samples.shards.read(number).mask))
 
@@ -133,7 +133,7 @@ def test_crops_are_square_uint8_and_masks_hold_only_values_they_had(
 def test_slots_behind_the_end_show_their_picture_and_teach_nothing(
     samples: TrainingSamples,
 ) -> None:
-    ended = TrainingSamples(samples.shards, samples.plan, samples.augment, SIZE, end=6)
+    ended = TrainingSamples(samples.shards, samples.order, samples.augment, SIZE, end=6)
     whole, cut = samples.__getitems__(range(8)), ended.__getitems__(range(8))
     assert cut.weights == (1,) * 6 + (0,) * 2
     assert cut.keys == whole.keys
@@ -150,7 +150,7 @@ def valid_pixels_and_images(mask: np.ndarray) -> tuple[float, float]:
 
 def test_a_micro_batch_tells_what_its_losses_are_divided_by(samples: TrainingSamples) -> None:
     counting = TrainingSamples(
-        samples.shards, samples.plan, samples.augment, SIZE, 6, valid_pixels_and_images
+        samples.shards, samples.order, samples.augment, SIZE, 6, valid_pixels_and_images
     )
     layout = BatchLayout(batch_size=4, world_size=1, accumulation_steps=1)
     for (batch,) in steps_of(counting, layout, 0, 0, 3, 0):
@@ -161,7 +161,7 @@ def test_a_micro_batch_tells_what_its_losses_are_divided_by(samples: TrainingSam
 
 
 def test_the_divisors_are_worked_out_in_the_loaders_processes(samples: TrainingSamples) -> None:
-    asked = TrainingSamples(samples.shards, samples.plan, samples.augment, SIZE, None, np.shape)
+    asked = TrainingSamples(samples.shards, samples.order, samples.augment, SIZE, None, np.shape)
     layout = BatchLayout(batch_size=4, world_size=1, accumulation_steps=1)
     ((batch,),) = steps_of(asked, layout, 0, 0, 1, 1)
     assert batch.denominators == (4 * SIZE, 4 * SIZE)
@@ -172,14 +172,14 @@ def test_a_bad_sample_is_a_slot_of_weight_0_that_shows_another_picture(
 ) -> None:
     folder = shutil.copytree(golden.shards("train"), tmp_path / "copied")
     shards = ShardSet([str(folder)])
-    number = samples.plan.locate(3)[1]
+    number = samples.order.locate(3)[1]
     row = shards.row(number)
     path = folder / f"shard-{(number // 3):06d}.tar"  # 3 + 3 + 2 samples
     content = bytearray(path.read_bytes())
     content[row.offsets[0] + 5] ^= 1
     path.write_bytes(content)
     damaged = TrainingSamples(
-        shards, samples.plan, samples.augment, SIZE, denominators=valid_pixels_and_images
+        shards, samples.order, samples.augment, SIZE, denominators=valid_pixels_and_images
     )
     batch, whole = damaged.__getitems__(range(8)), samples.__getitems__(range(8))
     assert batch.keys == whole.keys
@@ -200,7 +200,7 @@ def test_where_every_sample_is_bad_slots_are_blank(
     shards = ShardSet([str(folder)])
     for path in folder.glob("*.tar"):
         path.unlink()
-    batch = TrainingSamples(shards, samples.plan, samples.augment, SIZE).__getitems__([0, 1])
+    batch = TrainingSamples(shards, samples.order, samples.augment, SIZE).__getitems__([0, 1])
     assert batch.weights == (0, 0)
     assert [bad.problem for bad in batch.bad] == ["the shard is missing"] * 2
     assert (batch.masks == 255).all()
@@ -212,7 +212,7 @@ def test_masks_of_sixteen_bits_survive_collating(coco_set: Any, tmp_path: Path) 
     coco_set.annotate(1, [[0, 0, 16, 0, 16, 12, 0, 12]], category_id=399)
     coco_set.prepare(tmp_path / "many")
     shards = ShardSet([str(tmp_path / "many")])
-    plan = Plan(shards.shard_sizes, seed=0)
+    plan = SampleOrder(shards.shard_sizes, seed=0)
     samples = TrainingSamples(shards, plan, AugmentConfig(), 4, end=1)
     batch = samples.__getitems__([0, 1])
     assert batch.masks.dtype == torch.int32

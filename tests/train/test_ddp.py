@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cocoseg.shards.plan import Plan
+from cocoseg.shards.order import SampleOrder
 from cocoseg.shards.reader import ShardSet
 from warm import Warm
 
@@ -42,7 +42,7 @@ def run(warm: Warm, shards: Path, world_size: int, cells: list[tuple[int, int]])
 def check(shards: Path, world_size: int, count: int, used: list[Any]) -> None:
     """Compare what the ranks used, slot by slot, with the plan alone."""
     samples = ShardSet([str(shards / str(count))])
-    plan = Plan(samples.shard_sizes, 3, 3, 2)
+    plan = SampleOrder(samples.shard_sizes, 3, 3, 2)
     end = -int(-EPOCHS * count // 1)
     assert len(used) == -(-end // B)
     position = 0

@@ -12,8 +12,8 @@ from cocoseg.errors import CocosegError, ConfigError, DataError, StoreError
 from cocoseg.shards.reader import ShardSet
 from cocoseg.storage import LocalPath, locate
 from cocoseg.train.config import TrainConfig
-from cocoseg.train.journal import Journal
 from cocoseg.train.run import RunResult, forecast
+from cocoseg.train.run_log import RunLog
 from cocoseg.train.run_plan import agree_on_plan, plan_run
 from small_runs import AUGMENT, MODEL, SMALL, assert_same_weights, journal
 from thread_group import all_of
@@ -78,14 +78,14 @@ def test_a_loader_that_fails_costs_no_step(
 def test_a_journal_that_cannot_be_written_ends_the_run_after_saving(
     train_small: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Journal.write
+    write = RunLog.write
 
     def fails(self, step: int, **values: object) -> None:
         if step == 2:
             raise CocosegError("metrics.jsonl cannot be written")
         write(self, step, **values)
 
-    monkeypatch.setattr(Journal, "write", fails)
+    monkeypatch.setattr(RunLog, "write", fails)
     with pytest.raises(CocosegError, match="cannot be written"):
         train_small(tmp_path)
     assert list_steps(locate(tmp_path)) == [2]
@@ -94,7 +94,7 @@ def test_a_journal_that_cannot_be_written_ends_the_run_after_saving(
 def test_scores_that_could_not_be_written_are_measured_again(
     train_small: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Journal.write
+    write = RunLog.write
 
     def fails(self, step: int, **values: object) -> None:
         if "val_mIoU" in values:
@@ -102,7 +102,7 @@ def test_scores_that_could_not_be_written_are_measured_again(
         write(self, step, **values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "write", fails)
+        patch.setattr(RunLog, "write", fails)
         with pytest.raises(CocosegError, match="cannot be written"):
             train_small(tmp_path)
     assert list_steps(locate(tmp_path)) == [3]
@@ -119,7 +119,7 @@ def test_what_ends_a_run_is_told_and_not_what_fails_at_its_end(
     def first(*_: object, **__: object) -> None:
         raise CocosegError("first")
 
-    monkeypatch.setattr(Journal, "close", fails)
+    monkeypatch.setattr(RunLog, "close", fails)
     monkeypatch.setattr("cocoseg.train.trainer.save_checkpoint", first)
     with pytest.raises(CocosegError, match="first"):
         train_small(tmp_path)

@@ -35,7 +35,7 @@ SETTINGS = {
     "device": "cpu",
 }
 TIMES = ("images_per_second", "data_wait")
-"""What a line of the journal says of the clock."""
+"""What a line of the log says of the clock."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Runs:
         return [] if self.started is None else self.started.ranks()
 
     def steps(self) -> int:
-        """The newest line of the journal."""
+        """The newest line of the log."""
         return fatal.where_it_stands(["--output", str(self.run)])["step"]
 
     def journal(self) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ TENSORBOARD = "tensorboard"
 _SCORES = "val"  # how the names of what validation found begin, pictures' too
 
 
-class Journal:
+class RunLog:
     """Append-only records of a run.
 
     A resumed run first forgets what lies beyond its checkpoint, so that no step is told twice. For

@@ -25,7 +25,7 @@ _KEPT_BLOCKS_A_STREAM = 2  # the current block and, where an epoch ends, the nex
 
 
 @dataclass(slots=True)
-class Plan:
+class SampleOrder:
     """The endless order of N samples; sample numbers count through the shards, 0…N-1."""
 
     shard_sizes: Sequence[int]

@@ -1,7 +1,7 @@
 """The order of samples: every one once, the same for any number of ranks, resumable anywhere."""
 
 import pytest
-from cocoseg.shards.plan import BatchLayout, Plan, evaluation_batches, steps_for
+from cocoseg.shards.order import BatchLayout, SampleOrder, evaluation_batches, steps_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,7 +10,7 @@ shard_sizes = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any)
 
 @st.composite
 def plans(draw):
-    return Plan(
+    return SampleOrder(
         draw(shard_sizes),
         seed=draw(st.integers(0, 2**40)),
         streams=draw(st.integers(1, 9)),
@@ -26,7 +26,7 @@ def epoch_of(plan, epoch):
 
 
 def fresh(plan):
-    return Plan(plan.shard_sizes, plan.seed, plan.streams, plan.block_shards)
+    return SampleOrder(plan.shard_sizes, plan.seed, plan.streams, plan.block_shards)
 
 
 @given(plans(), st.integers(0, 3))
@@ -105,7 +105,7 @@ def test_part_of_an_epoch_has_a_step_at_least():
 @pytest.mark.parametrize("sizes", [[1], [0, 1, 0], [0, 0, 5], [3], [1] * 30, [200, 1, 1]])
 @pytest.mark.parametrize("streams", [1, 8])
 def test_empty_and_single_and_uneven_shards_and_fewer_samples_than_streams(sizes, streams):
-    plan = Plan(sizes, seed=1, streams=streams)
+    plan = SampleOrder(sizes, seed=1, streams=streams)
     for epoch in (0, 1, 5):
         assert sorted(epoch_of(plan, epoch)) == list(range(sum(sizes)))
 
@@ -116,18 +116,18 @@ def test_empty_and_single_and_uneven_shards_and_fewer_samples_than_streams(sizes
 )
 def test_a_plan_of_nothing_is_refused(sizes, settings):
     with pytest.raises(ValueError, match=r"no samples|at least"):
-        Plan(sizes, seed=0, **settings)
+        SampleOrder(sizes, seed=0, **settings)
 
 
 def test_another_epoch_or_seed_is_another_order():
-    plan, other = Plan([50] * 8, seed=0), Plan([50] * 8, seed=1)
+    plan, other = SampleOrder([50] * 8, seed=0), SampleOrder([50] * 8, seed=1)
     orders = [tuple(epoch_of(plan, epoch)) for epoch in range(4)]
     orders += [tuple(epoch_of(other, epoch)) for epoch in range(4)]
     assert len(set(orders)) == 8
 
 
 def test_neighbors_in_a_shard_end_up_far_apart():
-    order = epoch_of(Plan([100] * 40, seed=3), 0)
+    order = epoch_of(SampleOrder([100] * 40, seed=3), 0)
     place = {sample: i for i, sample in enumerate(order)}
     apart = [abs(place[i] - place[i + 1]) for i in range(len(order) - 1) if (i + 1) % 100]
     assert sum(apart) / len(apart) > 100
@@ -135,7 +135,7 @@ def test_neighbors_in_a_shard_end_up_far_apart():
 
 def test_a_block_keeps_few_shards_alive_in_each_stream():
     sizes, streams, block_shards = [20] * 32, 4, 2
-    order = epoch_of(Plan(sizes, 0, streams, block_shards), 0)
+    order = epoch_of(SampleOrder(sizes, 0, streams, block_shards), 0)
     length = 20 * block_shards
     for stream in range(streams):
         own = order[stream::streams]
@@ -161,7 +161,7 @@ def test_no_more_samples_are_alive_than_it_says(plan):
 
 def test_the_order_never_changes_between_versions():
     # Written down once: a change here silently changes what every resumed run sees.
-    plan = Plan([5, 0, 3, 6], seed=20, streams=3, block_shards=1)
+    plan = SampleOrder([5, 0, 3, 6], seed=20, streams=3, block_shards=1)
     first, second = (
         [4, 8, 11, 2, 7, 10, 3, 6, 13, 1, 5, 12, 0, 9],
         [3, 11, 13, 0, 9, 5, 4, 8, 6, 2, 10, 7, 1, 12],

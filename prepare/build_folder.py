@@ -266,7 +266,7 @@ def count_records(output: Location) -> int:
 
 
 def end(output: Location) -> None:
-    """Remove the journal of a complete build, what vouches for its shards last."""
+    """Remove the build folder of a complete build, what vouches for its shards last."""
     folder = building_folder(output)
     names = [*folder.list_folders(), *folder.list_files()]
     for name in sorted(names, key=lambda name: name == _PLAN):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cocoseg.errors import CocosegError
 from cocoseg.storage import locate
-from cocoseg.train.journal import Journal
+from cocoseg.train.run_log import RunLog
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.backend.event_processing.plugin_event_accumulator import (
@@ -47,16 +47,16 @@ def shown(run: Path) -> EventAccumulator:
     return board.Reload()
 
 
-def note(journal: Journal, first: int, last: int) -> None:
+def note(run_log: RunLog, first: int, last: int) -> None:
     for step in range(first, last + 1):
-        journal.write(step, loss=step / 10, learning_rate={"head": 1.0, "backbone": 0.1})
-        journal.picture(step, "validation/7", np.full((4, 6, 3), step, np.uint8))
+        run_log.write(step, loss=step / 10, learning_rate={"head": 1.0, "backbone": 0.1})
+        run_log.picture(step, "validation/7", np.full((4, 6, 3), step, np.uint8))
 
 
 def test_scalars_and_pictures_are_what_was_written(tmp_path: Path) -> None:
-    journal = Journal(locate(tmp_path), 0, 0)
-    note(journal, 1, 3)
-    journal.close()
+    run_log = RunLog(locate(tmp_path), 0, 0)
+    note(run_log, 1, 3)
+    run_log.close()
     rates = {"head": 1.0, "backbone": 0.1}
     assert lines(tmp_path) == [
         {"step": step, "loss": step / 10, "learning_rate": rates} for step in (1, 2, 3)
@@ -74,10 +74,10 @@ def test_scalars_and_pictures_are_what_was_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("done", [0, 3, 9, 10, 25])
 def test_a_resumed_run_forgets_what_lies_beyond_its_checkpoint(tmp_path: Path, done: int) -> None:
-    killed = Journal(locate(tmp_path), 0, 0)
+    killed = RunLog(locate(tmp_path), 0, 0)
     note(killed, 1, 10)
     killed.close()
-    resumed = Journal(locate(tmp_path), done, done)
+    resumed = RunLog(locate(tmp_path), done, done)
     kept = list(range(1, min(done, 10) + 1))
     for tag in ("loss", "validation/7", "learning_rate/head"):
         assert stored_steps(tmp_path, tag) == kept  # before anything new is written
@@ -94,12 +94,12 @@ def test_a_resumed_run_forgets_what_lies_beyond_its_checkpoint(tmp_path: Path, d
 
 def test_scores_that_are_measured_again_are_forgotten(tmp_path: Path) -> None:
     """Killed after a validation was written, and before it was saved."""
-    killed = Journal(locate(tmp_path), 0, 0)
+    killed = RunLog(locate(tmp_path), 0, 0)
     note(killed, 1, 4)
     for step in (2, 4):
         killed.write(step, val_mIoU=0.5)
     killed.close()
-    Journal(locate(tmp_path), 4, 2).close()
+    RunLog(locate(tmp_path), 4, 2).close()
     told = lines(tmp_path)
     assert [line["step"] for line in told if "loss" in line] == [1, 2, 3, 4]
     assert [line["step"] for line in told if "val_mIoU" in line] == [2]
@@ -110,20 +110,20 @@ def test_scores_that_are_measured_again_are_forgotten(tmp_path: Path) -> None:
 
 def test_many_restarts_leave_one_lineage(tmp_path: Path) -> None:
     for done in (0, 5, 2, 2, 4, 0, 3):
-        journal = Journal(locate(tmp_path), done, done)
-        note(journal, done + 1, done + 4)
-        journal.close()
+        run_log = RunLog(locate(tmp_path), done, done)
+        note(run_log, done + 1, done + 4)
+        run_log.close()
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
     assert stored_steps(tmp_path, "loss") == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_a_tensorboard_that_watches_a_restart_forgets_too(tmp_path: Path) -> None:
-    first = Journal(locate(tmp_path), 0, 0)
+    first = RunLog(locate(tmp_path), 0, 0)
     note(first, 1, 10)
     first.flush()
     board = PluginAccumulator(str(tmp_path / "tensorboard"), tensor_size_guidance={}).Reload()
     assert len(board.Tensors("validation/7")) == 10
-    second = Journal(locate(tmp_path), 4, 4)
+    second = RunLog(locate(tmp_path), 4, 4)
     second.flush()
     board.Reload()
     for tag in ("loss", "validation/7"):
@@ -133,9 +133,9 @@ def test_a_tensorboard_that_watches_a_restart_forgets_too(tmp_path: Path) -> Non
 
 
 def test_a_killed_run_may_leave_half_a_line_and_half_an_event_anywhere(tmp_path: Path) -> None:
-    journal = Journal(locate(tmp_path / "whole"), 0, 0)
-    note(journal, 1, 4)
-    journal.close()
+    run_log = RunLog(locate(tmp_path / "whole"), 0, 0)
+    note(run_log, 1, 4)
+    run_log.close()
     (events,) = (tmp_path / "whole" / "tensorboard").iterdir()
     content, text = events.read_bytes(), (tmp_path / "whole" / "metrics.jsonl").read_bytes()
     for cut in np.random.default_rng(0).integers(1, 400, 25):
@@ -144,7 +144,7 @@ def test_a_killed_run_may_leave_half_a_line_and_half_an_event_anywhere(tmp_path:
         (run / "tensorboard" / events.name).write_bytes(content[: -int(cut)])
         (run / "metrics.jsonl").write_bytes(text[: -(int(cut) % len(text))])
         whole_lines = text[: -(int(cut) % len(text))].count(b"}}")
-        resumed = Journal(locate(run), 9, 9)
+        resumed = RunLog(locate(run), 9, 9)
         note(resumed, 10, 10)
         resumed.close()
         assert [line["step"] for line in lines(run)] == [*range(1, whole_lines + 1), 10]
@@ -156,13 +156,13 @@ def test_a_killed_run_may_leave_half_a_line_and_half_an_event_anywhere(tmp_path:
 def test_what_is_no_line_of_ours_is_dropped(tmp_path: Path, garbage: bytes) -> None:
     good = b'{"step": 1, "loss": 0.5}\n'
     (tmp_path / "metrics.jsonl").write_bytes(good + garbage)
-    Journal(locate(tmp_path), 5, 5).close()
+    RunLog(locate(tmp_path), 5, 5).close()
     assert (tmp_path / "metrics.jsonl").read_bytes() == good
 
 
 def test_json_lines_never_hold_nan(tmp_path: Path) -> None:
-    journal = Journal(locate(tmp_path), 0, 0)
-    journal.write(
+    run_log = RunLog(locate(tmp_path), 0, 0)
+    run_log.write(
         1,
         loss=float("nan"),
         norm=np.float64("inf"),
@@ -172,7 +172,7 @@ def test_json_lines_never_hold_nan(tmp_path: Path) -> None:
         count=3,
         what="text",
     )
-    journal.close()
+    run_log.close()
     assert lines(tmp_path) == [
         {
             "step": 1,
@@ -190,12 +190,12 @@ def test_json_lines_never_hold_nan(tmp_path: Path) -> None:
 
 
 def test_what_was_written_before_a_checkpoint_survives_a_kill(tmp_path: Path) -> None:
-    journal = Journal(locate(tmp_path), 0, 0)
-    note(journal, 1, 5)
-    journal.flush()  # as each checkpoint does; the journal is never closed
+    run_log = RunLog(locate(tmp_path), 0, 0)
+    note(run_log, 1, 5)
+    run_log.flush()  # as each checkpoint does; the run_log is never closed
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5]
     assert stored_steps(tmp_path, "validation/7") == [1, 2, 3, 4, 5]
-    journal._board.close()
+    run_log._board.close()
 
 
 def test_on_an_object_store_the_files_arrive_and_are_cut_too(tmp_path: Path) -> None:
@@ -210,10 +210,10 @@ def test_on_an_object_store_the_files_arrive_and_are_cut_too(tmp_path: Path) -> 
         return local
 
     for done in (0, 2):
-        journal = Journal(run, done, done)
-        staging = journal._local
-        note(journal, done + 1, done + 4)
-        journal.close()
+        run_log = RunLog(run, done, done)
+        staging = run_log._local
+        note(run_log, done + 1, done + 4)
+        run_log.close()
         assert not staging.exists()
     local = copied("fetched")
     assert [line["step"] for line in lines(local)] == [1, 2, 3, 4, 5, 6]
@@ -222,20 +222,20 @@ def test_on_an_object_store_the_files_arrive_and_are_cut_too(tmp_path: Path) -> 
 
 
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal = Journal(locate(tmp_path), 0, 0)
+    run_log = RunLog(locate(tmp_path), 0, 0)
     full = open("/dev/full", "w")  # noqa: SIM115
-    monkeypatch.setattr(journal, "_file", full)
+    monkeypatch.setattr(run_log, "_file", full)
     with pytest.raises(CocosegError, match=r"cannot be written: No space left .*; make room"):
-        journal.write(1, loss=0.5)
-    journal._board.close()
+        run_log.write(1, loss=0.5)
+    run_log._board.close()
 
 
 def test_the_settings_are_shown_as_text_from_the_step_on_that_they_hold(tmp_path: Path) -> None:
-    first = Journal(locate(tmp_path), 0, 0)
+    first = RunLog(locate(tmp_path), 0, 0)
     first.settings(0, "train:\n  seed: 0\n")
     note(first, 1, 6)
     first.close()
-    resumed = Journal(locate(tmp_path), 4, 4)
+    resumed = RunLog(locate(tmp_path), 4, 4)
     resumed.settings(4, "train:\n  seed: 1\n")
     resumed.close()
     board = PluginAccumulator(str(tmp_path / "tensorboard")).Reload()
