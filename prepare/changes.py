@@ -1,7 +1,7 @@
 """What changed in the photographs since shards were made of them.
 
-Annotations and settings are compared by the manifest (see `build_folder`); photographs by their sizes,
-which costs a look at each, and those left out by trying them again.
+Annotations and settings are compared by the manifest (see `build_folder`); photographs by their
+sizes, which costs a look at each, and those left out by trying them again.
 """
 
 import contextlib
