@@ -84,10 +84,22 @@ class PathMarker:
         return anchored
 
 
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """Makes a field an option of the command line, under its own name with dashes."""
+
+    metavar: str = ""
+    commands: tuple[str, ...] = ()
+    """Those of the section's commands that have the option; all of them if not given."""
+    name: str = ""
+    """As it is written, ``--tta/--no-tta``, where it is not the field's own name."""
+
+
 PathField = Annotated[str, PathMarker()]
 """A local path or any fsspec URL."""
 
 Tree = TypeVar("Tree", bound=Section)
+Marker = TypeVar("Marker", PathMarker, Flag)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +324,7 @@ def _leaves(tree: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
 
 
 def _anchored(field: FieldInfo, value: object, base: Path) -> object:
-    marker = _marker([*field.metadata, field.annotation])
+    marker = find_marker(PathMarker, field)
     if marker is None:
         return value
     if isinstance(value, str):
@@ -322,13 +334,14 @@ def _anchored(field: FieldInfo, value: object, base: Path) -> object:
     return value
 
 
-def _marker(annotations: Sequence[object]) -> PathMarker | None:
-    for annotation in annotations:
-        if isinstance(annotation, PathMarker):
+def find_marker(kind: type[Marker], field: FieldInfo) -> Marker | None:
+    """Return the marker of a kind in the annotation of a field, if there is one."""
+    waiting: list[object] = [*field.metadata, field.annotation]
+    while waiting:
+        annotation = waiting.pop(0)
+        if isinstance(annotation, kind):
             return annotation
-        found = _marker(typing.get_args(annotation))
-        if found is not None:
-            return found
+        waiting += typing.get_args(annotation)
     return None
 
 

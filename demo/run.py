@@ -19,6 +19,7 @@ from ..infer.predict.run import predict
 from ..metrics import Scores
 from ..prepare.build import prepare
 from ..prepare.config import PrepareConfig
+from ..results import Result
 from ..settings import Settings
 from ..shards.decode import decode_mask
 from ..shards.manifest import Manifest
@@ -32,7 +33,7 @@ SHEET_IMAGES, SHEET_COLUMNS = 16, 2
 
 
 @dataclass(frozen=True, slots=True)
-class DemoPlan:
+class DemoPlan(Result):
     """Where everything goes, and what is trained."""
 
     settings: Settings
@@ -53,7 +54,7 @@ class DemoPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class DemoResult:
+class DemoResult(Result):
     """What the demo made and how good it is."""
 
     folder: Path
@@ -72,12 +73,12 @@ class DemoResult:
             "contact_sheet": str(self.folder / "contact-sheet.png"),
         }
 
-    def story(self) -> str:
+    def text(self) -> str:
         """Return the closing words: what was made and where to look."""
         folder = self.folder
         return "\n".join(
             (
-                self.evaluation.table(),
+                self.evaluation.text(),
                 "",
                 f"mIoU {self.evaluation.scores.miou:.3f} on images that training never saw; "
                 f"predicting background only gives {self.background_miou:.3f}.",

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..model.config import ModelConfig
 from ..processes import Launch
+from ..results import Result
 from ..train.config import AugmentConfig, TrainConfig
 from . import libraries, machine
 from .finding import Check, Finding, found_by, warning
@@ -22,7 +23,7 @@ _MARKS: Mapping[str, str] = {"ok": "ok", "warning": "WARNING", "problem": "PROBL
 
 
 @dataclass(frozen=True, slots=True)
-class Diagnosis:
+class Diagnosis(Result):
     """All findings, in the order of the checks."""
 
     findings: tuple[Finding, ...]
@@ -44,7 +45,7 @@ class Diagnosis:
             "findings": [asdict(finding) for finding in self.findings],
         }
 
-    def table(self) -> str:
+    def text(self) -> str:
         """Return the findings for people: a line each, what to do below it."""
         width = max((len(finding.check) for finding in self.findings), default=0)
         lines = []
@@ -74,7 +75,7 @@ def examine(
     train
         With `shards`, a few samples also go all the way: loader, network, step, scores.
     checkpoint
-        Is loaded, too, and predicts; see `model.weights.load_network`.
+        Is loaded, too, and predicts; see `load_network`.
     say
         Called with the name of each check before it runs.
 

@@ -20,7 +20,7 @@ _SLOW_IMPORT = 60  # seconds; 15 on a slow disk
 _IMPORTS = (
     *("numpy", "PIL.Image", "cv2", "simplejpeg", "pycocotools.mask", "torch"),
     *("transformers", "albumentations", "torch.utils.tensorboard"),
-    *("cocoseg.train.batches", "cocoseg.model.weights"),
+    *("cocoseg.train.batches", "cocoseg.checkpoint.network"),
 )
 _TRY_IMPORTS = """
 import importlib, sys

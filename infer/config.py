@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from ..config import PathField, PathMarker
+from ..config import Flag, PathField, PathMarker
 from ..shards.config import ReadConfig
 
 
@@ -25,19 +25,19 @@ class InferConfig(ReadConfig):
         }
     )
 
-    checkpoint: Annotated[str, PathMarker(only_existing=True)] | None = None
+    checkpoint: Annotated[str | None, PathMarker(only_existing=True), Flag("CKPT")] = None
     """A run, a checkpoint folder, a Hugging Face name, or a file of weights (.pt …)."""
-    input: PathField | None = None
+    input: Annotated[PathField | None, Flag("PATH", commands=("infer",))] = None
     """What 'infer' predicts: an image, a folder of images (recursive), a pattern such as
     'photos/**/*.jpg', a .txt file that lists images, or a folder of shards."""
-    shards: tuple[PathField, ...] = ()
+    shards: Annotated[tuple[PathField, ...], Flag("SHARDS", commands=("eval",))] = ()
     """What 'eval' scores: folders of shards."""
-    predictions: PathField | None = None
+    predictions: Annotated[PathField | None, Flag("FOLDER", commands=("eval",))] = None
     """What 'eval' scores instead of a checkpoint: a folder of masks, FOLDER/KEY.png of train ids
     for each sample."""
-    output: PathField | None = None
+    output: Annotated[PathField | None, Flag("DIR")] = None
     """Folder that receives masks, or scores."""
-    use_tta: bool = True
+    use_tta: Annotated[bool, Flag(name="--tta/--no-tta")] = True
     """Average the probabilities of several scales and flips."""
     tta_scales: tuple[PositiveFloat, ...] = Field((0.75, 1.0, 1.25), min_length=1)
     """Factors of the input size."""
@@ -52,31 +52,31 @@ class InferConfig(ReadConfig):
     """Side of a tile [pixels of the photograph]; 0 is twice the network's input size."""
     tile_overlap: float = Field(0.25, ge=0, lt=1)
     """Share of a tile that it has in common with the next, at least."""
-    batch_size: PositiveInt = 8
+    batch_size: Annotated[PositiveInt, Flag()] = 8
     """Images a batch. Of the last bits of a score it is a part: keep it to compare exactly."""
-    ids: Literal["train", "coco"] = "train"
+    ids: Annotated[Literal["train", "coco"], Flag(commands=("infer",))] = "train"
     """What masks hold: train ids, or the category ids of the classes."""
-    min_confidence: float = Field(0.0, ge=0, le=1)
+    min_confidence: Annotated[float, Flag(commands=("infer",))] = Field(0.0, ge=0, le=1)
     """Pixels whose class is less probable are ignored (255) in masks; 0 keeps all."""
-    confidence: bool = False
+    confidence: Annotated[bool, Flag(commands=("infer",))] = False
     """Write the probability of each pixel's class to OUTPUT/confidence/: 8 bits, 255 is 1.0."""
-    probabilities: bool = False
+    probabilities: Annotated[bool, Flag(commands=("infer",))] = False
     """Write all probabilities to OUTPUT/probabilities/*.npy: float16, (height, width, classes)."""
-    coco_json: bool = False
+    coco_json: Annotated[bool, Flag(commands=("infer",))] = False
     """Write OUTPUT/coco.json: one annotation for each class of an image, as RLE."""
-    color: bool = False
+    color: Annotated[bool, Flag(commands=("infer",))] = False
     """Write colored masks to OUTPUT/color/."""
-    overlay: bool = False
+    overlay: Annotated[bool, Flag(commands=("infer",))] = False
     """Write masks over their images to OUTPUT/overlay/."""
     legend: bool = True
     """Append the names and colors of the classes below each overlay."""
     palette: Literal["distinct", "voc"] = "distinct"
     """Colors of the classes in color/ and overlay/: easy to tell apart, or those of PASCAL VOC."""
-    quick: bool = False
+    quick: Annotated[bool, Flag(commands=("eval",))] = False
     """'eval' computes neither boundary IoU nor calibration."""
-    compare_tta: bool = False
+    compare_tta: Annotated[bool, Flag(commands=("eval",))] = False
     """'eval' also measures without test-time augmentation, in the same run."""
-    pictures: NonNegativeInt = 0
+    pictures: Annotated[NonNegativeInt, Flag(commands=("eval",))] = 0
     """How many image / ground truth / prediction pictures 'eval' writes to OUTPUT/pictures/."""
     device: str = "auto"
     """'auto' (a GPU where there is one), 'cpu', 'cuda' …"""

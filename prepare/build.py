@@ -32,41 +32,10 @@ from .config import PrepareConfig
 from .forecast import refuse_full_disk
 from .plan import BuildPlan, image_task, plan_build, refuse_wrong_folders, sample_rules
 from .publish import draft_manifest, publish
+from .result import PreparedSplit, PrepareResult
 from .sample import Quarantined
 from .shard import BuiltShard, ShardTask, shard_name
 from .workers import run_shards
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedSplit:
-    """One complete folder of shards."""
-
-    name: str
-    """As in ``--split``; empty where nothing was split."""
-    folder: str
-    manifest: Manifest
-    quarantined: tuple[Quarantined, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PrepareResult:
-    """The complete output."""
-
-    output: str
-    splits: tuple[PreparedSplit, ...]
-    notes: tuple[str, ...]
-    warnings: tuple[str, ...] = ()
-    """What makes training learn less than expected; see `Census.warnings`."""
-
-    @property
-    def manifest(self) -> Manifest:
-        """The manifest of the only, or the first, folder of shards."""
-        return self.splits[0].manifest
-
-    @property
-    def quarantined(self) -> tuple[Quarantined, ...]:
-        """All images that were left out."""
-        return tuple(entry for split in self.splits for entry in split.quarantined)
 
 
 def prepare(config: PrepareConfig, progress: bool = False) -> PrepareResult:

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
-from ..config import PathField, PathMarker, Section
+from ..config import Flag, PathField, PathMarker, Section
 from ..shards.config import SplitText
 
 
@@ -24,56 +24,58 @@ class PrepareConfig(Section):
         }
     )
 
-    annotations: tuple[PathField, ...] = ()
+    annotations: Annotated[tuple[PathField, ...], Flag("JSON")] = ()
     """COCO JSON files, each paired with the images at the same place in `images`; none packs the
     images alone, without masks."""
-    images: tuple[PathField, ...] = ()
+    images: Annotated[tuple[PathField, ...], Flag("DIR")] = ()
     """Image folders, tars or zips, one for each annotation file or folder of masks."""
-    masks: tuple[PathField, ...] = ()
+    masks: Annotated[tuple[PathField, ...], Flag("DIR")] = ()
     """Folders, tars or zips of label images (PNG …) instead of annotations, each paired with the
     images at the same place."""
-    image_suffix: str = ""
+    image_suffix: Annotated[str, Flag("TEXT")] = ""
     """What the names of images end in before the extension, as '_leftImg8bit'; with `masks`."""
-    mask_suffix: str = ""
+    mask_suffix: Annotated[str, Flag("TEXT")] = ""
     """What the names of label images end in before the extension, as '_gtFine_labelIds'."""
-    output: PathField | None = None
+    output: Annotated[PathField | None, Flag("SHARDS")] = None
     """Folder (or URL) that receives the shards."""
-    classes: Annotated[str, PathMarker(words=("auto", "coco", "voc", "cityscapes"))] = "auto"
+    classes: Annotated[
+        str, PathMarker(words=("auto", "coco", "voc", "cityscapes")), Flag("auto|coco|FILE")
+    ] = "auto"
     """'auto' (COCO's 80 when the categories are COCO's, else the JSON's own; the values of
     `masks`), 'coco', for masks 'voc' or 'cityscapes', or a file."""
-    overlap: Literal["area", "order"] = "area"
+    overlap: Annotated[Literal["area", "order"], Flag()] = "area"
     """Where instances overlap: the smaller rasterized area wins, or the later annotation."""
-    crowd: Literal["paint", "beneath", "ignore", "drop"] = "paint"
+    crowd: Annotated[Literal["paint", "beneath", "ignore", "drop"], Flag()] = "paint"
     """Crowd regions: as any instance, under all others, ignored where alone, or left out."""
-    boxes: Literal["quarantine", "ignore", "background"] = "quarantine"
+    boxes: Annotated[Literal["quarantine", "ignore", "background"], Flag()] = "quarantine"
     """Annotations with a box but no segmentation: leave their images out, mark the box as ignored
     where nothing else is painted, or paint nothing."""
-    exif: Literal["auto", "apply", "raw"] = "auto"
+    exif: Annotated[Literal["auto", "apply", "raw"], Flag()] = "auto"
     """Which orientation the annotations mean: the one whose size matches, upright, or as stored."""
-    check_images: Literal["header", "full"] = "header"
+    check_images: Annotated[Literal["header", "full"], Flag()] = "header"
     """How photographs are checked: header and end of the file, or every pixel decoded."""
-    split: SplitText | None = None
+    split: Annotated[SplitText | None, Flag("NAME=FRACTION,…")] = None
     """Deal the images to several folders below the output: 'train=0.9,val=0.1'."""
-    group_by: str | None = None
+    group_by: Annotated[str | None, Flag("REGEX")] = None
     """Regex on the file name; images whose first group (or match) is equal get one split."""
-    limit: PositiveInt | None = None
+    limit: Annotated[PositiveInt | None, Flag()] = None
     """Take so many images, chosen by the hash of their keys."""
-    skip_empty: bool = False
+    skip_empty: Annotated[bool, Flag()] = False
     """Leave images without annotations out."""
-    max_side: PositiveInt | None = None
+    max_side: Annotated[PositiveInt | None, Flag()] = None
     """Shrink larger images to this longer side [pixels]; they are encoded anew as JPEG."""
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
     """Quality of images that `max_side` shrinks; colors are not subsampled."""
-    samples_per_shard: PositiveInt = 1000
+    samples_per_shard: Annotated[PositiveInt, Flag()] = 1000
     """Images a shard."""
-    workers: NonNegativeInt = 0
+    workers: Annotated[NonNegativeInt, Flag()] = 0
     """Worker processes; 0 means one for each core."""
-    engine: Literal["local", "ray", "inline"] = "local"
+    engine: Annotated[Literal["local", "ray", "inline"], Flag()] = "local"
     """Where the work is done: in processes on this machine, on a Ray cluster ('cocoseg[ray]'), or
     in the command's own process (for debuggers: a crash in a C library ends it)."""
-    overwrite: bool = False
+    overwrite: Annotated[bool, Flag()] = False
     """Replace shards of other inputs or settings that the output holds."""
-    max_bad: NonNegativeInt = 0
+    max_bad: Annotated[NonNegativeInt, Flag()] = 0
     """Quarantined images beyond which the exit code is 4."""
 
     @field_validator("group_by")

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import CocosegError, ConfigError, DataError
 from ..figures import bytes_text, time_text
 from ..processes import available_cores
+from ..results import Result
 from ..shards.manifest import Manifest
 from ..shards.orientation import Orientation
 from ..storage import locate
@@ -29,7 +30,7 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
+class Forecast(Result):
     """What ``--dry-run`` tells."""
 
     plan: BuildPlan
@@ -84,7 +85,7 @@ class Forecast:
             content["notes"] = list(plan.notes())
         return content
 
-    def story(self) -> str:
+    def text(self) -> str:
         """Return what is printed for people."""
         content = self.to_dict()
         names = content["classes"]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ByteSize, NonNegativeInt
 
-from ..config import PathField, PathMarker, Section
+from ..config import Flag, PathField, PathMarker, Section
 
 
 class ReadConfig(Section):
@@ -33,15 +33,15 @@ SplitText = Annotated[str, AfterValidator(_adds_up)]
 class IndexConfig(Section):
     """From shards that another program wrote to ones that can be trained on."""
 
-    classes: Annotated[str | None, PathMarker(words=("coco",))] = None
+    classes: Annotated[str | None, PathMarker(words=("coco",)), Flag("coco|FILE")] = None
     """What the train ids in the masks mean: 'coco' (81 classes), or a YAML or JSON file with the
     names in train-id order."""
-    exif: Literal["auto", "apply", "raw"] = "auto"
+    exif: Annotated[Literal["auto", "apply", "raw"], Flag()] = "auto"
     """Which orientation the masks follow: the one whose size matches, upright, or as stored."""
-    split: SplitText | None = None
+    split: Annotated[SplitText | None, Flag("NAME=FRACTION,…")] = None
     """Deal whole shards, by a hash of their names, to folders below: 'train=0.9,val=0.1'. The
     folders hold hard links to them."""
-    workers: NonNegativeInt | None = None
+    workers: Annotated[NonNegativeInt | None, Flag()] = None
     """Worker processes; 0 and 1 work in the command's own; none means one for each core."""
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
 
@@ -21,6 +22,7 @@ from ..errors import CocosegError, ConfigError, DataError
 from ..meter import Meter
 from ..photo import BadPhoto
 from ..processes import available_cores
+from ..results import Result, aligned
 from ..storage import Location, locate
 from ..storage.output import explained, is_unfinished
 from ..taxonomy import Taxonomy, mask_taxonomy
@@ -49,7 +51,8 @@ REPORT = "index-report.html"
 _TOLD = 20  # problems, before the rest is not looked at
 
 
-class ForeignShards(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class ForeignShards(Result):
     """A folder whose shards are to be indexed."""
 
     folder: str
@@ -94,7 +97,8 @@ class Examined(msgspec.Struct, frozen=True):
     problems: list[str]
 
 
-class IndexResult(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class IndexResult(Result):
     """What `index_shards` has done."""
 
     folder: str
@@ -128,6 +132,10 @@ class IndexResult(msgspec.Struct, frozen=True):
             "report": self.report,
             "warnings": list(self.warnings),
         }
+
+    def text(self) -> str:
+        """Return it for people, without the warnings, which are logged."""
+        return aligned({key: value for key, value in self.to_dict().items() if key != "warnings"})
 
 
 def plan_index(folder: str, config: IndexConfig) -> ForeignShards:

@@ -7,12 +7,14 @@ digests and all, is found where it makes a shard anything but a row of good samp
 import hashlib
 import mmap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from ..errors import DataError
 from ..meter import Meter
+from ..results import Result
 from ..storage import Location, locate
 from ..taxonomy import Taxonomy
 from .contents import check_json, check_photo, count_classes, photo_header, read_described
@@ -41,12 +43,16 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(Result):
     """How much there is to verify."""
 
     shards: int
     samples: int
     bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,13 @@ class Verification(Extent):
     """The result of `verify`."""
 
     problems: tuple[Problem, ...]
+
+    def text(self) -> str:
+        """Return it for people: a line for each problem, and one for all."""
+        lines = [f"{problem.where}: {problem.what}" for problem in self.problems]
+        state = f"{len(lines)} problems" if lines else "all good"
+        sums = f"{self.shards} shards, {self.samples} samples, {self.bytes} bytes"
+        return "\n".join([*lines, f"{sums}: {state}"])
 
 
 def plan_verification(folder: str) -> Extent:

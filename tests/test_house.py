@@ -3,9 +3,11 @@
 import importlib.metadata
 import tomllib
 
+import click
 import pytest
 from cocoseg import __version__
 from cocoseg.cli import cli
+from cocoseg.options import options_of
 from cocoseg.settings import Settings
 
 OUTSIDE = {"tests", "benchmarks", "docs", "build", "dist"}  # of the package
@@ -40,15 +42,38 @@ def test_torchvision_is_never_a_dependency(project):
     assert not [item for item in wanted if item.startswith("torchvision")]
 
 
-STAGES = {"prepare": "prepare", "train": "train", "infer": "infer", "eval": "infer"}
+OPTIONS = {
+    "prepare": "annotations boxes check-images classes crowd engine exif group-by image-suffix "
+    "images limit mask-suffix masks max-bad max-side output overlap overwrite samples-per-shard "
+    "skip-empty split workers",
+    "index": "classes exif split workers",
+    "train": "output resume shards val-shards",
+    "infer": "batch-size checkpoint coco-json color confidence ids input min-confidence output "
+    "overlay probabilities tta",
+    "eval": "batch-size checkpoint compare-tta output pictures predictions quick shards tta",
+    "doctor": "checkpoint shards",
+    "onnx": "checkpoint input-type opset output output-type overwrite",
+    "program": "checkpoint input-type output output-type overwrite",
+    "hf": "checkpoint metrics output overwrite",
+}
 
 
-@pytest.mark.parametrize(("command", "section"), STAGES.items())
-def test_every_flag_of_a_stage_is_a_config_key(command, section):
-    common = {"config_file", "overrides", "dry_run", "as_json"}
-    flags = {parameter.name for parameter in cli.commands[command].params} - common
-    assert flags
-    assert flags <= set(Settings.model_fields[section].annotation.model_fields)
+@pytest.mark.parametrize(("name", "expected"), OPTIONS.items(), ids=OPTIONS)
+def test_the_options_of_the_commands_are_these(name, expected):
+    command = {**cli.commands, **cli.commands["export"].commands}[name]
+    options = command.get_params(click.Context(command))
+    found = {one.opts[0].removeprefix("--") for one in options if isinstance(one, click.Option)}
+    assert sorted(found - {"config", "set", "dry-run", "json", "help"}) == expected.split()
+
+
+def test_an_option_has_the_words_the_choices_and_the_default_of_its_field():
+    overlap = next(one for one in options_of("prepare", "prepare") if one.name == "overlap")
+    field = Settings.model_fields["prepare"].annotation.model_fields["overlap"]
+    assert overlap.help == f"{' '.join(field.description.split())} [area]"
+    assert overlap.type.choices == ("area", "order")
+    tta = next(one for one in options_of("infer", "eval") if one.name == "use_tta")
+    assert (tta.opts, tta.secondary_opts, tta.default) == (["--tta"], ["--no-tta"], None)
+    assert next(one for one in options_of("train", "train") if one.name == "shards").multiple
 
 
 def test_tests_mirror_the_rooms(root):

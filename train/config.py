@@ -13,7 +13,7 @@ from pydantic import (
     field_validator,
 )
 
-from ..config import PathField, Section
+from ..config import Flag, PathField, Section
 from ..model.config import ModelConfig
 from ..model.registry import is_random
 from ..shards.config import ReadConfig
@@ -130,13 +130,13 @@ class TrainConfig(ReadConfig):
         }
     )
 
-    shards: tuple[PathField, ...] = ()
+    shards: Annotated[tuple[PathField, ...], Flag("SHARDS")] = ()
     """Folders of training shards."""
-    val_shards: tuple[PathField, ...] = ()
+    val_shards: Annotated[tuple[PathField, ...], Flag("SHARDS", commands=("train",))] = ()
     """Folders of validation shards; without any, `monitor` falls back to the latest checkpoint."""
-    save_dir: PathField | None = None
+    save_dir: Annotated[PathField | None, Flag("RUN", commands=("train",), name="--output")] = None
     """Folder of the run."""
-    resume: Literal["auto", "never"] = "auto"
+    resume: Annotated[Literal["auto", "never"], Flag(commands=("train",))] = "auto"
     """Go on from the newest checkpoint of `save_dir`, or refuse a `save_dir` that holds one."""
     seed: NonNegativeInt = 0
     """Seed of the order of samples, augmentation, dropout and new weights."""

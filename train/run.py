@@ -15,6 +15,7 @@ from ..errors import CocosegError, ConfigError
 from ..model.config import ModelConfig
 from ..model.precision import tf32
 from ..processes import Launch, end_with_launcher, keep_freed_memory
+from ..results import Result
 from ..storage import Location, locate
 from .augment import check_extra
 from .config import AugmentConfig, TrainConfig
@@ -22,14 +23,14 @@ from .interrupt import Interrupts
 from .kernels import chosen_kernels
 from .losses.step import StepLoss
 from .resume import agree_on_newest, run_lock
-from .run_plan import plan_run
+from .run_plan import RunPlan, plan_run
 from .trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class RunResult:
+class RunResult(Result):
     """Where a run ended."""
 
     save_dir: str
@@ -58,6 +59,18 @@ class RunResult:
                 locate(self.save_dir) / ("last" if self.best_step is None else "best")
             ),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class RunForecast(Result):
+    """What ``--dry-run`` prints."""
+
+    from_step: int
+    plan: RunPlan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {"from_step": self.from_step, **self.plan.to_dict()}
 
 
 def run(
@@ -120,14 +133,12 @@ def run(
         return _result(train, trainer)
 
 
-def forecast(
-    train: TrainConfig, model: ModelConfig, augment: AugmentConfig
-) -> dict[str, Any] | None:
+def forecast(train: TrainConfig, model: ModelConfig, augment: AugmentConfig) -> RunForecast | None:
     """Return what ``--dry-run`` prints: the plan, and where a run that is there would go on.
 
     Returns
     -------
-    dict or None
+    RunForecast or None
         None on all ranks but the first.
 
     Raises
@@ -148,7 +159,7 @@ def forecast(
     StepLoss.of(train, plan.shards.taxonomy, plan.class_weights)
     if not launch.leads:
         return None
-    return {"from_step": 0 if checkpoint is None else checkpoint.state.step, **plan.to_dict()}
+    return RunForecast(0 if checkpoint is None else checkpoint.state.step, plan)
 
 
 def _resolved(train: TrainConfig, model: ModelConfig, checkpoint: Checkpoint | None) -> TrainConfig:

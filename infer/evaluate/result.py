@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...metrics import Scores, mean, plain
+from ...results import Result
 from ...taxonomy import Taxonomy
 from .boundary import DILATION_RATIO, boundary_iou
 from .calibration import Calibration
@@ -39,7 +40,7 @@ class Confusion:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Result):
     """All scores; the same at any number of processes."""
 
     checkpoint: ScoredNetwork | None
@@ -220,7 +221,7 @@ class Evaluation:
         ]
         return sorted(found, key=lambda pair: (pair[1], pair[0].position))[:count]
 
-    def table(self) -> str:
+    def text(self) -> str:
         """Return the scores for people: every class that occurs, the rest counted."""
         return "\n".join(self._lines())
 

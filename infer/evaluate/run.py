@@ -32,6 +32,7 @@ from ...model.score import (
     totals_of,
 )
 from ...printable import redacted
+from ...results import Result
 from ...shards.order import evaluation_batches
 from ...shards.reader import Sample, ShardSet
 from ...shards.tarball import key_path
@@ -57,7 +58,7 @@ _FILES = (
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationPlan:
+class EvaluationPlan(Result):
     """What ``--dry-run`` tells."""
 
     config: InferConfig

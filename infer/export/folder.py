@@ -17,6 +17,7 @@ from ...checkpoint.network import LoadedNetwork, load_network, weights_digest
 from ...checkpoint.provenance import Provenance
 from ...errors import ConfigError, DataError
 from ...model.config import ModelConfig
+from ...results import Result, aligned
 from ...storage import Location, locate
 from .card import Card
 from .config import ExportConfig
@@ -31,7 +32,7 @@ _OURS = ("*.safetensors", "model.safetensors.index.json", "*config.json", "taxon
 
 
 @dataclass(frozen=True, slots=True)
-class FolderPlan:
+class FolderPlan(Result):
     """What ``--dry-run`` tells."""
 
     config: ExportConfig
@@ -57,7 +58,7 @@ class FolderPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class FolderExport:
+class FolderExport(Result):
     """A folder that was written, or was there."""
 
     plan: FolderPlan
@@ -75,14 +76,14 @@ class FolderExport:
             "parity": self.parity.to_dict(),
         }
 
-    def lines(self) -> dict[str, Any]:
-        """Return what people read, line by line."""
+    def text(self) -> str:
+        """Return it for people, with the largest difference instead of all."""
         lines = {
             key: "not recorded" if value is None else value
             for key, value in self.to_dict().items()
             if key != "parity"
         }
-        return {**lines, "largest_difference": str(self.parity)}
+        return aligned({**lines, "largest_difference": str(self.parity)})
 
 
 def plan_folder(config: ExportConfig, model: ModelConfig) -> FolderPlan:

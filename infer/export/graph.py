@@ -22,6 +22,7 @@ from ...checkpoint.network import LoadedNetwork, load_network, weights_digest
 from ...errors import CocosegError, ConfigError
 from ...model.config import ModelConfig
 from ...model.preprocess import BILINEAR
+from ...results import Result, aligned
 from ...storage import Location
 from .config import ExportConfig
 from .network import INPUTS, ExportedNetwork, Reference, output_port, trial_shapes
@@ -64,7 +65,7 @@ FORMATS = {
 
 
 @dataclass(frozen=True, slots=True)
-class GraphPlan:
+class GraphPlan(Result):
     """What ``--dry-run`` tells."""
 
     format: GraphFormat
@@ -95,7 +96,7 @@ class GraphPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class GraphExport:
+class GraphExport(Result):
     """A file that was written, or was there."""
 
     plan: GraphPlan
@@ -116,11 +117,11 @@ class GraphExport:
             "parity": self.parity and self.parity.to_dict(),
         }
 
-    def lines(self) -> dict[str, Any]:
-        """Return what people read, line by line."""
+    def text(self) -> str:
+        """Return it for people, with the largest difference instead of all."""
         difference = str(self.parity) if self.parity else "compared when it was written"
         lines = {key: value for key, value in self.to_dict().items() if key != "parity"}
-        return {**lines, "largest_difference": difference}
+        return aligned({**lines, "largest_difference": difference})
 
 
 def plan_graph(kind: GraphFormat, config: ExportConfig, model: ModelConfig) -> GraphPlan:

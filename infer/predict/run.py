@@ -24,6 +24,7 @@ from ...model.pipeline import read_ahead, thread_count, threads_for
 from ...model.precision import dtype_name, tf32
 from ...model.predictor import ComingPrediction, Inputs, Predictor
 from ...printable import redacted
+from ...results import Result
 from ...storage import locate
 from ...storage.output import OutputFolder, explained
 from ..config import InferConfig
@@ -43,7 +44,7 @@ _IN_FLIGHT = 2  # predictions per thread that wait for the disk
 
 
 @dataclass(frozen=True, slots=True)
-class PredictionPlan:
+class PredictionPlan(Result):
     """What ``--dry-run`` tells."""
 
     config: InferConfig
@@ -71,7 +72,7 @@ class PredictionPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class PredictionResult:
+class PredictionResult(Result):
     """What was predicted and what could not be read."""
 
     output: str

@@ -550,7 +550,7 @@ def test_every_check_may_fail_and_the_diagnosis_is_whole(
     said: list[str] = []
     diagnosis = examine(config, MODEL, AugmentConfig(), say=said.append)
     assert diagnosis.problems == len(said) - 5  # data checks behind the first have no shards
-    assert "RuntimeError: no such luck" in diagnosis.table()
+    assert "RuntimeError: no such luck" in diagnosis.text()
     assert json.loads(json.dumps(diagnosis.to_dict()))["problems"] == diagnosis.problems
 
 
@@ -558,7 +558,7 @@ def test_the_table_tells_state_check_and_remedy() -> None:
     found = found_by("disk", lambda: [ok("fine"), warning("small", "buy"), problem("full", "go")])
     diagnosis = Diagnosis(tuple(found))
     assert diagnosis.problems == 1
-    assert diagnosis.table().splitlines() == [
+    assert diagnosis.text().splitlines() == [
         "ok       disk  fine",
         "WARNING  disk  small",
         "               → buy",

@@ -301,7 +301,7 @@ def test_ranks_that_cannot_meet_are_a_problem_and_the_rest_is_examined(
 
     monkeypatch.setattr(Ranks, "_meet", fails)
     diagnosis = examined(WORLD_SIZE="2", RANK="0", LOCAL_RANK="0")
-    assert "timed out waiting for rank 1" in diagnosis.table()
+    assert "timed out waiting for rank 1" in diagnosis.text()
     assert "hub" in {one.check for one in diagnosis.findings}
     assert examined(WORLD_SIZE="2", RANK="1", LOCAL_RANK="1") is None
     assert "rank 1: timed out waiting for rank 1" in caplog.text

@@ -195,7 +195,7 @@ def test_a_forecast_refuses_what_the_run_would(train_small: Train, tmp_path: Pat
     config = TrainConfig.model_validate(
         {**SMALL, "shards": (str(golden.shards("train")),), "save_dir": str(tmp_path)}
     )
-    told = forecast(config, MODEL, AUGMENT)
+    told = forecast(config, MODEL, AUGMENT).to_dict()
     assert told["from_step"] == 1
     never = config.model_copy(update={"resume": "never"})
     with pytest.raises(ConfigError, match="holds a run already"):
@@ -210,7 +210,7 @@ def test_a_forecast_is_told_once(tmp_path: Path, golden, monkeypatch: pytest.Mon
         {**SMALL, "shards": (str(golden.shards("train")),), "save_dir": str(tmp_path)}
     )
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert forecast(config, MODEL, AUGMENT)["processes"] == 2
+    assert forecast(config, MODEL, AUGMENT).to_dict()["processes"] == 2
     monkeypatch.setenv("RANK", "1")
     assert forecast(config, MODEL, AUGMENT) is None
 

@@ -121,10 +121,10 @@ def test_a_run_of_the_earlier_default_is_resumed_exactly(
 
 def test_the_dry_run_prints_the_peak_rates(train_small: Train, tmp_path: Path, golden) -> None:
     config = TrainConfig(shards=(str(golden.shards("train")),), save_dir=str(tmp_path))
-    told = forecast(config, MODEL, AugmentConfig())
+    told = forecast(config, MODEL, AugmentConfig()).to_dict()
     assert told["learning_rate"] == {"head": 6e-4, "backbone": 6e-4}
     given = config.model_copy(update={"backbone_lr_ratio": 0.5})
-    assert forecast(given, MODEL, AugmentConfig())["learning_rate"]["backbone"] == 3e-4
+    assert forecast(given, MODEL, AugmentConfig()).to_dict()["learning_rate"]["backbone"] == 3e-4
 
 
 def test_the_same_call_finds_a_finished_run_finished(train_small: Train, tmp_path: Path) -> None:
@@ -394,7 +394,10 @@ def test_masks_that_teach_nothing_are_warned_of(
     for name in ("training", "validation"):
         assert re.search(told.format(name), caplog.text, re.MULTILINE)
     config = TrainConfig(shards=shards, save_dir=str(tmp_path / "other"))
-    assert any("ignored as a whole" in one for one in forecast(config, MODEL, AUGMENT)["warnings"])
+    assert any(
+        "ignored as a whole" in one
+        for one in forecast(config, MODEL, AUGMENT).to_dict()["warnings"]
+    )
 
 
 def test_classes_without_a_pixel_are_named_for_the_training_shards_alone(golden) -> None:

@@ -1,0 +1,78 @@
+"""Options of a command, made of the fields of its section that are marked by `Flag`."""
+
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import click
+from pydantic.fields import FieldInfo
+
+from .config import Flag, Section, find_marker
+from .settings import Settings
+
+
+def options_of(section: str, command: str) -> list[click.Option]:
+    """Return the options of a command.
+
+    An option has the description and the default of its field; a choice has its values. None, and
+    no value of an option that is repeatable, mean that it was not given.
+
+    Parameters
+    ----------
+    section
+        Whose fields are the options.
+    command
+        Some fields are options of one of the section's commands alone; see `Flag.commands`.
+    """
+    return [_option(name, field, flag) for name, field, flag in _flags(section, command)]
+
+
+def flag_names(section: str, command: str) -> dict[str, str]:
+    """Return field → the option as it is written."""
+    return {name: _spelled(name, flag) for name, _, flag in _flags(section, command)}
+
+
+def _flags(section: str, command: str) -> Iterator[tuple[str, FieldInfo, Flag]]:
+    content = Settings.model_fields[section].annotation
+    assert isinstance(content, type) and issubclass(content, Section)
+    for name, field in content.model_fields.items():
+        flag = find_marker(Flag, field)
+        if flag is not None and (not flag.commands or command in flag.commands):
+            yield name, field, flag
+
+
+def _spelled(name: str, flag: Flag) -> str:
+    return flag.name or f"--{name.replace('_', '-')}"
+
+
+def _option(name: str, field: FieldInfo, flag: Flag) -> click.Option:
+    kind = _plain(field.annotation)
+    described = " ".join((field.description or "").split())
+    options: dict[str, Any] = {}
+    if kind is bool:
+        options = {"is_flag": True, "default": None}
+    elif typing.get_origin(kind) is Literal:
+        options = {"type": click.Choice(typing.get_args(kind))}
+    elif typing.get_origin(kind) is tuple:
+        options, described = {"multiple": True}, f"{described} Repeatable."
+    elif kind in (int, float):
+        options = {"type": kind, "metavar": "N" if kind is int else "X"}
+    if flag.metavar:
+        options["metavar"] = flag.metavar
+    default = field.default
+    if kind is bool:
+        default = "on" if default else None
+    if default not in (None, (), ""):
+        described += f" [{default:g}]" if isinstance(default, float) else f" [{default}]"
+    return click.Option([_spelled(name, flag), name], help=described, **options)
+
+
+def _plain(annotation: Any) -> Any:
+    """Return the type of a field without None and without its constraints."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _plain(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        parts = [one for one in typing.get_args(annotation) if one is not types.NoneType]
+        return _plain(parts[0]) if len(parts) == 1 else str
+    return annotation
