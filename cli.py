@@ -25,6 +25,7 @@ from .results import Facts, Result
 
 if TYPE_CHECKING:
     from .config import Resolved
+    from .infer.export.run import Format
     from .settings import Settings
 
 
@@ -152,7 +153,7 @@ def prepare(call: Call) -> None:
     An image that cannot be trusted is left out whole and listed in SHARDS/quarantine.jsonl (exit
     code 4). After an interruption, run the same command again: finished shards are kept.
     """
-    from .prepare.build import prepare as build
+    from .prepare.build import prepare_shards
     from .prepare.forecast import forecast
     from .prepare.plan import plan_build
 
@@ -164,7 +165,7 @@ def prepare(call: Call) -> None:
             raise expected.refusal
         quarantined = expected.quarantined
     else:
-        result = build(config, progress=_progress())
+        result = prepare_shards(config, progress=_progress())
         call.print(result)
         for warning in result.warnings:
             _log(f"warning: {warning}")
@@ -228,12 +229,12 @@ def train(call: Call) -> None:
         from .processes import warm_up
 
         warm_up("cocoseg.train.batches", "cocoseg.model.score")  # while this process imports torch
-    from .train.run import forecast, run
+    from .train.run import forecast, train_model
 
     if call.dry_run:
         call.print(forecast(value.train, value.model, value.augment))
     else:
-        call.print(run(value.train, value.model, value.augment, progress=_progress()))
+        call.print(train_model(value.train, value.model, value.augment, progress=_progress()))
 
 
 @command("infer", "infer")
@@ -305,32 +306,26 @@ def export_group() -> None:
 @command("onnx", "export", export_group)
 def export_onnx(call: Call) -> None:
     """Write FILE.onnx, for onnxruntime and others; batch, height and width are open."""
-    _export_graph("onnx", call)
+    _export("onnx", call)
 
 
 @command("program", "export", export_group)
 def export_program(call: Call) -> None:
     """Write FILE.pt2, a program of torch.export, which needs torch alone to run."""
-    _export_graph("program", call)
+    _export("program", call)
 
 
 @command("hf", "export", export_group)
 def export_hf(call: Call) -> None:
     """Write a folder for transformers and the hub, with a model card, without training state."""
-    from .infer.export.folder import export_folder, plan_folder
-
-    call.print((plan_folder if call.dry_run else export_folder)(*_export_settings(call)))
+    _export("hf", call)
 
 
-def _export_graph(name: str, call: Call) -> None:
-    from .infer.export.graph import FORMATS, export_graph, plan_graph
+def _export(format: "Format", call: Call) -> None:  # noqa: A002
+    from .infer.export.run import export_model, plan_export
 
-    write: Callable[..., Result] = plan_graph if call.dry_run else export_graph
-    call.print(write(FORMATS[name], *_export_settings(call)))
-
-
-def _export_settings(call: Call) -> tuple[Any, Any]:
-    return call.value.export, call.value.model
+    write = plan_export if call.dry_run else export_model
+    call.print(write(format, call.value.export, call.value.model))
 
 
 @cli.group("config")

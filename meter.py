@@ -1,11 +1,12 @@
-"""How far a command is: a bar on a terminal, else a log line every 30 seconds."""
+"""How far a command is: a bar on a terminal, a log line every 30 seconds, or a function."""
 
 import logging
 import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -21,6 +22,24 @@ _REMEMBERED = 1000  # of them
 
 monotonic: Callable[[], float] = time.monotonic
 """The clock [s]; tests set another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Advance:
+    """How far a command is."""
+
+    what: str
+    """The command: ``prepare``, ``train`` … or ``validation``."""
+    done: int
+    total: int
+    unit: str
+    """What is counted, in the singular: ``image``, ``step`` …"""
+    facts: Mapping[str, str]
+    """What is known beside: the loss, say."""
+
+
+ShowProgress = bool | Callable[[Advance], None]
+"""False shows nothing, True a bar or lines on stderr; a function is called after each advance."""
 
 
 class Throughput:
@@ -72,8 +91,8 @@ class Meter:
         What there is to do, in units; `initial` of it is done already.
     unit
         In the singular.
-    shown
-        False shows nothing.
+    show
+        How it is shown.
     slow
         The likely causes of a collapse of throughput, which is then reported; without, it is not.
     leave
@@ -85,13 +104,15 @@ class Meter:
         what: str,
         total: int,
         unit: str,
-        shown: bool,
+        show: ShowProgress,
         *,
         initial: int = 0,
         slow: str = "",
         leave: bool = True,
     ) -> None:
-        self.shown = shown
+        shown = show is True
+        self._call = None if isinstance(show, bool) else show
+        self.shown = show is not False
         """Whether anything is shown."""
         terminal = sys.stderr.isatty()
         self._what, self._total, self._unit, self._slow = what, total, unit, slow
@@ -103,7 +124,7 @@ class Meter:
         self._throughput = Throughput(f"{unit}s")
         self._facts: dict[str, str] = {}
         self._first = self._before = self._done = initial
-        self._began = self._since = monotonic() if shown else 0.0
+        self._began = self._since = monotonic() if self.shown else 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -137,6 +158,8 @@ class Meter:
             return
         self._bar.update(done - self._done)
         self._done = done
+        if self._call is not None:
+            self._call(Advance(self._what, done, self._total, self._unit, self._facts))
         now = monotonic()
         if now - self._since < EVERY:
             return

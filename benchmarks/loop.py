@@ -14,7 +14,7 @@ import torch
 from cocoseg.model.config import ModelConfig
 from cocoseg.train import trainer as module
 from cocoseg.train.config import AugmentConfig, TrainConfig
-from cocoseg.train.run import run
+from cocoseg.train.run import train_model
 
 shards, name, size, batch, steps = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 bare, ours = [], []
@@ -68,7 +68,7 @@ shards, seconds, batch, size, steps = sys.argv[1], float(sys.argv[2]), *map(int,
 if __name__ == "__main__":
     warm_up("cocoseg.train.batches")
     from cocoseg.train import step
-    from cocoseg.train.run import run
+    from cocoseg.train.run import train_model
 
     def sleeps(self, *arguments):
         time.sleep(seconds)  # as a CPU does while a GPU computes

@@ -71,25 +71,32 @@ def start_network(
     DataError
         If weights are damaged, missing, left over or of other shapes.
     """
-    torch.manual_seed(seed)  # decides the new weights
-    if is_random(config.name):
-        settings = architecture(config.name)
-        settings.update(label_settings(taxonomy))
-        network = AutoModelForSemanticSegmentation.from_config(settings)
-        preprocess = Preprocess(config.input_size, config.keep_ratio)
-    else:
-        with _pretrained_folder(config.name) as source:
-            settings = read_settings(source, config.name)
-            same = class_names(settings) == taxonomy.names
-            settings.update(label_settings(taxonomy))
-            classifiers = classifier_keys(settings)
-            network = read_network(source, config.name, settings, replaceable=classifiers)
-            preprocess = read_preprocess(source, config.name, settings, None)
-        if not same:  # the same number of other classes would slip in silently
-            renew_classifiers(network, classifiers, settings)
-        preprocess = preprocess.for_training(config.input_size, keep_ratio=config.keep_ratio)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)  # decides the new weights
+        make = _random_network if is_random(config.name) else _pretrained_network
+        network, preprocess = make(config, taxonomy)
     check_input_size(network, config.input_size, config.name)
     return _faster(network), preprocess
+
+
+def _random_network(config: ModelConfig, taxonomy: Taxonomy) -> tuple[nn.Module, Preprocess]:
+    settings = architecture(config.name)
+    settings.update(label_settings(taxonomy))
+    network = AutoModelForSemanticSegmentation.from_config(settings)
+    return network, Preprocess(config.input_size, config.keep_ratio)
+
+
+def _pretrained_network(config: ModelConfig, taxonomy: Taxonomy) -> tuple[nn.Module, Preprocess]:
+    with _pretrained_folder(config.name) as source:
+        settings = read_settings(source, config.name)
+        same = class_names(settings) == taxonomy.names
+        settings.update(label_settings(taxonomy))
+        classifiers = classifier_keys(settings)
+        network = read_network(source, config.name, settings, replaceable=classifiers)
+        preprocess = read_preprocess(source, config.name, settings, None)
+    if not same:  # the same number of other classes would slip in silently
+        renew_classifiers(network, classifiers, settings)
+    return network, preprocess.for_training(config.input_size, keep_ratio=config.keep_ratio)
 
 
 def load_network(checkpoint: str, config: ModelConfig) -> LoadedNetwork:

@@ -16,8 +16,9 @@ from ..colors import visualize_prediction
 from ..errors import ConfigError
 from ..infer.evaluate.run import Evaluation, evaluate
 from ..infer.predict.run import predict
+from ..meter import ShowProgress
 from ..metrics import Scores
-from ..prepare.build import prepare
+from ..prepare.build import prepare_shards
 from ..prepare.config import PrepareConfig
 from ..results import Result
 from ..settings import Settings
@@ -25,7 +26,7 @@ from ..shards.decode import decode_mask
 from ..shards.manifest import Manifest
 from ..shards.reader import ShardSet
 from ..storage import LocalPath, locate
-from ..train.run import run
+from ..train.run import train_model
 from .scenes import DemoDataset, draw_dataset
 
 TRAIN_IMAGES, VAL_IMAGES, SEED = 400, 80, 0
@@ -112,7 +113,7 @@ def plan_demo(
     return DemoPlan(settings, Path(folder).absolute(), train_images, val_images)
 
 
-def run_demo(plan: DemoPlan, progress: bool, say: Callable[[str], None]) -> DemoResult:
+def run_demo(plan: DemoPlan, progress: ShowProgress, say: Callable[[str], None]) -> DemoResult:
     """Walk the whole road; finished stages of an earlier run are kept.
 
     Parameters
@@ -134,7 +135,7 @@ def run_demo(plan: DemoPlan, progress: bool, say: Callable[[str], None]) -> Demo
             output=str(output),
             samples_per_shard=100,
         )
-        shards[split.name] = prepare(config, progress)
+        shards[split.name] = prepare_shards(config, progress)
     settings = plan.settings
     train = settings.train.model_copy(
         update={
@@ -146,7 +147,7 @@ def run_demo(plan: DemoPlan, progress: bool, say: Callable[[str], None]) -> Demo
     say(
         f"3/5 train: {settings.model.name} at {settings.model.input_size} pixels, on the CPU or GPU"
     )
-    run(train, settings.model, settings.augment, progress)
+    train_model(train, settings.model, settings.augment, progress)
     say("4/5 infer: scales and flips averaged")
     infer = settings.infer.model_copy(update={"checkpoint": str(folder / "run")})
     predictions = {"input": str(data.val.images), "output": str(folder / "predictions")}

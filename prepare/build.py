@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from ..errors import CocosegError, ConfigError, DataError, Interrupted
-from ..meter import Meter
+from ..meter import Meter, ShowProgress
 from ..processes import available_cores, warm_up
 from ..shards.census import Census
 from ..shards.manifest import Manifest, read_index
@@ -38,7 +38,7 @@ from .shard import BuiltShard, ShardTask, shard_name
 from .workers import run_shards
 
 
-def prepare(config: PrepareConfig, progress: bool = False) -> PrepareResult:
+def prepare_shards(config: PrepareConfig, progress: ShowProgress = False) -> PrepareResult:
     """Build the shards, or complete them, or find them complete.
 
     Parameters
@@ -46,7 +46,7 @@ def prepare(config: PrepareConfig, progress: bool = False) -> PrepareResult:
     config
         `images` and `output` must be set.
     progress
-        Show progress on stderr; see `Meter`.
+        How progress is shown; see `ShowProgress`.
 
     Raises
     ------
@@ -118,7 +118,7 @@ class _Build:
         self.built: dict[int, BuiltShard] = {}
         self.begun = False
 
-    def run(self, progress: bool) -> list[BuiltShard]:
+    def run(self, progress: ShowProgress) -> list[BuiltShard]:
         """Build what is missing and return all shards, in order."""
         names = [self._names(number) for number in range(len(self.shards))]
         files = [(folder / name, record) for folder, name, record in names]

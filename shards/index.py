@@ -19,7 +19,7 @@ import numpy as np
 
 from .. import __version__, processes
 from ..errors import CocosegError, ConfigError, DataError
-from ..meter import Meter
+from ..meter import Meter, ShowProgress
 from ..photo import BadPhoto
 from ..processes import available_cores
 from ..results import Result, aligned
@@ -178,7 +178,7 @@ def plan_index(folder: str, config: IndexConfig) -> ForeignShards:
     return plan
 
 
-def index_shards(folder: str, config: IndexConfig, progress: bool = False) -> IndexResult:
+def index_shards(folder: str, config: IndexConfig, progress: ShowProgress = False) -> IndexResult:
     """Check the samples of all shards in a folder, and write the index and the manifest beside.
 
     Parameters
@@ -186,7 +186,7 @@ def index_shards(folder: str, config: IndexConfig, progress: bool = False) -> In
     folder
         Local path or URL. It may hold what an earlier call made.
     progress
-        Show progress on stderr; see `Meter`.
+        How progress is shown; see `ShowProgress`.
 
     Raises
     ------

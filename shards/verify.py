@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from ..meter import Meter
+from ..meter import Meter, ShowProgress
 from ..results import Result
 from ..storage import Location, locate
 from ..taxonomy import Taxonomy
@@ -85,7 +85,7 @@ def plan_verification(folder: str) -> Extent:
     )
 
 
-def verify(folder: str, progress: bool = False) -> Verification:
+def verify(folder: str, progress: ShowProgress = False) -> Verification:
     """Check everything that manifest and index say: names, sizes, digests, pixels, counts.
 
     Parameters
@@ -93,7 +93,7 @@ def verify(folder: str, progress: bool = False) -> Verification:
     folder
         A folder of shards, or one that holds those which ``prepare --split`` made.
     progress
-        Show progress on stderr; see `Meter`.
+        How progress is shown; see `ShowProgress`.
 
     Raises
     ------

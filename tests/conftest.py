@@ -22,7 +22,7 @@ import numpy as np
 import object_store
 import pytest
 from cocoseg import cli
-from cocoseg.prepare.build import PrepareResult, prepare
+from cocoseg.prepare.build import PrepareResult, prepare_shards
 from cocoseg.prepare.config import PrepareConfig
 from hypothesis import settings
 from numpy.typing import NDArray
@@ -231,7 +231,7 @@ class CocoSet:
     def prepare(self, output: Path | str, **settings: Any) -> PrepareResult:
         """Write the JSON and build the shards in this process."""
         self.write()
-        return prepare(self.config(output, **settings))
+        return prepare_shards(self.config(output, **settings))
 
     @property
     def flags(self) -> tuple[str, ...]:

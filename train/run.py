@@ -12,6 +12,7 @@ from ..checkpoint.verified import Checkpoint
 from ..distributed.devices import own_device
 from ..distributed.group import Group, process_group
 from ..errors import CocosegError, ConfigError
+from ..meter import ShowProgress
 from ..model.config import ModelConfig
 from ..model.precision import tf32
 from ..processes import Launch, end_with_launcher, keep_freed_memory
@@ -73,17 +74,27 @@ class RunForecast(Result):
         return {"from_step": self.from_step, **self.plan.to_dict()}
 
 
-def run(
-    train: TrainConfig, model: ModelConfig, augment: AugmentConfig, progress: bool = False
+def train_model(
+    train: TrainConfig,
+    model: ModelConfig | None = None,
+    augment: AugmentConfig | None = None,
+    progress: ShowProgress = False,
 ) -> RunResult | None:
-    """Train, or go on training, until the last step; the same call finds a finished run finished.
+    """Train, or resume training, until the last step; the same call finds a finished run finished.
 
-    Ctrl-C and SIGTERM save what was reached first.
+    Ctrl-C and SIGTERM save the steps done first. PyTorch's random state on the CPU, its settings
+    of kernels and precision, Python's warning filters and signal handlers are restored at the end.
+    What remains: a GPU's random state, and on a CPU that freed memory is kept for later use (see
+    `keep_freed_memory`).
 
     Parameters
     ----------
+    train
+        `shards` and `save_dir` must be set.
+    model, augment
+        Defaults if not given.
     progress
-        Show progress on stderr (rank 0); see `Meter`.
+        How progress is shown, on rank 0; see `ShowProgress`.
 
     Returns
     -------
@@ -98,9 +109,12 @@ def run(
     Interrupted
         After Ctrl-C or SIGTERM, on every process.
     """
+    model, augment = model or ModelConfig(), augment or AugmentConfig()
     run_folder = _run_folder(train)
     end_with_launcher()
     with (
+        torch.random.fork_rng(devices=()),
+        warnings.catch_warnings(),
         chosen_kernels(train.deterministic),
         tf32(model.tf32),
         Interrupts() as interrupts,
@@ -121,7 +135,7 @@ def run(
         if not trainer.ended:
             try:
                 trainer.open(model, augment)
-                trainer.train(progress and group.leads)
+                trainer.train(progress if group.leads else False)
             except BaseException:
                 with contextlib.suppress(CocosegError):  # what failed first is told
                     trainer.close()

@@ -25,7 +25,7 @@ from ..checkpoint.verified import Checkpoint
 from ..config import to_yaml
 from ..distributed.group import Group
 from ..errors import CocosegError, ExitCode, Interrupted, StoreError, StoreRefusal, first_line
-from ..meter import Meter
+from ..meter import Meter, ShowProgress
 from ..metrics import Scores
 from ..model.config import ModelConfig
 from ..model.memory import explained_out_of_memory, is_out_of_memory
@@ -77,7 +77,7 @@ class Trainer:
     now: TrainingProgress
     saved: int
     """The step of the newest checkpoint."""
-    progress: bool = False
+    progress: ShowProgress = False
     """Whether it is shown how far the run is; see `Meter`."""
     pace: Pace = field(default_factory=Pace)
     run_log: RunLog | None = None
@@ -241,7 +241,7 @@ class Trainer:
             return f"step {now.step} is reached, and the plan is for {total}: nothing is left to do"
         return f"finished at step {now.step}" if now.step == total else ""
 
-    def train(self, progress: bool) -> None:
+    def train(self, progress: ShowProgress) -> None:
         """Take the steps that are left, and validate and save in between.
 
         Raises

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..distributed.group import Group
-from ..meter import Meter
+from ..meter import Meter, ShowProgress
 from ..metrics import Scores
 from ..model.counts import LOSS_UNIT
 from ..model.predictor import Predictor
@@ -37,7 +37,7 @@ def validate(
     batch_size: int,
     precision: torch.dtype,
     check: Callable[[], None],
-    progress: bool = False,
+    progress: ShowProgress = False,
 ) -> Validated:
     """Score a network as ``eval --no-tta`` does; all processes call it together.
 
@@ -50,7 +50,7 @@ def validate(
     check
         Called before each batch; what it raises ends validation on every process.
     progress
-        Show progress on stderr; see `Meter`.
+        How progress is shown; see `ShowProgress`.
 
     Raises
     ------

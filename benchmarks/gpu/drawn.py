@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from bench import Bench, draw_image
-from cocoseg.prepare.build import prepare
+from cocoseg.prepare.build import prepare_shards
 from cocoseg.prepare.config import PrepareConfig
 from cocoseg.taxonomy import COCO_CATEGORIES
 from PIL import Image
@@ -77,7 +77,7 @@ def drawn_shards(bench: Bench) -> Path:
             )
     annotations = bench.scratch / "drawn" / "instances.json"
     annotations.write_text(json.dumps(content))
-    prepare(
+    prepare_shards(
         PrepareConfig(
             annotations=(str(annotations),),
             images=(str(images),),

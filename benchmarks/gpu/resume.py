@@ -17,7 +17,7 @@ from bench import GOLDEN, Bench, equal, without_bar
 from cocoseg.errors import Interrupted
 from cocoseg.model.config import ModelConfig
 from cocoseg.train.config import AugmentConfig, TrainConfig
-from cocoseg.train.run import run
+from cocoseg.train.run import train_model
 from cocoseg.train.step import TrainingStep
 from measure import Row
 from safetensors.torch import load_file
@@ -94,7 +94,9 @@ def _train(bench: Bench, name: str, what: str, *, deterministic: bool = True) ->
         deterministic=deterministic,
         device=bench.device.type,
     )
-    run(config, ModelConfig(name=name, input_size=32 if bench.tiny else 128), AugmentConfig())
+    train_model(
+        config, ModelConfig(name=name, input_size=32 if bench.tiny else 128), AugmentConfig()
+    )
     return folder
 
 

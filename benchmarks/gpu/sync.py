@@ -39,7 +39,7 @@ from cocoseg.shards.order import evaluation_batches
 from cocoseg.shards.reader import ShardSet
 from cocoseg.train.config import AugmentConfig, TrainConfig
 from cocoseg.train.ema import MovingAverage
-from cocoseg.train.run import run
+from cocoseg.train.run import train_model
 from launches import Launched, counted
 from measure import Row, note
 from torch import Tensor, nn
@@ -161,7 +161,7 @@ def small_run(bench: Bench, folder: Path, steps: int, **settings: Any) -> Any:
         }
     )
     model = ModelConfig(name="segformer-tiny", input_size=32 if bench.tiny else 64)
-    return run(config, model, AugmentConfig())
+    return train_model(config, model, AugmentConfig())
 
 
 def inference(bench: Bench) -> Iterator[Row]:

@@ -201,7 +201,7 @@ def data_wait(bench: Bench) -> Iterator[Row]:
     steps, window = (4, 2) if bench.tiny else (60, 20)
     workers = 1 if bench.tiny else min(_WORKERS, max(1, available_cores() - 1))
     warm_up("cocoseg.train.batches")
-    from cocoseg.train.run import run
+    from cocoseg.train.run import train_model
 
     folder = bench.scratch / "waiting"
     config = TrainConfig(
@@ -215,7 +215,7 @@ def data_wait(bench: Bench) -> Iterator[Row]:
         checkpoint_every=10**9,
         device=bench.device.type,
     )
-    run(config, ModelConfig(name=name, input_size=side), AugmentConfig())
+    train_model(config, ModelConfig(name=name, input_size=side), AugmentConfig())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     later = [line for line in lines if line["step"] > window]  # the first holds the warm-up
     share = 100 * statistics.mean(line["data_wait"] for line in later)

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 from cocoseg.demo.scenes import draw_dataset
-from cocoseg.prepare.build import prepare
+from cocoseg.prepare.build import prepare_shards
 from cocoseg.prepare.config import PrepareConfig
 from PIL import Image
 
@@ -44,7 +44,7 @@ class DataSet:
 
     def shards(self, output: Path, samples_per_shard: int) -> Path:
         """Prepare it, and return the folder of shards."""
-        prepare(
+        prepare_shards(
             PrepareConfig(
                 annotations=(str(self.annotations),),
                 images=(str(self.images),),

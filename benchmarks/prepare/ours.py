@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from cocoseg.prepare.build import prepare
+from cocoseg.prepare.build import prepare_shards
 from cocoseg.prepare.config import PrepareConfig
 
 from .data import DataSet
@@ -23,7 +23,7 @@ def config(data: DataSet, output: Path) -> PrepareConfig:
 
 def build(data: DataSet, output: Path) -> None:
     """Build the shards of a data set; every image must be in them."""
-    result = prepare(config(data, output))
+    result = prepare_shards(config(data, output))
     assert result.manifest.samples == data.count, result.quarantined[:3]
 
 

@@ -19,7 +19,7 @@ from ...checkpoint.layout import find_checkpoint
 from ...colors import visualize_prediction
 from ...distributed.group import Group, process_group
 from ...errors import ConfigError
-from ...meter import Meter
+from ...meter import Meter, ShowProgress
 from ...metrics import Scores
 from ...model.config import ModelConfig
 from ...model.precision import tf32
@@ -137,7 +137,9 @@ def plan_evaluation(config: InferConfig) -> EvaluationPlan:
     return EvaluationPlan(config, shards, masks, output)
 
 
-def evaluate(config: InferConfig, model: ModelConfig, progress: bool = False) -> Evaluation:
+def evaluate(
+    config: InferConfig, model: ModelConfig | None = None, progress: ShowProgress = False
+) -> Evaluation:
     """Score ``infer.checkpoint``, or ``infer.predictions``, on ``infer.shards``.
 
     Writes ``metrics.json`` (last), ``classes.csv``, ``images.csv``, ``report.html``, the settings
@@ -146,8 +148,12 @@ def evaluate(config: InferConfig, model: ModelConfig, progress: bool = False) ->
 
     Parameters
     ----------
+    config
+        `shards`, `output`, and `checkpoint` or `predictions` must be set.
+    model
+        Architecture, classes and size for a lone file of weights, and how it is computed.
     progress
-        Show progress on stderr (rank 0); see `Meter`.
+        How progress is shown, on rank 0; see `ShowProgress`.
 
     Returns
     -------
@@ -164,6 +170,7 @@ def evaluate(config: InferConfig, model: ModelConfig, progress: bool = False) ->
     CocosegError
         If something cannot be written; what failed on one process, on every process.
     """
+    model = model or ModelConfig()
     device = "cpu" if config.checkpoint is None else config.device
     with (
         process_group(device, gradients=False) as group,
@@ -183,7 +190,7 @@ def evaluate(config: InferConfig, model: ModelConfig, progress: bool = False) ->
                     plan.output.claim()
                     (plan.output.location / METRICS).remove()  # these will be of others
         with group.together(), explained(plan.output.location):
-            part = _score(predicts, plan, batches, progress and group.leads)
+            part = _score(predicts, plan, batches, progress if group.leads else False)
         without_tta = None
         if config.compare_tta:
             with group.together():
@@ -220,7 +227,7 @@ def _without_tta(
 
 
 def _score(
-    predicts: Predicts, plan: EvaluationPlan, batches: Sequence[range], progress: bool
+    predicts: Predicts, plan: EvaluationPlan, batches: Sequence[range], progress: ShowProgress
 ) -> _Part:
     """Count the batches of this process, image by image; see `scored` for what it raises."""
     taxonomy, config = plan.shards.taxonomy, plan.config

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ...checkpoint.layout import find_checkpoint
 from ...distributed.group import process_group
 from ...errors import ConfigError, DataError
-from ...meter import Meter
+from ...meter import Meter, ShowProgress
 from ...model.config import ModelConfig
 from ...model.pipeline import read_ahead, thread_count, threads_for
 from ...model.precision import dtype_name, tf32
@@ -124,7 +124,7 @@ def plan_prediction(config: InferConfig) -> PredictionPlan:
 
 
 def predict(
-    config: InferConfig, model: ModelConfig, progress: bool = False
+    config: InferConfig, model: ModelConfig | None = None, progress: ShowProgress = False
 ) -> PredictionResult | None:
     """Predict a mask for every photograph; the same call again does what is left to do.
 
@@ -134,8 +134,12 @@ def predict(
 
     Parameters
     ----------
+    config
+        `checkpoint`, `input` and `output` must be set.
+    model
+        Architecture, classes and size for a lone file of weights, and how it is computed.
     progress
-        Show progress on stderr (rank 0); see `Meter`.
+        How progress is shown, on rank 0; see `ShowProgress`.
 
     Returns
     -------
@@ -149,6 +153,7 @@ def predict(
     CocosegError
         If something cannot be written; what is done stays done.
     """
+    model = model or ModelConfig()
     with (
         process_group(config.device, gradients=False) as group,
         tf32(model.tf32),
@@ -181,7 +186,7 @@ def predict(
                 predictor,
                 outputs,
                 told,
-                progress and group.leads,
+                progress if group.leads else False,
             )
         result = None
         with group.together(), explained(plan.output.location):
@@ -206,7 +211,7 @@ def _predict_batches(
     predictor: Predictor,
     outputs: Outputs,
     told: Progress,
-    progress: bool,
+    progress: ShowProgress,
 ) -> None:
     """Predict batches one after the other; the next is read and the last written meanwhile."""
     total = sum(len(batch) for _, batch in batches)

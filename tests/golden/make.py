@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-from cocoseg.prepare.build import prepare
+from cocoseg.prepare.build import prepare_shards
 from cocoseg.prepare.config import PrepareConfig
 from cocoseg.taxonomy import COCO_CATEGORIES
 from PIL import Image, ImageDraw
@@ -147,7 +147,7 @@ def main():
     shutil.rmtree(FOLDER / "shards", ignore_errors=True)
     for name, image_ids in (("train", TRAIN), ("val", VAL)):
         draw_split(name, image_ids)
-        prepare(
+        prepare_shards(
             PrepareConfig(
                 annotations=(str(FOLDER / f"instances_{name}.json"),),
                 images=(str(FOLDER / name),),

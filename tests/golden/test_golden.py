@@ -7,7 +7,7 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 from cocoseg import photo
-from cocoseg.prepare.build import prepare
+from cocoseg.prepare.build import prepare_shards
 from cocoseg.prepare.config import PrepareConfig
 from cocoseg.shards.reader import ShardSet
 from cocoseg.shards.verify import verify
@@ -60,7 +60,7 @@ def test_the_golden_masks_are_the_oracles(golden, stored, oracle, split, samples
 def test_prepared_again_every_mask_is_the_same_and_so_are_the_bytes_of_equal_versions(
     golden, stored, tmp_path, split, samples
 ):
-    prepare(
+    prepare_shards(
         PrepareConfig(
             annotations=(str(golden.annotations(split)),),
             images=(str(golden.images(split)),),

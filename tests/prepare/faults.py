@@ -33,7 +33,7 @@ import cocoseg.shards.writer
 import msgspec
 import numpy as np
 from cocoseg.errors import CocosegError
-from cocoseg.prepare.build import prepare
+from cocoseg.prepare.build import prepare_shards
 from cocoseg.prepare.config import PrepareConfig
 from cocoseg.prepare.shard import BuiltShard
 from cocoseg.storage import LocalPath, local, locate, output
@@ -338,7 +338,7 @@ def start(config: PrepareConfig, log: Path, *patches: Callable[[], None]) -> Run
         try:
             for patch in patches:
                 patch()
-            prepare(config)
+            prepare_shards(config)
         except CocosegError as error:
             code, text = int(error.exit_code), str(error)
         except BaseException:

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from cocoseg.errors import DataError
-from cocoseg.prepare.build import prepare
+from cocoseg.prepare.build import prepare_shards
 from cocoseg.prepare.config import PrepareConfig
 from cocoseg.prepare.outlines import Instances
 from cocoseg.prepare.rasterize import PaintRules, rasterize
@@ -203,7 +203,7 @@ def test_a_file_of_boxes_alone_is_refused_unless_it_goes_with_another(make_coco_
         made.write()
 
     def build(way, *sets):
-        return prepare(
+        return prepare_shards(
             PrepareConfig(
                 annotations=tuple(str(made.json) for made in sets),
                 images=tuple(str(made.images) for made in sets),

@@ -7,7 +7,7 @@ import fsspec
 import numpy as np
 import pytest
 from cocoseg.errors import ConfigError, DataError
-from cocoseg.prepare.build import prepare
+from cocoseg.prepare.build import prepare_shards
 from cocoseg.prepare.config import PrepareConfig
 from cocoseg.shards.reader import ShardSet
 from cocoseg.shards.verify import verify
@@ -337,7 +337,7 @@ def test_several_sources_have_keys_of_their_own_and_share_classes_by_name(
     second.annotate(2, polygon(), 2)
     for one in (first, second):
         one.write()
-    result = prepare(
+    result = prepare_shards(
         PrepareConfig(
             annotations=(str(first.json), str(second.json)),
             images=(str(first.images), str(second.images)),
@@ -389,7 +389,7 @@ def test_a_call_that_cannot_work_is_a_usage_error(coco_set, tmp_path, settings, 
     coco_set.write()
     config = coco_set.config(tmp_path / "shards").model_copy(update=settings)
     with pytest.raises(ConfigError, match=message):
-        prepare(config)
+        prepare_shards(config)
     assert published(tmp_path / "shards") == set()
 
 
@@ -407,7 +407,7 @@ def test_everything_may_lie_on_another_store(coco_set, tmp_path):
     memory = fsspec.filesystem("memory")
     memory.put(str(coco_set.images), "/set/images", recursive=True)
     memory.put(str(coco_set.json), "/set/instances.json")
-    remote = prepare(
+    remote = prepare_shards(
         PrepareConfig(
             annotations=("memory://set/instances.json",),
             images=("memory://set/images",),
@@ -425,7 +425,7 @@ def test_everything_may_lie_on_another_store(coco_set, tmp_path):
         assert verify("memory://set/shards").problems == ()
         sample = ShardSet(["memory://set/shards"]).read(0)
         assert np.array_equal(sample.mask, ShardSet([str(tmp_path / "shards")]).read(0).mask)
-        again = prepare(coco_set.config("memory://set/shards"))
+        again = prepare_shards(coco_set.config("memory://set/shards"))
         assert again.manifest == remote.manifest
     finally:
         memory.rm("/set", recursive=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import faults
 import pytest
 from cocoseg.errors import CocosegError, ConfigError, DataError
-from cocoseg.prepare.build import prepare
+from cocoseg.prepare.build import prepare_shards
 from cocoseg.storage import LocalPath, output
 
 
@@ -53,7 +53,7 @@ def test_an_unfinished_build_of_other_versions_is_restarted_not_mixed(whole, tmp
     plan.write_text(json.dumps(content))
     first = output / "shard-000000.tar"
     os.utime(first, (1, 1))
-    prepare(config)
+    prepare_shards(config)
     assert "restarting it" in caplog.text
     assert first.stat().st_mtime > 1
     whole.check(output)
@@ -77,9 +77,9 @@ def test_a_damaged_plan_is_told_and_overwrite_starts_again(
     (output / ".building" / "plan.json").write_text(content)
     before = faults.files(output)
     with pytest.raises(DataError, match=r"plan.json of the unfinished build is damaged"):
-        prepare(config)
+        prepare_shards(config)
     assert faults.files(output) == before
-    prepare(whole.config(output, "inline", overwrite=True))
+    prepare_shards(whole.config(output, "inline", overwrite=True))
     whole.check(output)
 
 
@@ -107,7 +107,7 @@ def test_a_second_prepare_is_refused_and_a_dead_one_is_no_obstacle(whole, tmp_pa
     first.kill(signal.SIGKILL)
     first.wait()
     moment.close()
-    prepare(config)
+    prepare_shards(config)
     whole.check(output)
 
 
@@ -126,7 +126,7 @@ def test_a_prepare_that_waited_for_the_lock_of_one_that_ended_finds_the_output_c
         return exclusive(*arguments)
 
     monkeypatch.setattr(output, "exclusive", after_another)
-    prepare(config)
+    prepare_shards(config)
     assert waited
     whole.check(shards)
 
@@ -137,7 +137,7 @@ def test_a_refused_output_is_left_as_it_was(whole, tmp_path):
     (output / "shard-000000.tar").write_bytes(b"mine")
     for overwrite in (False, True):
         with pytest.raises(ConfigError, match="unknown origin"):
-            prepare(whole.config(output, "inline", overwrite=overwrite))
+            prepare_shards(whole.config(output, "inline", overwrite=overwrite))
         assert faults.files(output) == {"shard-000000.tar": b"mine"}
         assert faults.leftovers(output) == []
 
@@ -150,9 +150,11 @@ def test_a_disk_that_will_be_full_is_refused_before_any_shard(whole, tmp_path, m
     with monkeypatch.context() as patch:
         patch.setattr(LocalPath, "free_space", lambda self: 1000)
         with pytest.raises(CocosegError, match=r"kB are free; make room, or take fewer images"):
-            prepare(whole.config(output, "inline"))
+            prepare_shards(whole.config(output, "inline"))
         assert not list(output.rglob("*.tar"))
-    prepare(whole.config(output, "inline", limit=4))  # as it said: other settings are no problem
+    prepare_shards(
+        whole.config(output, "inline", limit=4)
+    )  # as it said: other settings are no problem
     assert len(list(output.glob("*.tar"))) == 2
     assert faults.leftovers(output) == []
 
@@ -221,29 +223,29 @@ def test_overwrite_removes_what_an_earlier_build_wrote_and_nothing_else(
     whole, output = undisturbed[scenario], tmp_path / "shards"
     first = whole.config(output, "inline", **earlier)
     if complete:
-        prepare(first)
+        prepare_shards(first)
     else:
         stop_at("write-record", 2, first, tmp_path / "log")
     mine = strangers(output)
     if first.model_dump() == whole.config(output, "inline").model_dump():
-        prepare(whole.config(output, "inline"))
+        prepare_shards(whole.config(output, "inline"))
     else:
         before = faults.files(output)
         with pytest.raises(ConfigError, match=r"there, .* now"):
-            prepare(whole.config(output, "inline"))
+            prepare_shards(whole.config(output, "inline"))
         assert faults.files(output) == before
-    prepare(whole.config(output, "inline", overwrite=True))
+    prepare_shards(whole.config(output, "inline", overwrite=True))
     assert faults.files(output) == whole.files | mine
     assert faults.leftovers(output) == []
 
 
 def test_overwrite_spares_a_folder_in_which_a_stranger_put_a_tar(whole, tmp_path):
     output = tmp_path / "shards"
-    prepare(whole.config(output, "inline", overlap="order"))
+    prepare_shards(whole.config(output, "inline", overlap="order"))
     (output / "mine.tar").write_bytes(b"mine")
     before = faults.files(output)
     with pytest.raises(ConfigError, match=r"mine\.tar of unknown origin"):
-        prepare(whole.config(output, "inline", overwrite=True))
+        prepare_shards(whole.config(output, "inline", overwrite=True))
     assert faults.files(output) == before
 
 
@@ -251,9 +253,9 @@ def test_a_split_beside_folders_that_were_prepared_by_themselves_leaves_them_alo
     undisturbed, tmp_path
 ):
     whole, split = undisturbed["whole"], undisturbed["split"]
-    prepare(whole.config(tmp_path / "all" / "other", "inline"))
-    prepare(split.config(tmp_path / "all", "inline"))
-    prepare(split.config(tmp_path / "all", "inline", overlap="order", overwrite=True))
+    prepare_shards(whole.config(tmp_path / "all" / "other", "inline"))
+    prepare_shards(split.config(tmp_path / "all", "inline"))
+    prepare_shards(split.config(tmp_path / "all", "inline", overlap="order", overwrite=True))
     whole.check(tmp_path / "all" / "other")
 
 
@@ -261,7 +263,7 @@ def kill_while_overwriting(whole, tmp_path, call):
     """Kill a build at its n-th removal, and run it again; tell whether there were so many."""
     output = tmp_path / f"shards-{call}"
     config = whole.config(output, "inline", overwrite=True)
-    prepare(whole.config(output, "inline", overlap="order"))
+    prepare_shards(whole.config(output, "inline", overlap="order"))
     mine = strangers(output)
     moment = faults.Moment(faults.Failpoint("remove", LocalPath, "remove"), call)
     faults.start(config, tmp_path / "log", lambda: moment.watch(faults.die)).wait()

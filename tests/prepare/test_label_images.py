@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 from cocoseg.errors import ConfigError, DataError
-from cocoseg.prepare.build import prepare
+from cocoseg.prepare.build import prepare_shards
 from cocoseg.prepare.config import PrepareConfig
 from cocoseg.shards.manifest import read_manifest
 from cocoseg.shards.verify import verify
@@ -53,7 +53,7 @@ class LabelSet:
         return PrepareConfig(**{**given, "output": str(self.folder / "shards"), **settings})
 
     def prepare(self, **settings):
-        return prepare(self.config(**settings))
+        return prepare_shards(self.config(**settings))
 
 
 @pytest.fixture

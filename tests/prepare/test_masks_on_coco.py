@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cocoseg.prepare.build import prepare
+from cocoseg.prepare.build import prepare_shards
 from cocoseg.prepare.config import PrepareConfig
 from PIL import Image
 
@@ -22,7 +22,7 @@ def test_every_mask_equals_the_oracle_and_every_photo_is_untouched(
 ):
     annotation_file = instances_file(real_data, split)
     photos = real_data / "coco" / f"{split}2017"
-    prepare(
+    prepare_shards(
         PrepareConfig(
             annotations=(str(annotation_file),),
             images=(str(photos),),
@@ -68,7 +68,7 @@ def test_every_mask_equals_the_oracle_and_every_photo_is_untouched(
 def test_wrong_pixels_against_the_official_panoptic_masks(
     panoptic_truth, panoptic_sources, tmp_path, stored, settings, wrong_pixels, record_property
 ):
-    prepare(PrepareConfig(**panoptic_sources, **settings, output=str(tmp_path), workers=2))
+    prepare_shards(PrepareConfig(**panoptic_sources, **settings, output=str(tmp_path), workers=2))
     samples = stored(tmp_path)
     assert len(samples) == len(panoptic_truth) == 50
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from cocoseg.errors import ConfigError, DataError
-from cocoseg.prepare.build import prepare
+from cocoseg.prepare.build import prepare_shards
 from cocoseg.prepare.config import PrepareConfig
 from cocoseg.shards.config import parse_split
 from cocoseg.shards.reader import ShardSet
@@ -163,7 +163,7 @@ def coco_pair(make_coco_set):
 def both(sets, output):
     for one in sets:
         one.write()
-    return prepare(
+    return prepare_shards(
         PrepareConfig(
             annotations=tuple(str(one.json) for one in sets),
             images=tuple(str(one.images) for one in sets),

@@ -263,11 +263,11 @@ def test_long_lists_are_cut_and_say_so(coco_set, tmp_path):
 
 
 def test_a_real_report_shows_most_classes_and_is_small(real_data, tmp_path):
-    from cocoseg.prepare.build import prepare
+    from cocoseg.prepare.build import prepare_shards
     from cocoseg.prepare.config import PrepareConfig
 
     annotations = real_data / "coco" / "annotations" / "instances_val2017.json"
-    prepare(
+    prepare_shards(
         PrepareConfig(
             annotations=(str(annotations),),
             images=(str(real_data / "coco" / "val2017"),),

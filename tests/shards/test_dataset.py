@@ -11,8 +11,8 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from cocoseg import ShardDataset
 from cocoseg.errors import ConfigError
-from cocoseg.shards import ShardDataset
 from cocoseg.shards.reader import BadSample
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
@@ -104,7 +104,7 @@ def test_processes_share_each_global_batch(path):
     alone = flat(islice(ShardDataset(path, checksum).batches(6), 4))
     script = (
         "import sys; from itertools import islice; sys.path.insert(0, sys.argv[1])\n"
-        "from cocoseg.shards import ShardDataset; from test_dataset import checksum, flat\n"
+        "from cocoseg import ShardDataset; from test_dataset import checksum, flat\n"
         "print(flat(islice(ShardDataset(sys.argv[2], checksum).batches(2), 4)))"
     )
     parts = []

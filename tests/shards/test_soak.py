@@ -16,7 +16,7 @@ SOAK = """
 import os, sys
 from itertools import islice
 from pathlib import Path
-from cocoseg.shards import ShardDataset
+from cocoseg import ShardDataset
 
 def first_pixels(image, mask):
     return image[:2, :2].copy(), mask[:2, :2].copy()

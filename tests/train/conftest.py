@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from cocoseg.model.config import ModelConfig
 from cocoseg.train.config import AugmentConfig, TrainConfig
-from cocoseg.train.run import RunResult, run
+from cocoseg.train.run import RunResult, train_model
 from small_runs import AUGMENT, MODEL, SMALL
 from warm import COMMAND, Started, Warm
 
@@ -30,7 +30,7 @@ def train_small(golden) -> Callable[..., RunResult]:
                 **settings,
             }
         )
-        result = run(config, model, augment)
+        result = train_model(config, model, augment)
         assert result is not None
         return result
 

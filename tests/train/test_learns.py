@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from cocoseg.demo.scenes import draw_dataset
 from cocoseg.model.config import ModelConfig
-from cocoseg.prepare.build import prepare
+from cocoseg.prepare.build import prepare_shards
 from cocoseg.prepare.config import PrepareConfig
 from cocoseg.train.config import AugmentConfig, TrainConfig
-from cocoseg.train.run import run
+from cocoseg.train.run import train_model
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ def test_the_tiny_network_learns_drawn_photographs_by_heart(
 ) -> None:
     drawn = draw_dataset(tmp_path / "drawn", train_images=images, val_images=1, seed=0)
     shards = str(tmp_path / "shards")
-    prepare(
+    prepare_shards(
         PrepareConfig(
             annotations=(str(drawn.train.annotations),),
             images=(str(drawn.train.images),),
@@ -44,7 +44,7 @@ def test_the_tiny_network_learns_drawn_photographs_by_heart(
         device="cpu",
     )
     model = ModelConfig(name="segformer-tiny", input_size=128)
-    result = run(config, model, AugmentConfig(enabled=False))
+    result = train_model(config, model, AugmentConfig(enabled=False))
     assert result is not None
     assert result.best_score is not None
     record_property("figure", f"{images} images by heart in {steps} steps: {result.best_score:.3f}")

@@ -63,7 +63,6 @@ class TrainingTransform:
     """
 
     def __init__(self, config: AugmentConfig, input_size: int, ignore_index: int) -> None:
-        cv2.setNumThreads(1)  # loader processes share the cores already
         self.input_size = input_size
         built = {
             name: build(config, input_size, ignore_index)
