@@ -7,6 +7,7 @@ import torch
 from ..checkpoint.network import LoadedNetwork, load_network
 from ..errors import ConfigError
 from ..model.config import ModelConfig
+from ..model.device import pick_device
 from ..model.memory import explained_out_of_memory
 from ..model.precision import resolve_precision
 from ..model.predictor import Predictor
@@ -21,9 +22,18 @@ SLOW = "larger images, slower storage, or another program on this GPU or CPU"
 
 
 def load_predictor(
-    config: InferConfig, model: ModelConfig, device: torch.device
+    config: InferConfig, model: ModelConfig | None = None, device: torch.device | None = None
 ) -> tuple[LoadedNetwork, Predictor]:
     """Load ``infer.checkpoint`` onto a device, with the views and tiles of the settings.
+
+    Parameters
+    ----------
+    config
+        `checkpoint` must be set.
+    model
+        Architecture, classes and size for a lone file of weights, and how it is computed.
+    device
+        By default `config.device`.
 
     Raises
     ------
@@ -34,6 +44,8 @@ def load_predictor(
     """
     if config.checkpoint is None:
         raise ConfigError("--checkpoint: give a run, a checkpoint folder or a Hugging Face name")
+    model = model or ModelConfig()
+    device = device or pick_device(config.device)
     loaded = load_network(config.checkpoint, model)
     views = views_of(config)
     scales = sorted({view.scale for view in views})
