@@ -17,8 +17,6 @@ import pytest
 import torch
 from cocoseg.meter import Advance
 
-TIMES = 5
-
 
 def test_importing_it_imports_nothing_heavy_and_takes_no_time() -> None:
     code = "import sys, cocoseg; print(*sys.modules)"

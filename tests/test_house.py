@@ -1,6 +1,7 @@
 """The house: the repository root is the package, and what it promises in writing is there."""
 
 import importlib.metadata
+import re
 import tomllib
 
 import click
@@ -80,3 +81,13 @@ def test_tests_mirror_the_rooms(root):
     rooms = {path.name for path in (root / "tests").iterdir() if path.is_dir()}
     rooms -= {"golden", "fake_cuda", "__pycache__"}
     assert rooms <= {path.parent.name for path in root.glob("*/__init__.py")}
+
+
+def test_the_docstring_of_a_package_names_its_modules(root):
+    for package in root.glob("[!.]*/**/__init__.py"):
+        if package.relative_to(root).parts[0] in OUTSIDE:
+            continue
+        text = package.read_text().split('"""')[1]
+        modules = {path.name for path in package.parent.glob("*.py")} - {"__init__.py"}
+        if len(modules) > 1 and package.parent.name not in ("losses", "augment"):
+            assert {f"{name}.py" for name in re.findall(r"(\w+)\.py", text)} == modules, package
