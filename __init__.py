@@ -5,8 +5,14 @@
 The repository root is this package: ``./shards/reader.py`` is ``cocoseg.shards.reader``.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "win32":
+    raise ImportError(
+        "cocoseg runs on Linux and macOS; on Windows, use it in WSL (it needs POSIX file locks)"
+    )
 
 if TYPE_CHECKING:
     from .infer.config import InferConfig

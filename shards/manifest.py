@@ -9,9 +9,10 @@ import hashlib
 import io
 import json
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -259,7 +260,7 @@ def pack_index(index: Index) -> tuple[bytes, bytes]:
 
 def unpack_index(samples: bytes, classes: bytes) -> Index:
     """Read what `pack_index` returned."""
-    arrays = (np.load(io.BytesIO(content), allow_pickle=False) for content in (samples, classes))
+    arrays = (_load(io.BytesIO(content)) for content in (samples, classes))
     return Index(*arrays)
 
 
@@ -355,7 +356,7 @@ def _open(url: Location, entry: FileEntry, kept: str | None) -> NDArray[np.void]
             return _map(url.url)
         if kept is not None:
             return _map(_keep(url, entry, kept).url)
-        return _one_array(np.load(io.BytesIO(_vouched(url, entry)), allow_pickle=False))
+        return _load(io.BytesIO(_vouched(url, entry)))
     except CocosegError:
         raise
     except Exception as error:  # NumPy raises many kinds on hostile headers
@@ -363,10 +364,20 @@ def _open(url: Location, entry: FileEntry, kept: str | None) -> NDArray[np.void]
 
 
 def _map(file: str) -> NDArray[np.void]:
-    return _one_array(np.load(file, mmap_mode="r", allow_pickle=False))
+    return _load(file, mmap_mode="r")
 
 
-def _one_array(loaded: Any) -> NDArray[np.void]:
+_PARSING = threading.Lock()
+
+
+def _load(file: str | io.BytesIO, mmap_mode: Literal["r"] | None = None) -> NDArray[np.void]:
+    """Load one array, one thread at a time.
+
+    NumPy reads a header by `ast.literal_eval`. Where two threads do, Python 3.11.7 raised "AST
+    constructor recursion depth mismatch" once in some hundred calls (see CPython issue 106905).
+    """
+    with _PARSING:
+        loaded: Any = np.load(file, mmap_mode=mmap_mode, allow_pickle=False)
     if not isinstance(loaded, np.ndarray):
         raise ValueError("an archive of arrays")
     return loaded

@@ -47,6 +47,13 @@ def test_no_public_name_is_hidden_by_a_module() -> None:
     ] == []
 
 
+def test_windows_is_refused_with_what_to_do() -> None:
+    code = "import sys; sys.platform = 'win32'; import cocoseg"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 1
+    assert ran.stderr.endswith("on Windows, use it in WSL (it needs POSIX file locks)\n")
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         cocoseg.nothing  # noqa: B018

@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -279,3 +281,20 @@ def test_the_parent_of_splits_names_them(coco_set, tmp_path):
     coco_set.prepare(tmp_path / "shards", split="train=0.5,val=0.5")
     with pytest.raises(ConfigError, match=r"folders of shards train, val: give one .*shards/train"):
         read_manifest(str(tmp_path / "shards"))
+
+
+def test_headers_are_parsed_by_one_thread_at_a_time(golden, monkeypatch):
+    """Python 3.11.7 may raise a SystemError where two threads parse an expression."""
+    load, inside, most = np.load, [], []
+
+    def slow(*arguments, **options):
+        inside.append(None)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.pop()
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(np, "load", slow)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: ShardSet([str(golden.shards("val"))]), range(8)))
+    assert set(most) == {1}

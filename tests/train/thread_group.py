@@ -26,14 +26,25 @@ class Board(Group):
 
 
 def all_of(world_size: int, work: Callable[[Group], object]) -> list[object]:
-    """Let every rank work; return what came of it, errors too."""
+    """Let every rank work; return what came of it, errors for users too.
+
+    Any other error is raised at once: the ranks that wait for the one that failed end as well.
+    """
     board, barrier = [None] * world_size, threading.Barrier(world_size)
+    failures: list[BaseException] = []
 
     def one(rank: int) -> object:
         try:
             return work(Board(rank, board, barrier))
         except CocosegError as error:
             return error
+        except BaseException as error:
+            failures.append(error)
+            barrier.abort()
+            return None
 
     with ThreadPoolExecutor(world_size) as pool:
-        return list(pool.map(one, range(world_size)))
+        told = list(pool.map(one, range(world_size)))
+    if failures:
+        raise failures[0]
+    return told
