@@ -411,7 +411,7 @@ def main() -> NoReturn:
         if launch.leads if error.shared else own:
             _log(f"{'' if code == ExitCode.INTERRUPTED else 'error: '}{error}")
     except (KeyboardInterrupt, click.Abort):
-        _log("interrupted; run the same command again to go on")
+        _log("interrupted; run the same command again to resume")
         code = ExitCode.INTERRUPTED
     except BrokenPipeError:  # 'cocoseg … | head'
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and the exit codes of every command."""
+"""Errors that a user can fix, and the exit codes of every command."""
 
 from enum import IntEnum
 
@@ -15,14 +15,14 @@ class ExitCode(IntEnum):
 
 
 class CocosegError(Exception):
-    """Something that a user can mend: the text says what, where, and what to do next.
+    """Something that a user can fix: the text says what, where, and what to do next.
 
     The command line prints the text without a traceback and exits with `exit_code`.
     """
 
     exit_code = ExitCode.FAILURE
     shared = False
-    """Whether every process of a run raised it: then one tells."""
+    """Whether every process of a run raised it: then one reports it."""
 
 
 def first_line(error: Exception) -> str:
@@ -51,6 +51,6 @@ class StoreRefusal(StoreError):
 
 
 class Interrupted(CocosegError):
-    """A signal asked to stop; the text says what was kept and how to go on."""
+    """A signal asked to stop; the text says what was kept and how to resume."""
 
     exit_code = ExitCode.INTERRUPTED

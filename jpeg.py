@@ -39,12 +39,12 @@ def decode(content: bytes, size: tuple[int, int]) -> NDArray[np.uint8] | None:
 
 
 def ends_with_marker(content: bytes) -> bool:
-    """Tell whether the last bytes are the end marker, padding left out."""
+    """Return whether the last bytes are the end marker, padding left out."""
     return content.endswith(_END) or content.rstrip(b"\0").endswith(_END)
 
 
 def has_end(content: bytes) -> bool:
-    """Tell whether an end marker follows the pixels, with whatever behind it.
+    """Return whether an end marker follows the pixels, with whatever behind it.
 
     A file that was only half copied may end in zeros, which libjpeg takes for pixels; no end marker
     can stand among pixels (B.1.1.5). Markers before the pixels hold thumbnails with ends of theirs.

@@ -78,12 +78,12 @@ def suffixes() -> tuple[str, ...]:
 
 
 def is_image_name(path: str) -> bool:
-    """Tell whether a file is an image by its name: `suffixes`, and not `is_litter`."""
+    """Return whether a file is an image by its name: `suffixes`, and not `is_litter`."""
     return path.lower().endswith(suffixes()) and not is_litter(path)
 
 
 def is_litter(path: str) -> bool:
-    """Tell whether a file was left by a file system, an archiver or a program, as ``._name``."""
+    """Return whether a file was left by a file system, an archiver or a program, as ``._name``."""
     return any(part.startswith("._") or part.lower() in _LITTER for part in path.split("/"))
 
 
@@ -162,7 +162,7 @@ def check(content: bytes, full: bool = False) -> PhotoInfo:
 
 
 def _ends_as_it_should(content: bytes, form: str) -> bool:
-    """Tell whether a file's last bytes are those of its format; False where that tells nothing."""
+    """Return whether a file's last bytes are those of its format; False for other formats."""
     if form in _JPEGS:
         return jpeg.ends_with_marker(content)
     if form == "PNG":
@@ -174,7 +174,7 @@ def _ends_as_it_should(content: bytes, form: str) -> bool:
 
 
 def _has_end(content: bytes, form: str) -> bool:
-    """Tell whether there is an end, with whatever behind it; a decoder may not miss it."""
+    """Return whether there is an end, with whatever behind it; a decoder may not miss it."""
     if form in _JPEGS:
         return jpeg.has_end(content)
     return form != "PNG" or _PNG_END in content

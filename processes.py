@@ -175,7 +175,7 @@ def loader_options(workers: int, module: str) -> dict[str, Any]:
 def keep_freed_memory() -> None:
     """Let this process reuse large tensors' memory instead of returning it to the system.
 
-    glibc maps every large block anew, and the kernel clears each page of it again: on a CPU that
+    glibc maps every large block again, and the kernel clears each page of it again: on a CPU that
     was more than half the time of a full-resolution loss (261 against 103 ms for 8 × 81 × 160²).
     Elsewhere than on glibc nothing happens. Source: mallopt(3).
     """
@@ -201,7 +201,7 @@ def end_with_parent() -> None:
 def end_with_launcher() -> None:
     """Let this process, started by torchrun, be killed when torchrun is: Linux only.
 
-    Else its orphans would go on training, and write beside those of the next start. Source:
+    Else its orphans would continue to train, and write beside those of the next start. Source:
     prctl(2), PR_SET_PDEATHSIG.
     """
     launcher, set_pdeathsig = os.getppid(), 1

@@ -275,7 +275,7 @@ def mask_taxonomy(classes: str) -> Taxonomy:
 
 
 def is_coco(source: Sequence[Category]) -> bool:
-    """Tell whether these are exactly COCO's 80 categories, ids and names."""
+    """Return whether these are exactly COCO's 80 categories, ids and names."""
     coco = {(category_id, name) for category_id, name, _ in COCO_CATEGORIES}
     return {(c.id, c.name) for c in source} == coco
 
@@ -303,7 +303,7 @@ def _by_coco_name(sources: Sequence[Sequence[Category]]) -> ClassMap:
 
 
 def _is_named(dummy: Category, source: Sequence[Category], rules: ClassRules) -> bool:
-    """Tell whether a classes file speaks of Roboflow's head, and not of a child of its name."""
+    """Return whether a classes file speaks of Roboflow's head, and not of a child of its name."""
     alone = sum(c.name == dummy.name for c in source) == 1
     names = {dummy.id, _with_id(dummy), *([dummy.name] if alone else [])}
     return not names.isdisjoint(rules.members)

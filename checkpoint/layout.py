@@ -66,7 +66,7 @@ def pointed_step(run: Location, name: str) -> int | None:
 
 
 def is_bare(checkpoint: str) -> bool:
-    """Tell whether it is a file of weights, which knows neither its network nor its classes."""
+    """Return whether it is a file of weights, which knows neither its network nor its classes."""
     return checkpoint.endswith(WEIGHT_SUFFIXES)
 
 
@@ -104,7 +104,7 @@ def find_checkpoint(checkpoint: str) -> str:
 
 
 def has_processor(checkpoint: str) -> bool:
-    """Tell whether a checkpoint brings its own sizes; a name of the hub is not looked up."""
+    """Return whether a checkpoint brings its own sizes; a name of the hub is not looked up."""
     found = locate(find_checkpoint(checkpoint))
     return not found.is_dir() or (found / PREPROCESS_NAME).is_file()
 

@@ -199,7 +199,7 @@ def _taxonomy_of_file(
 def _as_folder(weights: Mapping[str, torch.Tensor], settings: Any) -> Iterator[str]:
     """Give a folder of bare weights, from which transformers loads them.
 
-    It converts the names of its older versions on the way.
+    It converts the names that its older versions used.
     """
     with temporary_folder() as scratch:
         settings.save_pretrained(scratch)

@@ -74,7 +74,7 @@ def _kind(name: str, *, segformer: bool) -> Literal["random", "nvlabs", "other",
 
 
 def _on_hub(name: str) -> bool:
-    """Tell whether a model's name is one of the hub, OWNER/NAME; paths are absolute in a run."""
+    """Return whether a model's name is one of the hub, OWNER/NAME; paths are absolute in a run."""
     parts = name.split("/")
     return (
         len(parts) == 2

@@ -101,7 +101,7 @@ _DEPTH = re.compile(r"segformer\.(?:encoder\.block|stages)\.(\d+)\.(?:blocks\.)?
 
 
 def is_segformer(names: Container[str]) -> bool:
-    """Tell whether these are names of a SegFormer's weights, in any known layout."""
+    """Return whether these are names of a SegFormer's weights, in any known layout."""
     return any(name in names for name in (*_TRANSFORMERS_FIRST, *_NVLABS_FIRST, *_MMSEG_FIRST))
 
 

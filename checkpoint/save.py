@@ -144,7 +144,7 @@ def point(run: Location, name: str, step: int) -> None:
 
 
 def restore_pointers(run: Location, step: int, best_step: int | None) -> bool:
-    """Let ``last`` and ``best`` name what a run goes on from, whatever a kill or damage left there.
+    """Let ``last`` and ``best`` name what a run resumes from, whatever a kill or damage left there.
 
     Returns
     -------

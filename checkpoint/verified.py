@@ -99,7 +99,7 @@ def _digests(folder: Location) -> dict[str, object]:
 
 
 def is_whole(folder: Location) -> bool:
-    """Tell whether a checkpoint verifies; on an object store, whether its files are there."""
+    """Return whether a checkpoint verifies; on an object store, whether its files are there."""
     try:
         if folder.remote:
             return _digests(folder).keys() <= folder.list_files().keys()

@@ -112,12 +112,12 @@ class _Network:
         return is_segformer(self.weights), len(self.weights)
 
     def is_copy_of(self, other: "_Network") -> bool:
-        """Tell whether it holds weights of the same names, or some of them."""
+        """Return whether it holds weights of the same names, or some of them."""
         names, theirs = self.weights.keys(), other.weights.keys()
         return names <= theirs or theirs <= names
 
     def differs_from(self, other: "_Network") -> bool:
-        """Tell whether any weight of the same name differs."""
+        """Return whether any weight of the same name differs."""
         return any(
             name in other.weights and not torch.equal(value, other.weights[name])
             for name, value in self.weights.items()

@@ -1,4 +1,4 @@
-"""The whole road on a drawn data set: draw → prepare → train → infer → eval → contact sheet."""
+"""The full pipeline on a drawn data set: draw → prepare → train → infer → eval → contact sheet."""
 
 import io
 import json
@@ -114,7 +114,7 @@ def plan_demo(
 
 
 def run_demo(plan: DemoPlan, progress: ShowProgress, say: Callable[[str], None]) -> DemoResult:
-    """Walk the whole road; finished stages of an earlier run are kept.
+    """Run the full pipeline; finished stages of an earlier run are kept.
 
     Parameters
     ----------

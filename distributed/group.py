@@ -73,7 +73,7 @@ class Group:
             self.stop(failure)
 
     def stop(self, failure: CocosegError) -> NoReturn:
-        """Raise what every process raises here, each by itself: one of them tells."""
+        """Raise what every process raises here, each by itself: one of them reports it."""
         failure.shared = True
         raise failure
 
@@ -212,7 +212,7 @@ def _told(error: Exception, rank: int) -> str:
 
 
 def _is_of_a_collective(error: BaseException) -> TypeGuard[Exception]:
-    """Tell whether it is a collective operation that failed."""
+    """Return whether it is a collective operation that failed."""
     lost = isinstance(error, (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError))
     return lost or (isinstance(error, RuntimeError) and "gloo/" in first_line(error))
 

@@ -44,7 +44,7 @@ def found_by(name: str, check: Check) -> list[Finding]:
     try:
         findings.extend(check())  # what came before an exception stays
     except (Exception, SystemExit) as error:
-        findings.append(problem(describe(error), "mend that, and ask the doctor again"))
+        findings.append(problem(describe(error), "fix that, and run doctor again"))
     return [replace(finding, check=name) for finding in findings]
 
 

@@ -66,7 +66,7 @@ class Inspection:
         elif whole:
             self.shards = shards
         else:
-            yield warning("the other checks need whole shards", "mend those first")
+            yield warning("the other checks need whole shards", "fix those first")
 
     def count_classes(self) -> Iterator[Finding]:
         """Look at what the index counts: classes, ignored pixels, masks that teach nothing."""

@@ -94,7 +94,8 @@ def torchvision() -> Iterator[Finding]:
         wanted = Requirement(text)
         if wanted.name == "torch" and not wanted.specifier.contains(torch, prereleases=True):
             yield problem(
-                f"torchvision {version} wants torch{wanted.specifier}, here is torch {torch}: "
+                f"torchvision {version} requires torch{wanted.specifier}, installed is torch "
+                f"{torch}: "
                 "transformers fails to import beside it",
                 "pip uninstall torchvision; cocoseg does not need it",
             )

@@ -220,7 +220,7 @@ def _room(what: str, folder: str, enough: float, remedy: str) -> Finding:
 
 
 def hub(model: ModelConfig) -> Iterator[Finding]:
-    """Tell whether the network's weights are at hand, or have to be fetched first."""
+    """Return whether the network's weights are at hand, or have to be fetched first."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     from ..model.registry import is_random

@@ -154,7 +154,7 @@ class Trial:
             delivered = self.inspected.rate
             if delivered is not None and delivered < taken:
                 yield warning(
-                    f"the loader delivers {delivered:.1f} images/s, and starves the network",
+                    f"the loader delivers {delivered:.1f} images/s, and the network waits for data",
                     "more train.workers; docs/how-to.md, 'Slow loader'",
                 )
 

@@ -69,7 +69,7 @@ def pick_device(
 def _why_no_gpu() -> str:
     if not torch.backends.cuda.is_built():
         return f"torch {torch.__version__} is a build without CUDA"
-    return "PyTorch sees no GPU ('cocoseg doctor' tells why)"
+    return "PyTorch sees no GPU (run 'cocoseg doctor' to find out why)"
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:

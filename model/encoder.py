@@ -114,7 +114,7 @@ class MixMLP(theirs.SegformerMixMLP):  # type: ignore[misc]
         return narrow
 
     def _is_plain(self) -> bool:
-        """Tell whether `_Narrow` computes what the layers do: no dropout, no hooks, GELU."""
+        """Return whether `_Narrow` computes what the layers do: no dropout, no hooks, GELU."""
         layers = (self.dwconv, self.dwconv.dwconv, self.activation_fn, self.fc2, self.dropout)
         convolution = self.dwconv.dwconv
         return (

@@ -116,7 +116,7 @@ def _channels_last(map_: Tensor, batch: int) -> Tensor:
 
 
 def _fits(head: Any) -> bool:
-    """Tell whether a head's parts have the shapes that folding counts on, and run unobserved."""
+    """Return whether a head's parts have the shapes that folding counts on, and run unobserved."""
     projections = [level.proj for level in head.linear_projections]
     fuse, classifier = head.linear_fuse, head.classifier
     width = fuse.out_channels

@@ -140,7 +140,7 @@ _NO_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether a device, or a library on it, had no memory left."""
+    """Return whether a device, or a library on it, had no memory left."""
     return isinstance(error, (torch.OutOfMemoryError, OutOfMemory)) or (
         isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
     )

@@ -65,8 +65,8 @@ def read_ahead(
 class Transfer:
     """Tensors on their way to the host.
 
-    From a GPU they are copied into page-locked memory while it goes on computing, and `wait` can be
-    called by any thread.
+    From a GPU they are copied into page-locked memory while it continues to compute; any thread may
+    call `wait`.
     """
 
     def __init__(self, *tensors: Tensor) -> None:

@@ -29,7 +29,7 @@ from .view import View
 
 log = logging.getLogger(__name__)
 
-_SMALLEST_STRIP = 2**16  # numbers; below it, smaller strips free too little to go on
+_SMALLEST_STRIP = 2**16  # numbers; below it, smaller strips free too little to continue
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +352,7 @@ class Predictor:
         return found
 
     def _explained(self, error: RuntimeError, images: Sequence[NDArray[np.uint8]]) -> Exception:
-        """Tell which sizes a network failed of, where they follow from the images' own."""
+        """Return which sizes a network failed of, where they follow from the images' own."""
         if self._preprocess.resizing is None:
             return error
         sizes = {f"{image.shape[1]} × {image.shape[0]}" for image in images}

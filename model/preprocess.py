@@ -302,7 +302,7 @@ class Normalize(nn.Module):
         """Turn uint8, shape (B, h, w, 3), into float32, shape (B, 3, h, w)."""
         if self._blue_first:
             images_BhwC = images_BhwC.flip(3)
-        # Laid out anew first: channels that lie three apart cost each step more than this copy.
+        # Contiguous first: channels that lie three apart cost each step more than this copy.
         images = images_BhwC.permute(0, 3, 1, 2).to(
             torch.float32, memory_format=torch.contiguous_format
         )

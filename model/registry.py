@@ -32,7 +32,7 @@ def names() -> tuple[str, ...]:
 
 
 def is_random(name: str) -> bool:
-    """Tell whether a model name asks for random weights (``segformer-b0``) or pretrained ones.
+    """Return whether a model name asks for random weights (``segformer-b0``) or pretrained ones.
 
     A name of a known family counts, whatever its size: the hub's names have an owner.
     """

@@ -33,10 +33,10 @@ class Replacement:
     children: Mapping[str, tuple[type[nn.Module], ...]]
     """The types that each child may have, or `ANY`."""
     fits: Callable[[Any], bool] = lambda layer: True
-    """Tells whether shapes are those that the forward counts on."""
+    """Return whether shapes are those that the forward counts on."""
 
     def knows(self, layer: nn.Module) -> bool:
-        """Tell whether a layer is as transformers builds it: nothing added, nothing replaced."""
+        """Return whether a layer is as transformers builds it: nothing added, nothing replaced."""
         children = dict(layer.named_children())
         return (
             type(layer) is self.theirs

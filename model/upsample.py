@@ -67,7 +67,7 @@ def _transposed(d_BCHW: Tensor, h: int, w: int) -> Tensor:
 def _products(maps_BChw: Tensor, rows_Hh: Tensor, columns_Ww: Tensor) -> Tensor:
     """Multiply maps by a matrix for their rows and one for their columns.
 
-    Channels that lie last in memory stay there: nothing is laid out anew.
+    Channels that lie last in memory stay there: nothing is copied to another layout.
     """
     batch, channels, h, w = maps_BChw.shape
     height, width = len(rows_Hh), len(columns_Ww)

@@ -208,7 +208,7 @@ def _read(path: str, content: memoryview, digest: "Future[str]") -> AnnotationFi
 
 
 def is_blank(segmentation: msgspec.Raw) -> bool:
-    """Tell whether an annotation has no segmentation: null, or an empty list or object."""
+    """Return whether an annotation has no segmentation: null, or an empty list or object."""
     return _BLANK.fullmatch(segmentation) is not None
 
 

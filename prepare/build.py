@@ -259,7 +259,7 @@ def _signals() -> Iterator[_Signals]:
 
 @contextlib.contextmanager
 def _story_of_an_end(build: _Build, draft: Mapping[str, Any]) -> Iterator[None]:
-    """Turn an end before the end into what was kept and how to go on."""
+    """Turn an end before the end into what was kept and how to resume."""
     with explained(build.output, lambda: _kept(build)):
         try:
             yield

@@ -69,7 +69,7 @@ def finished(output: Location, folders: Sequence[Location], draft: Draft) -> lis
             if present.get(shard.name) != shard.bytes:
                 raise ConfigError(
                     f"--output {folder}: is complete, but {shard.name} is missing or was changed "
-                    "since ('cocoseg verify' tells more): --overwrite builds it again"
+                    "since (see 'cocoseg verify'): --overwrite builds it again"
                 )
     return [there[folder] for folder in folders]
 
@@ -154,7 +154,7 @@ def begin(output: Location, folders: Sequence[Location], draft: Draft, overwrite
 
 
 def renew_plan(output: Location, folders: Sequence[Location], draft: Draft) -> None:
-    """Note again what is being built, where the output was removed under workers that went on.
+    """Note again what is being built, where the output was removed under workers that continued.
 
     Their shards would be of unknown origin.
     """

@@ -22,7 +22,7 @@ def changed_photos(
     """Yield a sentence for each photograph whose size is another than that of its sample.
 
     Photographs that are gone are no matter: the shards hold them. Nor are those on object stores,
-    where a look costs a request, and those that ``--max-side`` may have encoded anew.
+    where a look costs a request, and those that ``--max-side`` may have encoded again.
     """
     if config.max_side is not None:
         return

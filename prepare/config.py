@@ -63,7 +63,7 @@ class PrepareConfig(Section):
     skip_empty: Annotated[bool, Flag()] = False
     """Leave images without annotations out."""
     max_side: Annotated[PositiveInt | None, Flag()] = None
-    """Shrink larger images to this longer side [pixels]; they are encoded anew as JPEG."""
+    """Shrink larger images to this longer side [pixels]; they are encoded again as JPEG."""
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
     """Quality of images that `max_side` shrinks; colors are not subsampled."""
     samples_per_shard: Annotated[PositiveInt, Flag()] = 1000

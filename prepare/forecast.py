@@ -31,7 +31,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Forecast(Result):
-    """What ``--dry-run`` tells."""
+    """What ``--dry-run`` prints."""
 
     plan: BuildPlan
     config: PrepareConfig

@@ -37,7 +37,7 @@ def spellings(file_name: str) -> Iterator[tuple[str, str]]:
 
 
 def is_absolute(file_name: str) -> bool:
-    """Tell whether a name is a URL, an absolute path, or leads out of the image folder."""
+    """Return whether a name is a URL, an absolute path, or leads out of the image folder."""
     return (
         "://" in file_name
         or file_name.startswith(("/", "\\"))

@@ -131,7 +131,7 @@ def numbers_of(polygons: Sequence[Sequence[float]]) -> NDArray[np.float64]:
 def _sound(
     polygons: Sequence[Sequence[float]], numbers: NDArray[np.float64], width: int, height: int
 ) -> bool:
-    """Tell whether pycocotools may see these polygons; False where one must be looked at."""
+    """Return whether pycocotools may see these polygons; False where one must be looked at."""
     if not polygons:
         return True
     if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):

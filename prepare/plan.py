@@ -424,9 +424,9 @@ _COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.jpg")
 def _repeated(sources: Sequence[AnnotationFile]) -> set[tuple[int, int]]:
     """Return (source, image id) of COCO's images that an earlier source has already.
 
-    COCO's 2014 and 2017 sets are the same photographs under the same ids, dealt anew. Others count
-    from 1 too: so only files with COCO's categories and names of its form are compared, and the
-    address on Flickr, where there is one, must be the same.
+    COCO's 2014 and 2017 sets are the same images under the same ids, in other splits. Other data
+    sets count from 1 as well: only files with COCO's categories and names of its form are compared,
+    and the address on Flickr, if there is one, must be the same.
     """
     seen: dict[int, ImageEntry] = {}
     repeated = set()

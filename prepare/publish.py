@@ -112,7 +112,7 @@ def publish(
         if quarantined:
             lines = b"".join(msgspec.json.encode(entry) + b"\n" for entry in quarantined)
             url.publish_bytes(lines)
-        else:  # a killed run may have written one, before its images were mended
+        else:  # a killed run may have written one, before its images were fixed
             url.remove()
     output = locate(str(config.output))
     again = config.model_copy(update={"overwrite": False})  # asked for once

@@ -37,7 +37,7 @@ _LOWEST, _BENEATH, _ABOVE = range(3)
 
 @dataclass(frozen=True, slots=True)
 class Painting:
-    """A painted mask and what was met on the way."""
+    """A painted mask and what was found in its annotations."""
 
     mask: Mask
     """Train ids, shape (H, W), column-major as RLE is; uint8, or uint16 when the ignore index is

@@ -85,7 +85,7 @@ class PrepareResult(Result):
                 str(locate(split.folder) / QUARANTINE) for split in self.splits if split.quarantined
             )
             yield (
-                f"{len(self.quarantined)} images were left out: see {lists}. Mend them and prepare "
+                f"{len(self.quarantined)} images were left out: see {lists}. Fix them and prepare "
                 f"again with --overwrite, or accept them with --max-bad {len(self.quarantined)}"
             )
 

@@ -71,7 +71,7 @@ class Quarantined(msgspec.Struct, frozen=True):
 
 
 class MadeSample(msgspec.Struct, frozen=True):
-    """A sample and what was met on the way."""
+    """A sample and what was found in its inputs."""
 
     sample: EncodedSample
     counts: Counter[str]

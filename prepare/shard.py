@@ -40,7 +40,7 @@ class BuiltShard(msgspec.Struct, frozen=True):
     """See `pack_index`."""
     quarantined: tuple[Quarantined, ...]
     counts: dict[str, int]
-    """What was met on the way: instances, crowds, oddities."""
+    """Findings: instances, crowds, oddities."""
     class_instances: dict[int, int]
     """Instances by train id, ignored ones included."""
     votes: dict[str, int]

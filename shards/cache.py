@@ -146,7 +146,7 @@ class ShardCache:
         return used
 
     def _evict(self) -> bool:
-        """Remove the shard that was not used for longest; tell whether there was one."""
+        """Remove the shard that was not used for longest; return whether there was one."""
         ages = []
         for path in self._files():
             with contextlib.suppress(FileNotFoundError):
@@ -206,7 +206,7 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _remove_abandoned(part: Path) -> bool:
-    """Remove a part whose process is dead: nobody holds its lock; tell whether it is gone."""
+    """Remove a part whose process is dead: nobody holds its lock; return whether it is gone."""
     try:
         descriptor = os.open(part, os.O_RDWR)
     except FileNotFoundError:
@@ -221,7 +221,7 @@ def _remove_abandoned(part: Path) -> bool:
 
 
 def _allocate(descriptor: int, length: int) -> bool:
-    """Reserve the disk space of a file; tell whether there was enough."""
+    """Reserve the disk space of a file; return whether there was enough."""
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(descriptor, 0, length)

@@ -1,6 +1,6 @@
 """Shards for other people's training code: a plain map-style PyTorch data set.
 
-`batches` is endless, exact under torchrun, and goes on where a `state_dict` was taken; see
+`batches` is endless, exact under torchrun, and resumes where a `state_dict` was taken; see
 docs/streaming.md.
 """
 
@@ -26,7 +26,7 @@ class ShardDataset(Dataset[Any]):
     """The samples of one or several folders of shards, by number.
 
     Any sampler of PyTorch's can order them; `batches` gives cocoseg's own order, which no number of
-    processes or workers changes and which goes on exactly from a `state_dict`.
+    processes or workers changes and which resumes exactly from a `state_dict`.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ class ShardDataset(Dataset[Any]):
         return {"position": self._position, **self._identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let `batches` go on from a `state_dict`, with any batch size and number of processes.
+        """Let `batches` resume from a `state_dict`, with any batch size and number of processes.
 
         Raises
         ------

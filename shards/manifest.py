@@ -75,7 +75,7 @@ class Manifest(msgspec.Struct, frozen=True):
     samples: _Size
     bytes: _Size
     counts: dict[str, int]
-    """What was met on the way: instances, crowds, quarantined images …"""
+    """Findings: instances, crowds, quarantined images …"""
     class_pixels: tuple[int, ...]
     """Mask pixels by train id."""
     ignored_pixels: int

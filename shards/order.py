@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 ORDER = 3
 """Version of the order and of what is drawn for each sample: a run that was begun in another one
-cannot go on exactly."""
+cannot be resumed exactly."""
 _KEPT_BLOCKS_A_STREAM = 2  # the current block and, where an epoch ends, the next one's
 
 

@@ -114,6 +114,6 @@ def decode_plain(content: bytes) -> Mask | None:
 
 
 def _checked(content: bytes, start: int, length: int) -> bool:
-    """Tell whether a checksum follows a chunk's name and body, and is right."""
+    """Return whether a checksum follows a chunk's name and body, and is right."""
     (checksum,) = struct.unpack_from(">I", content, start + length)
     return bool(zlib.crc32(content[start : start + length]) == checksum)

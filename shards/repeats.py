@@ -46,7 +46,7 @@ class Repeats:
         pixels are no classes here, and an image without any other is shown once.
 
         Source: Gupta, Dollár, Girshick, "LVIS: A Dataset for Large Vocabulary Instance
-        Segmentation" (2019), appendix B.2; there the rest is drawn anew in every epoch.
+        Segmentation" (2019), appendix B.2; there the rest is drawn again in every epoch.
 
         Parameters
         ----------

@@ -1,7 +1,7 @@
 """Check a folder of shards byte by byte against its manifest and index.
 
-Manifest and index are believed in nothing that the tars can tell: a change that was signed anew,
-digests and all, is found where it makes a shard anything but a row of good samples.
+Whatever can be read from the tars is read from them, and not believed of manifest or index: a
+change for which all digests were computed again is found, unless every sample is a valid one.
 """
 
 import hashlib

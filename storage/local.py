@@ -283,7 +283,7 @@ def _temporary_name() -> str:
 
 
 def is_half_written(name: str) -> bool:
-    """Tell whether a name is one that files and folders have until they are whole."""
+    """Return whether a name is one that files and folders have until they are whole."""
     return _HALF_WRITTEN.fullmatch(name) is not None
 
 

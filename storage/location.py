@@ -23,7 +23,7 @@ def refuse_larger(size: int, at_most: int | None) -> None:
 
 
 def is_inner(name: str) -> bool:
-    """Tell whether a name is a plain relative path: joined to a folder it leads nowhere else."""
+    """Return whether a name is a plain relative path: joined to a folder it leads nowhere else."""
     return "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
@@ -89,15 +89,15 @@ class Location(ABC):
 
     @abstractmethod
     def exists(self) -> bool:
-        """Tell whether a file or folder is there."""
+        """Return whether a file or folder is there."""
 
     @abstractmethod
     def is_dir(self) -> bool:
-        """Tell whether it is a folder (in an object store: a prefix that holds something)."""
+        """Return whether it is a folder (in an object store: a prefix that holds something)."""
 
     @abstractmethod
     def is_file(self) -> bool:
-        """Tell whether it is a file with bytes of its own: no folder, pipe or device."""
+        """Return whether it is a file with bytes of its own: no folder, pipe or device."""
 
     @abstractmethod
     def list_files(self) -> dict[str, int]:

@@ -56,7 +56,7 @@ def explained(
     kept: Callable[[], str] = lambda: "what is done is kept",
     flag: str = "--output ",
 ) -> Iterator[None]:
-    """Say in plain words why something could not be written, and how to go on.
+    """Say in plain words why something could not be written, and how to resume.
 
     Parameters
     ----------
@@ -181,7 +181,7 @@ def _lock_problem(lock: LocalPath, error: OSError) -> str:
 
 
 def is_unfinished(output: Location) -> bool:
-    """Tell whether `prepare` is at work in an output, or was interrupted there."""
+    """Return whether `prepare` is at work in an output, or was interrupted there."""
     return (output / UNFINISHED).exists()
 
 
@@ -225,7 +225,7 @@ class OutputFolder:
         self.there = self.location.present(names)
         """Those that are wanted, or ours, and there; also the folders that they are wanted in."""
 
-    def refuse_strangers(self) -> None:
+    def refuse_foreign_files(self) -> None:
         """Make sure that files can be written, and none is replaced that is not ours.
 
         Raises
@@ -365,7 +365,7 @@ class _Lease:
             )
 
     def _is_lost(self, holder: Mapping[str, Any], version: str) -> bool:
-        """Tell whether another command has the output, or had it while this one was silent."""
+        """Return whether another command has the output, or had it while this one was silent."""
         now = _now()
         if version and holder.get("token") == self._token:
             self._confirmed = now
@@ -415,7 +415,7 @@ class _Lease:
 
 
 def _now() -> float:
-    """Return seconds of a clock that goes on while the machine sleeps, where there is one."""
+    """Return seconds of a clock that runs while the machine sleeps, where there is one."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
@@ -438,7 +438,7 @@ def _named(holder: Mapping[str, Any]) -> str:
 
 
 def _died_here(holder: Mapping[str, Any]) -> bool:
-    """Tell whether a holder was a process of this machine that is no more."""
+    """Return whether a holder was a process of this machine that is no more."""
     pid = holder.get("pid")
     if not holder.get("machine") or holder["machine"] != _machine() or not isinstance(pid, int):
         return False

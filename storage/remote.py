@@ -219,7 +219,7 @@ class RemotePath(Location):
             return b"", ""
 
     def replace_version(self, content: bytes, version: str) -> bool:
-        """Write a small object if it still has a version that was read; tell whether that is so.
+        """Write a small object if it still has a version that was read; return whether that is so.
 
         S3 and stores of its kind compare and write in one request; of others, and of those that do
         not know such requests, the version is read again before.
@@ -253,11 +253,11 @@ class RemotePath(Location):
         files = {
             path.relative_to(local).as_posix(): path for path in local.rglob("*") if path.is_file()
         }
-        strangers = [name for name in self.walk_files() if name not in (*files, LOCK)]
+        foreign = [name for name in self.walk_files() if name not in (*files, LOCK)]
         sizes = {name: path.stat().st_size for name, path in files.items()}
         for name in sorted(files, key=lambda name: (name == last, -sizes[name], name)):
             if name == last:
-                self.remove_files(strangers)
+                self.remove_files(foreign)
             (self / name)._write(partial(_put_file, files[name]))
         shutil.rmtree(local)
 
@@ -376,8 +376,8 @@ class _Retried(io.RawIOBase):
 class PinnedObject:
     """One object of a store, read by ranges at the version that was met first.
 
-    Where a driver can, each request says which version it wants (s3fs sends the ETag); a replaced
-    object is then an error, and is opened anew: whether it still is what it should be, digests
+    Where a driver can, each request says which version it expects (s3fs sends the ETag); a replaced
+    object is then an error, and is opened again: whether it still is what it should be, digests
     tell. Threads may share one; they take turns.
     """
 

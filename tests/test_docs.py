@@ -51,7 +51,7 @@ def test_every_setting_of_training_is_in_the_table_of_purposes(root: Path) -> No
 
 
 def test_the_keys_that_a_run_keeps_are_listed(root: Path) -> None:
-    text = section(root / "docs" / "training.md", "Going on")
+    text = section(root / "docs" / "training.md", "Resuming")
     for name in ("model", "train"):
         (listed,) = re.findall(rf"^- `{name}`:((?:.|\n  )*)", text, re.MULTILINE)
         fixed = Settings.model_fields[name].annotation.fixed_keys

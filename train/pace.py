@@ -99,11 +99,11 @@ class Pace:
         return ended
 
     def restart(self) -> None:
-        """Begin a window anew, after what was no training: a validation, a checkpoint."""
+        """Begin a new window, after what was no training: a validation, a checkpoint."""
         self._began, self._waited, self._steps = self.clock(), 0.0, 0
 
     def starved(self, window: Window, workers: int, cores: int | None = None) -> str | None:
-        """Return what to tell the user when the loader starves the network, else None.
+        """Return what to tell the user when the network waits for data, else None.
 
         The first window is never judged, and after a word there is silence for some windows.
 
@@ -131,7 +131,7 @@ class Pace:
         self._quiet = _QUIET
         known = "" if cores is None else f"; this process may use {cores} cores"
         return (
-            f"the loader starves the network: {recent.data_wait:.0%} of the last "
+            f"the network waits for data: {recent.data_wait:.0%} of the last "
             f"{recent.seconds:.0f} s were spent waiting for data; "
             f"{recent.images_per_second:.1f} images/s arrive, the network could take "
             f"{recent.possible_images_per_second:.1f}. Try more train.workers (now {workers}"

@@ -25,7 +25,7 @@ class Pruning:
     _works: list[Future[None]] = field(default_factory=list)
 
     def start(self, run: Location, keep_last: int, best_step: int | None) -> None:
-        """Begin a removal after the one that is going on; those that wait are replaced by it."""
+        """Begin a removal after the one that is in progress; those that wait are replaced by it."""
         self._works = [work for work in self._works if not (work.done() or work.cancel())]
         self._works.append(self._thread.submit(_prune, run, keep_last, best_step))
 

@@ -1,4 +1,4 @@
-"""One training run: it begins, or goes on from the newest checkpoint of its folder, and ends."""
+"""One training run: it begins, or resumes from the newest checkpoint of its folder, and ends."""
 
 import contextlib
 import logging
@@ -105,7 +105,7 @@ def train_model(
     ------
     ConfigError, DataError
         See `plan_run`; also if another training is at work in the folder, no checkpoint of the run
-        to go on with is whole, or the processes were started with different settings.
+        to resume from is whole, or the processes were started with different settings.
     Interrupted
         After Ctrl-C or SIGTERM, on every process.
     """
@@ -148,7 +148,7 @@ def train_model(
 
 
 def forecast(train: TrainConfig, model: ModelConfig, augment: AugmentConfig) -> RunForecast | None:
-    """Return what ``--dry-run`` prints: the plan, and where a run that is there would go on.
+    """Return what ``--dry-run`` prints: the plan, and where an existing run would resume.
 
     Returns
     -------

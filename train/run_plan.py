@@ -57,7 +57,7 @@ class RunPlan:
     class_weights: tuple[float, ...] | None
     """By train id; None where all count the same."""
     identity: dict[str, Any]
-    """What a run must share with the one that it goes on from."""
+    """What a run must share with the one that it resumes."""
     settings: dict[str, Any]
     """``section.key`` → value of what decides the run; places and machines' own are left out."""
 
@@ -100,7 +100,7 @@ class RunPlan:
         return alive + sum(shard.bytes * far for shard, far in _shards(self.val_shards))
 
     def validates_after(self, step: int) -> bool:
-        """Tell whether validation follows `step` optimizer steps."""
+        """Return whether validation follows `step` optimizer steps."""
         return self.val_shards is not None and (
             step == self.total_steps or (step > 0 and step % self.val_every == 0)
         )
@@ -151,7 +151,7 @@ def plan_run(
     Parameters
     ----------
     begun
-        `RunPlan.identity` of the run to go on with: its global batch is kept.
+        `RunPlan.identity` of the run to resume: its global batch is kept.
 
     Raises
     ------
@@ -291,7 +291,7 @@ def _refuse_other_run(run: str, there: Mapping[str, Any], here: Mapping[str, Any
     ]
     if changed:
         raise ConfigError(
-            f"--output {run}: holds a run of other data or settings, which cannot go on:\n"
+            f"--output {run}: holds a run of other data or settings, which cannot be resumed:\n"
             + "\n".join(changed)
             + "\nUse the settings it was started with, or another --output."
         )
@@ -327,7 +327,7 @@ def _check_cache(plan: RunPlan, train: TrainConfig) -> None:
         )
     if plan.cache_bytes > train.cache_bytes and Launch.from_environment().leads:
         log.warning(
-            "train.cache_bytes is %s, the order of samples wants %s at a time: shards will be "
+            "train.cache_bytes is %s, the order of samples needs %s at a time: shards will be "
             "fetched more than once an epoch",
             f"{train.cache_bytes:,}",
             f"{plan.cache_bytes:,}",

@@ -204,7 +204,7 @@ class Trainer:
                 for warning in self.plan.warnings():
                     log.warning("warning: %s", warning)
                 if self.now.step:
-                    log.info("goes on from step %d", self.now.step)
+                    log.info("resuming from step %d", self.now.step)
 
     @property
     def run(self) -> Location:
@@ -435,7 +435,7 @@ class Trainer:
         }
 
     def validate(self) -> None:
-        """Score the validation shards, and tell whether this is the best.
+        """Score the validation shards, and return whether this is the best.
 
         If that fails, whatever it is, the steps done are saved first.
         """
@@ -526,7 +526,7 @@ class Trainer:
     def _stop_interrupted(self) -> NoReturn:
         now = self.now
         reached = f"after step {now.step}, which is saved" if now.step else "at its start"
-        self.group.stop(Interrupted(f"interrupted {reached}: run the same command again to go on"))
+        self.group.stop(Interrupted(f"interrupted {reached}: run the same command again to resume"))
 
     def keep(self) -> None:
         """Save the steps done, if they are not; all processes call it together."""

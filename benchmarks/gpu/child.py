@@ -96,7 +96,7 @@ def _rows(request: dict[str, Any]) -> Any:
 
 
 def _recovered(device: str) -> bool:
-    """Free what a case held, and undo its settings; tell whether the device still answers."""
+    """Free what a case held, and undo its settings; return whether the device still answers."""
     import torch
 
     gc.collect()

@@ -67,7 +67,7 @@ def boundary_counts(
 def _interior(
     numbers: NDArray[np.uint16], ignored: NDArray[np.bool_], width: int
 ) -> NDArray[np.bool_]:
-    """Tell which pixels have only their own number, or ignored pixels, within `width`.
+    """Return which pixels have only their own number, or ignored pixels, within `width`.
 
     That is erosion by a square for all classes at once: the smallest and the largest number of the
     square are the pixel's own.

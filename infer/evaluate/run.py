@@ -59,7 +59,7 @@ _FILES = (
 
 @dataclass(frozen=True, slots=True)
 class EvaluationPlan(Result):
-    """What ``--dry-run`` tells."""
+    """What ``--dry-run`` prints."""
 
     config: InferConfig
     shards: ShardSet
@@ -133,7 +133,7 @@ def plan_evaluation(config: InferConfig) -> EvaluationPlan:
     shown = range(min(config.pictures, len(shards)))
     pictures = (_picture(shards.row(position).key) for position in shown)
     output = OutputFolder(locate(config.output), "evaluation", {*_FILES, *pictures})
-    output.refuse_strangers()
+    output.refuse_foreign_files()
     return EvaluationPlan(config, shards, masks, output)
 
 

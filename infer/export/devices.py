@@ -53,7 +53,7 @@ def _graphs(program: ExportedProgram) -> Iterator[GraphModule]:
 
 
 def _bound(node: Node) -> bool:
-    """Tell whether a node has a device among its arguments, or is an autocast region of one."""
+    """Return whether a node has a device among its arguments, or is an autocast region of one."""
     values = pytree.tree_leaves((node.args, node.kwargs))
     region = node.target is torch.ops.higher_order.wrap_with_autocast
     return region or any(isinstance(value, torch.device) for value in values)

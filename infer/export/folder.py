@@ -33,7 +33,7 @@ _OURS = ("*.safetensors", "model.safetensors.index.json", "*config.json", "taxon
 
 @dataclass(frozen=True, slots=True)
 class FolderPlan(Result):
-    """What ``--dry-run`` tells."""
+    """What ``--dry-run`` prints."""
 
     config: ExportConfig
     output: Location
@@ -143,7 +143,7 @@ def export_folder(config: ExportConfig, model: ModelConfig) -> FolderExport:
         if there or plan.output.list_folders():
             cut_short = _is_cut_short(plan.output, there, files)
             if not cut_short:
-                _refuse_strangers(plan.output, there)
+                _refuse_foreign_files(plan.output, there)
                 refuse_other(plan.output, "and differs", overwrite=config.overwrite)
         if plan.output.remote:
             (plan.output / _LAST).remove()  # transformers takes a folder without it for none
@@ -194,7 +194,7 @@ def _same(folder: Path, output: Location, there: Mapping[str, int]) -> bool:
 
 
 def _is_cut_short(output: Location, there: Mapping[str, int], ours: Mapping[str, int]) -> bool:
-    """Tell whether a folder holds nothing but the first files of this export.
+    """Return whether a folder holds nothing but the first files of this export.
 
     In an object store they are written one after the other, the weights first.
     """
@@ -202,13 +202,13 @@ def _is_cut_short(output: Location, there: Mapping[str, int], ours: Mapping[str,
     return output.remote and weights and _LAST not in there and there.keys() <= ours.keys()
 
 
-def _refuse_strangers(output: Location, there: Mapping[str, int]) -> None:
+def _refuse_foreign_files(output: Location, there: Mapping[str, int]) -> None:
     """Never replace a folder that holds what no export writes: a run, a repository, photographs."""
     ours = _OURS if _LAST in there else ()  # a README.md alone is no export
-    strangers = [name for name in there if not any(Path(name).match(form) for form in ours)]
-    strangers += output.list_folders()
-    if strangers:
+    foreign = [name for name in there if not any(Path(name).match(form) for form in ours)]
+    foreign += output.list_folders()
+    if foreign:
         raise ConfigError(
-            f"--output {output}: holds other files ({', '.join(sorted(strangers)[:3])}); choose "
+            f"--output {output}: holds other files ({', '.join(sorted(foreign)[:3])}); choose "
             "another folder"
         )

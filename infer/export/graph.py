@@ -66,7 +66,7 @@ FORMATS = {
 
 @dataclass(frozen=True, slots=True)
 class GraphPlan(Result):
-    """What ``--dry-run`` tells."""
+    """What ``--dry-run`` prints."""
 
     format: GraphFormat
     config: ExportConfig

@@ -1,4 +1,4 @@
-"""What of an inference is done: whole batches, so that a run that goes on gives the same bytes.
+"""What of an inference is done: whole batches, so that a resumed run gives the same bytes.
 
     OUTPUT/predictions.jsonl   one line for each photograph; published last: it says "complete"
     OUTPUT/coco.json           with ``coco_json``: a COCO result with categories and images
@@ -134,7 +134,7 @@ class Progress:
         return found
 
     def _is_whole(self, batch: str, records: Sequence[Mapping[str, Any]]) -> bool:
-        """Tell whether a batch is one of this run, all was good, and every file is there."""
+        """Return whether a batch is one of this run, all was good, and every file is there."""
         images = self._batches.get(batch, ())
         if [record.get("image") for record in records] != [image.source for image in images]:
             return False

@@ -45,7 +45,7 @@ _IN_FLIGHT = 2  # predictions per thread that wait for the disk
 
 @dataclass(frozen=True, slots=True)
 class PredictionPlan(Result):
-    """What ``--dry-run`` tells."""
+    """What ``--dry-run`` prints."""
 
     config: InferConfig
     inputs: tuple[InputImage, ...]
@@ -117,7 +117,7 @@ def plan_prediction(config: InferConfig) -> PredictionPlan:
     output = OutputFolder(
         locate(config.output), "inference", wanted, redacted(resolved(config.input))
     )
-    output.refuse_strangers()
+    output.refuse_foreign_files()
     refuse_loss(output)
     refuse_strange_notes(output.location)
     return PredictionPlan(config, inputs, tuple(listed.skipped), output)

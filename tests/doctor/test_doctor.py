@@ -328,7 +328,7 @@ def test_a_torchvision_of_another_torch_is_a_problem(
     installed |= {"torchvision": "0.20.1", "torch": "2.13.0"}
     monkeypatch.setattr(importlib.metadata, "requires", lambda _: ["numpy", "torch==2.5.1"])
     (found,) = worst(of(libraries.torchvision))
-    assert "torchvision 0.20.1 wants torch==2.5.1, here is torch 2.13.0" in found
+    assert "torchvision 0.20.1 requires torch==2.5.1, installed is torch 2.13.0" in found
     monkeypatch.setattr(importlib.metadata, "requires", lambda _: ["torch==2.13.0"])
     assert worst(of(libraries.torchvision)) == []
     installed |= {"torchvision": "0.28.0+cu130", "torch": "2.13.0+cpu"}

@@ -141,7 +141,7 @@ def test_every_rank_claims_the_files_of_all(tmp_path):
         (tmp_path / name).unlink(missing_ok=True)
     second.renew()
     (tmp_path / "a.png").write_bytes(b"x")
-    OutputFolder(locate(tmp_path), "inference", ["a.png"], "photos").refuse_strangers()
+    OutputFolder(locate(tmp_path), "inference", ["a.png"], "photos").refuse_foreign_files()
 
 
 @pytest.mark.parametrize("after", [1, 3, 5, 9, 12])

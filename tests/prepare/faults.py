@@ -215,7 +215,7 @@ class Moment:
         assert select.select([self.there], [], [], DEADLINE)[0], f"{self.point.name}: not reached"
 
     def count(self) -> bool:
-        """Tell whether this is the n-th time."""
+        """Return whether this is the n-th time."""
         return os.read(self._tokens, 1) == b"!"
 
     def watch(self, action: Callable[[], None]) -> None:

@@ -260,7 +260,7 @@ def test_a_split_beside_folders_that_were_prepared_by_themselves_leaves_them_alo
 
 
 def kill_while_overwriting(whole, tmp_path, call):
-    """Kill a build at its n-th removal, and run it again; tell whether there were so many."""
+    """Kill a build at its n-th removal, and run it again; return whether there were so many."""
     output = tmp_path / f"shards-{call}"
     config = whole.config(output, "inline", overwrite=True)
     prepare_shards(whole.config(output, "inline", overlap="order"))

@@ -132,7 +132,7 @@ def test_a_kill_in_the_middle_of_writing_a_file_leaves_no_half_of_it(undisturbed
 
 
 def kill_at_random(undisturbed, tmp_path: Path, seed: int) -> bool:
-    """Kill a build at any time, and run it again; tell whether it was in the middle of work.
+    """Kill a build at any time, and run it again; return whether it was in the middle of work.
 
     Three of four kills count their time from the first work on: how long a start takes depends on
     what else the machine does.

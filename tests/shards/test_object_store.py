@@ -352,5 +352,5 @@ def test_a_cache_too_small_is_told_before_training(store, url, tmp_path, run_coc
     assert "there is a shard of 20,480 bytes" in ran.err
     ran = run_cocoseg(*command, settings, "--set=train.cache_bytes=30KB")
     assert ran.code == 0
-    assert "the order of samples wants 51,200 at a time" in ran.err
+    assert "the order of samples needs 51,200 at a time" in ran.err
     assert "cache bytes needed" in ran.out

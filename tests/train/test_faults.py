@@ -101,7 +101,7 @@ class Runs:
         return Ended(self.started.returncode, out + err)
 
     def trains(self) -> bool:
-        """Tell whether, since its start, it has begun to train, and not yet ended."""
+        """Return whether, since its start, it has begun to train, and not yet ended."""
         begun = self._config() not in (None, self._config_before)
         return begun and self.steps() < self.settings["max_steps"] and self.poll() is None
 

@@ -402,6 +402,6 @@ def test_every_loss_of_the_registry_is_tested_and_known_to_the_settings() -> Non
     assert {case["loss_type"] for case in CASES} == set(LOSSES)
     for name, entry in LOSSES.items():
         tested = itertools.chain.from_iterable(case for case in CASES if case["loss_type"] == name)
-        assert set(tested) - {"loss_type"} == set(entry.heeds)
+        assert set(tested) - {"loss_type"} == set(entry.uses)
     with pytest.raises(ValueError, match="losses are ce, dice, ce_dice, focal"):
         TrainConfig(loss_type="lovasz")

@@ -8,7 +8,7 @@ from ..config import AugmentConfig
 def color_jitter(
     config: AugmentConfig, input_size: int, ignore_index: int
 ) -> albumentations.BasicTransform:
-    """Change brightness, contrast, saturation and hue, in an order drawn anew each time."""
+    """Change brightness, contrast, saturation and hue, in a random order each time."""
     return albumentations.ColorJitter(
         brightness=(1 - config.brightness, 1 + config.brightness),
         contrast=(1 - config.contrast, 1 + config.contrast),

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class LossEntry:
-    """Where a loss is, and which settings it heeds."""
+    """Where a loss is, and which settings it uses."""
 
     function: str
     """``module:function`` of this package."""
-    heeds: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
     """Of ``class_weights``, ``label_smoothing``, ``ohem``; any other is refused."""
 
 

@@ -36,7 +36,7 @@ def cross_entropy(
 
 
 def smoothing(logits_CHW: Tensor, options: LossOptions) -> Tensor | None:
-    """Return the weights that label smoothing wants of `score_pixels`; None without it."""
+    """Return the weights that label smoothing needs of `score_pixels`; None without it."""
     if not options.label_smoothing:
         return None
     if options.class_weights is not None:

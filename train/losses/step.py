@@ -92,11 +92,11 @@ class StepLoss:
             "ohem": config.ohem < 1,
         }
         for name, wanted in asked.items():
-            if wanted and name not in entry.heeds:
-                heeding = ", ".join(key for key, one in LOSSES.items() if name in one.heeds)
+            if wanted and name not in entry.uses:
+                using = ", ".join(key for key, one in LOSSES.items() if name in one.uses)
                 raise ConfigError(
                     f"train.{name} has no effect on train.loss_type {config.loss_type}; "
-                    f"it has on {heeding}"
+                    f"it has on {using}"
                 )
         module, _, function = entry.function.partition(":")
         weights = None if class_weights is None else tuple(class_weights)
