@@ -72,7 +72,7 @@ def read_class_rules(path: str) -> ClassRules:
     priority = tuple(map(str, _members(path, "priority", content.get("priority") or [])))
     for name in priority:
         if name not in classes or priority.count(name) > 1:
-            raise ConfigError(f"{path}: priority: {name!r} is no class above, or is named twice")
+            raise ConfigError(f"{path}: priority: {name!r} is not a class above, or is named twice")
     return ClassRules(classes, bins, f"{others}:" if others else None, priority)
 
 
@@ -112,7 +112,7 @@ def read_class_names(path: str) -> list[str]:
     ids: dict[str, int] = {}
     for train_id, name in enumerate(content):
         if not isinstance(name, str) or not name.strip():
-            raise ConfigError(f"{path}: train id {train_id}: {name!r} is no name; quote it")
+            raise ConfigError(f"{path}: train id {train_id}: {name!r} is not a name; quote it")
         if ids.setdefault(name, train_id) < train_id:
             both = f"{ids[name]} and {train_id}"
             raise ConfigError(f"{path}: train ids {both} are both called {name!r}")
@@ -134,7 +134,7 @@ def _in_order(path: str, names: Mapping[object, object]) -> list[object]:
         if str(key) == "-1" and _is_ignored(name):
             continue
         if not str(key).isdecimal() or int(str(key)) in by_id:
-            raise ConfigError(f"{path}: {key!r} is no train id, or is given twice; {expected}")
+            raise ConfigError(f"{path}: {key!r} is not a train id, or is given twice; {expected}")
         by_id[int(str(key))] = name
     for ignore_index in (255, 65535):
         if ignore_index - 1 not in by_id and _is_ignored(by_id.get(ignore_index)):

@@ -449,7 +449,7 @@ class _Printable(logging.Formatter):
 
 
 def _speak() -> None:
-    """Send our own log to stderr, and let names that are no UTF-8 through to stdout."""
+    """Send our own log to stderr, and let names that are not valid UTF-8 through to stdout."""
     own = logging.getLogger(__package__)
     own.setLevel(logging.INFO)
     handler = logging.StreamHandler()

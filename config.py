@@ -68,7 +68,7 @@ class PathMarker:
     """
 
     words: tuple[str, ...] = ()
-    """Values that are no paths, such as ``auto``."""
+    """Values that are not paths, such as ``auto``."""
     only_existing: bool = False
     """The field may also hold a name (of the Hugging Face hub): anchor it only if it exists, or
     the folder that it names first does."""

@@ -204,7 +204,7 @@ def decode(
     Raises
     ------
     BadPhoto
-        If the bytes are no complete image of a supported format; ``size-mismatch``.
+        If the bytes are not a complete image of a supported format; ``size-mismatch``.
     MemoryError
         If it does not fit.
     """

@@ -295,7 +295,7 @@ def _by_coco_name(sources: Sequence[Sequence[Category]]) -> ClassMap:
         strange = [c.name for c in source if c.name not in train_ids]
         if strange:
             raise DataError(
-                f"--classes coco: {', '.join(map(repr, strange[:5]))} is no COCO category; "
+                f"--classes coco: {', '.join(map(repr, strange[:5]))} is not a COCO category; "
                 "use --classes auto, or a file that says where it goes"
             )
     maps = tuple({c.id: train_ids[c.name] for c in source} for source in sources)
@@ -324,7 +324,7 @@ def _notes_of_bins(source: Sequence[Category]) -> Iterator[str]:
             means = "background (train id 0)" if place == BACKGROUND_BIN else "ignored"
             used = "its annotations are" if category.used else "no annotation has it; it is"
             yield (
-                f"category {category.name!r} (id {category.id}) is no class: {used} {means}; a "
+                f"category {category.name!r} (id {category.id}) is not a class: {used} {means}; a "
                 "classes file can make it one"
             )
 

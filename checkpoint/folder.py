@@ -205,7 +205,7 @@ def _pretrained(kind: Any, source: str, name: str, **options: Any) -> Any:
                 f"{name}: consists of Python code of its own (auto_map in config.json), which is "
                 "never run; use a network that transformers has"
             ) from None
-        elsewhere = "" if os.path.isdir(source) else "is no folder here, and "
+        elsewhere = "" if os.path.isdir(source) else "is not a folder here, and "
         raise ConfigError(
             f"{name}: {elsewhere}cannot be loaded: {first_line(error)}\n"
             "Give a local folder, a name of the Hugging Face hub (needs the network once), or, for "

@@ -105,7 +105,7 @@ def plan_demo(
     Raises
     ------
     ConfigError
-        If `output` is no local folder.
+        If `output` is not a local folder.
     """
     folder = locate(output)
     if not isinstance(folder, LocalPath):

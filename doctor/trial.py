@@ -124,18 +124,17 @@ class Trial:
             result = step(number, [batch], pixels, images)
             seconds.append(time.perf_counter() - began)
             losses.append(result.loss)
-            if not result.overflowed:  # which is no fault: float16's scale is found by them
+            if not result.overflowed:  # which is not a fault: float16's scale is found by them
                 norms.append(result.grad_norm)
         size = f"{batch.images.shape[0]} × {batch.images.shape[1]}²"
         text = (
             f"loss {losses[0]:.4f} → {losses[-1]:.4f} in {len(losses)} steps on {size} ({device})"
         )
         if not all(map(math.isfinite, losses)):
-            yield problem(
-                f"{text}: no finite number", "a smaller train.learning_rate, train.use_amp=false"
-            )
+            remedy = "a smaller train.learning_rate, train.use_amp=false"
+            yield problem(f"{text}: the loss is not finite", remedy)
         elif not all(map(math.isfinite, norms)):
-            yield problem(f"{text}: the gradient is no finite number", "train.use_amp=false")
+            yield problem(f"{text}: the gradient is not finite", "train.use_amp=false")
         elif not norms:
             yield problem(f"{text}: every gradient overflowed", "train.amp_dtype=bfloat16")
         elif norms[0] == 0:

@@ -30,10 +30,10 @@ def confusion_counts(truth: Tensor, prediction: Tensor, num_classes: int) -> Ten
     Parameters
     ----------
     truth
-        Train ids, any integers of shape (H, W); what is no train id, such as the ignore index, is
+        Train ids, any integers of shape (H, W); other values, such as the ignore index, are
         left out.
     prediction
-        Train ids of the same shape; what is no train id is 'no prediction'.
+        Train ids of the same shape; other values are 'no prediction'.
 
     Returns
     -------
@@ -60,7 +60,7 @@ def calibration_counts(
     Parameters
     ----------
     truth
-        Train ids, shape (H, W); what is no train id is left out.
+        Train ids, shape (H, W); other values are left out.
     prediction
         Train ids, shape (H, W).
     confidence
@@ -95,7 +95,7 @@ def loss_units(logits_RWC: Tensor, best_RW: Tensor, truth_RW: Tensor) -> Tensor:
     best_RW
         The largest of each pixel's.
     truth_RW
-        Train ids; what is no train id, such as the ignore index, is left out.
+        Train ids; other values, such as the ignore index, are left out.
 
     Returns
     -------

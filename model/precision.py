@@ -45,5 +45,5 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Return the context in which a network computes in a type; float32 is no autocast."""
+    """Return the context in which a network computes in a type; without autocast for float32."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

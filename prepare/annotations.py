@@ -129,7 +129,7 @@ def read_annotations(path: str) -> AnnotationFile:
     ConfigError
         If there is no such file.
     DataError
-        If it is no JSON, compressed, no COCO, holds a top-level list twice, or if its ids clash or
+        If it is not COCO JSON, is compressed, has a top-level list twice, or if its ids clash or
         point nowhere; the text names the file and the place in it.
     """
     content = _content(path)
@@ -220,7 +220,7 @@ def _boxes(annotations: msgspec.Raw) -> dict[int, list[BoxEntry]]:
 
 
 def _text(raw: msgspec.Raw) -> str | None:
-    """Return a string; None for any other value, 1e999 and bytes that are no UTF-8 included."""
+    """Return a string; None for any other value, also for 1e999 and invalid UTF-8."""
     try:
         return msgspec.json.decode(raw, type=str)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -106,7 +106,7 @@ def _splits(draft: Draft) -> tuple[str, ...]:
 def begin(output: Location, folders: Sequence[Location], draft: Draft, overwrite: bool) -> None:
     """Start a build, or find the same one unfinished.
 
-    An unfinished build of something else that has not finished a single shard is no obstacle; one
+    An unfinished build of something else is replaced if it has not finished a single shard; one
     of other versions of the libraries is restarted, as its masks may have other bytes.
 
     Raises

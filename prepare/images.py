@@ -239,7 +239,7 @@ class Catalog:
 
 
 def readable(name: str) -> str:
-    """Replace bytes of a file name that are no UTF-8: JSON cannot hold them."""
+    """Replace bytes of a file name that are not valid UTF-8: JSON cannot hold them."""
     return name.encode(errors="surrogateescape").decode(errors="replace")
 
 

@@ -144,7 +144,7 @@ def _sound(
 
 
 def _limit(width: int, height: int) -> int:
-    # A point farther off than this is no annotator's slip.
+    # A point farther off than this is not an annotator's slip.
     return max(width, height)
 
 

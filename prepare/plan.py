@@ -123,7 +123,9 @@ def plan_build(config: PrepareConfig) -> BuildPlan:
     _check_pairs(config)
     for path in (*config.annotations, *config.masks, *config.images, str(config.output)):
         if not path.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in path):
-            raise ConfigError(f"{path!r}: is no UTF-8; call it by another name, or through a link")
+            raise ConfigError(
+                f"{path!r}: is not valid UTF-8; rename the file, or give a link to it"
+            )
     if len(set(config.annotations)) < len(config.annotations):
         raise ConfigError("--annotations: one file is given twice")
     if config.group_by is not None and config.split is None:

@@ -149,7 +149,7 @@ def _build(image: ImageTask, location: PhotoPlace, rules: SampleRules) -> MadeSa
 
 
 def _oddities(info: PhotoInfo) -> dict[str, int]:
-    """Return what is worth counting of a photograph that is no plain 8-bit RGB."""
+    """Return what is worth counting of an image that is not plain 8-bit RGB."""
     return {
         f"photo_{info.mode.replace(';', '_')}": int(info.mode != "RGB"),
         "photo_alpha": int(info.alpha),

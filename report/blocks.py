@@ -118,7 +118,7 @@ def swatch(color: str) -> Html:
     if not color:
         return Html()
     if not re.fullmatch("#[0-9a-f]{6}", color):
-        raise ValueError(f"{color!r} is no color of the form #rrggbb")
+        raise ValueError(f"{color!r} is not a color of the form #rrggbb")
     return element("span", class_="swatch", style=f"background:{color}")
 
 

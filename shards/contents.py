@@ -18,7 +18,7 @@ def photo_header(content: bytes, where: str) -> PhotoInfo:
     Raises
     ------
     DataError
-        If it is no photograph, or one of too many pixels; begins with `where`.
+        If it is not a photograph, or one of too many pixels; begins with `where`.
     """
     try:
         return photo.inspect(content)
@@ -46,7 +46,7 @@ def mask_size(content: bytes, where: str) -> tuple[int, int]:
     Raises
     ------
     DataError
-        If it is no gray PNG as stored, so that its values cannot be train ids; begins with `where`.
+        If it is not stored as a gray PNG: its values are not train ids; begins with `where`.
     """
     try:
         info = photo.inspect(content)
@@ -106,7 +106,7 @@ def count_classes(
     strange = [v for v in values if v >= taxonomy.num_classes and v != taxonomy.ignore_index]
     if strange:
         raise DataError(
-            f"{where}: mask: holds {', '.join(map(str, strange[:5]))}, which is no train id: they "
+            f"{where}: mask: holds {', '.join(map(str, strange[:5]))}, not train ids: they "
             f"are 0 to {taxonomy.num_classes - 1}, and {taxonomy.ignore_index} is ignored"
         )
     return tuple((value, int(pixels[value])) for value in values)

@@ -80,7 +80,7 @@ def decode_mask(content: bytes, where: str, expected: tuple[int, ...] | None = N
     except DataError:
         raise
     except UnidentifiedImageError:
-        raise DataError(f"{where}: mask: is no PNG") from None
+        raise DataError(f"{where}: mask: is not a PNG") from None
     except Exception as error:  # Pillow raises many kinds on broken files
         raise DataError(f"{where}: mask: {type(error).__name__}: {error}") from None
     if mode not in ("L", "I;16"):

@@ -158,7 +158,7 @@ class Index:
         Raises
         ------
         DataError
-            If its key is no UTF-8: nobody wrote that.
+            If its key is not valid UTF-8.
         """
         record = self.samples[position]
         start, count = int(record["classes_start"]), int(record["classes"])
@@ -167,7 +167,7 @@ class Index:
         try:
             key, extension = record["key"].decode(), record["extension"].decode()
         except UnicodeDecodeError:
-            raise DataError(f"index.npy: record {position} has a key that is no UTF-8") from None
+            raise DataError(f"index.npy: record {position}: its key is not valid UTF-8") from None
         return IndexRow(
             key=key,
             extension=extension,
@@ -301,7 +301,7 @@ def read_manifest(folder: str | Location) -> Manifest:
             ) from None
         raise DataError(
             f"{folder}: holds no {MANIFEST_NAME}: 'cocoseg prepare' has not finished there (run it "
-            "again to complete it), or it is no folder of cocoseg shards ('cocoseg index' makes "
+            "again to complete it), or it is not a folder of cocoseg shards ('cocoseg index' makes "
             "one of other WebDataset shards)"
         ) from None
     try:
@@ -316,7 +316,7 @@ def read_manifest(folder: str | Location) -> Manifest:
     names = [shard.name for shard in manifest.shards]
     for name in (*names, manifest.index.name, manifest.index_classes.name):
         if "/" in name or name_problem(name):
-            raise DataError(f"{url}: names {name!r}, which is no file beside it")
+            raise DataError(f"{url}: names {name!r}, which is not a file beside it")
     return manifest
 
 
@@ -360,7 +360,7 @@ def _open(url: Location, entry: FileEntry, kept: str | None) -> NDArray[np.void]
     except CocosegError:
         raise
     except Exception as error:  # NumPy raises many kinds on hostile headers
-        raise DataError(f"{url}: is no index: {first_line(error)}") from None
+        raise DataError(f"{url}: is not an index: {first_line(error)}") from None
 
 
 def _map(file: str) -> NDArray[np.void]:

@@ -66,7 +66,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def read_size(content: bytes) -> tuple[int, int] | None:
-    """Return (height, width) as the header says [pixels]; None if it is no PNG."""
+    """Return (height, width) as the header says [pixels]; None if it is not a PNG."""
     if not content.startswith(_SIGNATURE + _IHDR) or len(content) < _HEADER_END:
         return None
     width, height = struct.unpack(">II", content[16:24])

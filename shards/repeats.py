@@ -43,7 +43,7 @@ class Repeats:
         A class in a share f of the images has the factor max(1, √(threshold / f)), an image that of
         its rarest class. It is shown ⌊factor⌋ times, and once more with the probability of the
         rest: by a hash of (seed, sample number), in every epoch alike. Background and ignored
-        pixels are no classes here, and an image without any other is shown once.
+        pixels are not classes here, and an image without any other is shown once.
 
         Source: Gupta, Dollár, Girshick, "LVIS: A Dataset for Large Vocabulary Instance
         Segmentation" (2019), appendix B.2; there the rest is drawn again in every epoch.

@@ -105,7 +105,9 @@ def walk(content: bytes | mmap.mmap, where: str, foreign: bool = False) -> Itera
     """
     for magic, program in _COMPRESSIONS.items():
         if content[: len(magic)] == magic:
-            raise DataError(f"{where}: is no tar but {program}; unpack it: ranges of it are read")
+            raise DataError(
+                f"{where}: is not a tar but {program}; unpack it: ranges of it are read"
+            )
     place = 0
     seen: dict[str, str] = {}
     told: _LongName | None = None
@@ -138,7 +140,9 @@ def walk(content: bytes | mmap.mmap, where: str, foreign: bool = False) -> Itera
             at.refuse(f"{name!r} is {_WHAT.get(header.type, 'of an unknown type')}, no file")
         member = Member(name, data, header.size)
         if not member.key.rpartition("/")[2] or member.kind not in KINDS:
-            at.refuse(f"{name!r} is no photo, mask or json of a sample: pack the shard without it")
+            at.refuse(
+                f"{name!r} is not a photo, mask or json of a sample: pack the shard without it"
+            )
         same = folded(name)
         if same in seen:
             at.refuse(f"{name!r} is there already, as {seen[same]!r}")
@@ -156,7 +160,7 @@ def name_problem(name: str) -> str | None:
     if len(name.encode(errors="surrogatepass")) > MAX_NAME:
         return f"has more than {MAX_NAME} bytes"
     if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name):
-        return "holds control characters or is no UTF-8"
+        return "holds control characters or is not valid UTF-8"
     if any(direction in name for direction in _DIRECTIONS):
         return "changes the direction of writing"
     if "\\" in name or name.startswith("/") or name[1:2] == ":":
@@ -194,7 +198,7 @@ def _parse(block: bytes, at: _Place) -> tarfile.TarInfo:
     try:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.HeaderError, ValueError) as error:
-        at.refuse(f"is no tar header ({error}): the tar is damaged, or no tar")
+        at.refuse(f"is not a tar header ({error}): the tar is damaged, or no tar")
     if block[257:265] not in _MAGICS:
         at.refuse("is the header of an unknown kind of tar")
     if block[:100].partition(b"\0")[2].strip(b"\0"):
@@ -226,7 +230,7 @@ class _LongName(msgspec.Struct, frozen=True):
         try:
             name = self.name.decode()
         except UnicodeDecodeError:
-            at.refuse(f"the long name {self.name!r} is no UTF-8")
+            at.refuse(f"the long name {self.name!r} is not valid UTF-8")
         # Readers without PAX see the short name: what fits of the long one, in UTF-8 or ASCII.
         fits = {
             long[:width]

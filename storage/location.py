@@ -67,7 +67,7 @@ class Location(ABC):
         Raises
         ------
         DataError
-            If the name is no plain relative path, and may lead out of it.
+            If the name is not a plain relative path, and may lead out of it.
         """
         self._refuse_outer([name])
         return self._joined(name)

@@ -115,7 +115,7 @@ def test_more_than_254_classes_ignore_65535():
 
 def test_coco_and_coco_by_name_know_no_such_names():
     assert resolve_classes("auto", [COCO]).notes == ()
-    with pytest.raises(DataError, match="'background' is no COCO category"):
+    with pytest.raises(DataError, match="'background' is not a COCO category"):
         resolve_classes("coco", [[*COCO, Category(0, "background")]])
     own = resolve_classes("auto", [[*COCO, Category(0, "background")]])
     assert own.taxonomy == coco_taxonomy()
@@ -325,19 +325,19 @@ def test_the_name_of_ignored_pixels_is_no_class_of_finished_masks(names_file, te
         ("", "expected the names"),
         ("[background]", "two or more"),
         ("background", "expected the names"),
-        ("{classes: {cat: }}", "'classes' is no train id"),
+        ("{classes: {cat: }}", "'classes' is not a train id"),
         ("{0: background, 2: dog}", "train id 1 has no name"),
         ("{1: cat, 2: dog}", "train id 0 has no name"),
         ("{0: background, 1: cat, 255: dog}", "train id 2 has no name"),
         ("{0: background, 1: cat, 254: void}", "train id 2 has no name"),
         ("[__ignore__, background]", "two or more"),
-        ("{0: background, yes: cat}", "True is no train id"),
+        ("{0: background, yes: cat}", "True is not a train id"),
         ("{0: background, 1: cat, '1': dog}", "given twice"),
         ("{0: background, 1: cat, 1: dog}", "given twice"),
-        ("{0: background, -1: cat}", "-1 is no train id"),
-        ("[background, no]", "train id 1: False is no name; quote it"),
+        ("{0: background, -1: cat}", "-1 is not a train id"),
+        ("[background, no]", "train id 1: False is not a name; quote it"),
         ("[background, cat, cat]", "train ids 1 and 2 are both called 'cat'"),
-        ("[background, 5]", "5 is no name"),
+        ("[background, 5]", "5 is not a name"),
         ("[background, cat", "cannot be read as YAML"),
         ("[" * 5000, "cannot be read as YAML"),
         ("0: " + "9" * 5000, "cannot be read as YAML"),

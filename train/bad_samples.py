@@ -27,7 +27,7 @@ class BadSamples:
     run
         Folder that gets the list.
     most
-        How many are no failure.
+        How many are accepted.
     """
 
     run: Location

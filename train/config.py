@@ -212,7 +212,7 @@ class TrainConfig(ReadConfig):
     """The same kernels and order of sums at every run, where PyTorch has them; slower. On a CPU a
     run is deterministic in any case. See docs/training.md."""
     max_skipped: NonNegativeInt = 5
-    """Steps in a row whose loss may be no finite number: nothing is learnt from them; one more ends
+    """Steps in a row whose loss may be not finite: nothing is learnt from them; one more ends
     the run."""
     max_bad: NonNegativeInt = 0
     """Samples that may turn out damaged: nothing is learnt from them, and bad-samples.jsonl lists

@@ -42,7 +42,7 @@ class RunResult(Result):
     bad_samples: int = 0
     """Left out; see ``train.max_bad``."""
     skipped_steps: int = 0
-    """Whose loss was no finite number; see ``train.max_skipped``."""
+    """Whose loss was not finite; see ``train.max_skipped``."""
     early: bool = False
     """Whether ``train.patience`` ended it."""
 

@@ -73,8 +73,8 @@ class RunLog:
         Parameters
         ----------
         values
-            Numbers, texts, None, and lists and mappings of them. What is no finite number becomes
-            null in ``metrics.jsonl``. Numbers also go to TensorBoard, those of a mapping as
+            Numbers, texts, None, and lists and mappings of them. A number that is not finite
+            becomes null in ``metrics.jsonl``. Numbers also go to TensorBoard, those of a mapping as
             ``name/key``.
         """
         with explained(self.run):
@@ -201,7 +201,7 @@ def _is_later(record: bytes, step: int, validated: int) -> bool:
 
 
 def _finite(value: Any) -> Any:
-    """Return a value as JSON has it: what is no finite number becomes None."""
+    """Return a value as JSON has it: what is not a finite number becomes None."""
     if isinstance(value, Mapping):
         return {str(key): _finite(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):

@@ -85,7 +85,7 @@ class RunPlan:
 
     @property
     def scored_on(self) -> str | None:
-        """What stands for the validation shards: scores on others are no match."""
+        """What stands for the validation shards: scores on others cannot be compared."""
         return _digest(self.val_shards) if self.val_shards else None
 
     @property

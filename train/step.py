@@ -37,13 +37,13 @@ class StepResult:
     grad_norm: float
     """Euclidean norm of the whole gradient, before clipping."""
     skipped: bool
-    """Whether the loss, or without loss scaling the gradient, was no finite number: then nothing
+    """Whether the loss, or without loss scaling the gradient, was not finite: then nothing
     was changed, batch norm statistics included."""
     overflowed: bool
     """Whether loss scaling found the gradient out of float16's range: no fault, nothing was learnt
-    and the scale is lowered. Once it is below 1, the gradient itself is no number: a fault."""
+    and the scale is lowered. Once it is below 1, the gradient itself is not a number: a fault."""
     suspects: tuple[str, ...] = ()
-    """Keys of this process's samples whose part of the loss was no finite number."""
+    """Keys of this process's samples whose part of the loss was not finite."""
 
 
 @dataclass(slots=True)

@@ -55,7 +55,7 @@ def boundary_counts(
     width = boundary_width(*truth.shape)
     bands = []
     for labels, without in ((truth, ignored), (prediction, none)):
-        # From 1 up: 0 is what is no class, such as all around the image.
+        # From 1 up: 0 is what is not a class, such as all around the image.
         numbers = labels.astype(np.uint16) + np.uint16(1)
         numbers[without] = 0
         bands.append(~ignored & ~without & ~_interior(numbers, ignored, width))

@@ -86,8 +86,8 @@ class PredictedMasks:
         Raises
         ------
         DataError
-            If a mask is no single-channel grayscale PNG, has another size than its image, or holds
-            what is no train id.
+            If a mask is not a single-channel grayscale PNG, has another size than its image, or
+            holds values that are not train ids.
         """
         file = self._folder / f"{key_path(sample.key)}.png"
         mask = decode_mask(file.read_bytes(), str(file), expected=sample.mask.shape)

@@ -64,7 +64,7 @@ def run_onnx(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def describe_onnx(output: Location) -> Mapping[str, Any]:
-    """Return the ``metadata_props`` of a file; empty where it is no ONNX."""
+    """Return the ``metadata_props`` of a file; empty where it is not an ONNX file."""
     import onnx
     from google.protobuf.message import DecodeError
 

@@ -93,7 +93,7 @@ def compare(
     Raises
     ------
     DataError
-        If the reference's own logits are no finite numbers.
+        If the reference's own logits are not finite numbers.
     """
     comparisons = []
     for batch, height, width in shapes:
@@ -101,7 +101,7 @@ def compare(
         theirs = reference.logits(images)
         largest = float(theirs.abs().max())
         if not math.isfinite(largest):
-            raise DataError("the checkpoint's logits are no finite numbers: its weights are broken")
+            raise DataError("the checkpoint's logits are not finite: its weights are broken")
         ours = run(images)
         difference = _lost(ours, theirs) if of_masks else _largest_difference(ours, theirs)
         comparisons.append(ParityCheck(batch, height, width, difference, largest))

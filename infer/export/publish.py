@@ -75,5 +75,5 @@ def scratch_beside(output: Location) -> Iterator[Path]:
 
 def _remove_abandoned(parent: LocalPath) -> None:
     for name in filter(is_half_written, parent.list_folders()):
-        if (parent / name / LOCK).is_file():  # else it is no export's
+        if (parent / name / LOCK).is_file():  # else it is not an export's
             remove_unlocked(parent / name)

@@ -169,7 +169,7 @@ def _listed(path: Location) -> list[InputImage]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise ConfigError(f"--input {path}: is no list of paths in UTF-8") from None
+        raise ConfigError(f"--input {path}: is not a list of paths in UTF-8") from None
     here = os.path.dirname(os.path.realpath(path)) if isinstance(path, LocalPath) else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     files = list(dict.fromkeys(_named(locate(line), here) for line in lines))
@@ -251,7 +251,7 @@ def _refuse_clashes(inputs: Sequence[InputImage], output: str) -> None:
             )
         first, slash, _ = image.name.partition("/")
         if image.name in ("", "."):
-            raise ConfigError(f"--input: {image.source} is no image file")
+            raise ConfigError(f"--input: {image.source} is not an image file")
         if image.name.startswith("/") or ".." in image.name.split("/"):
             raise ConfigError(f"{image.source}: its mask would land outside of {output}")
         if slash and first.lower() in _RESERVED:

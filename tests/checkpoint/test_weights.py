@@ -223,7 +223,7 @@ def test_an_unknown_name_of_the_hub_is_one_clear_error():
     ):
         with pytest.raises(
             ConfigError,
-            match=r"(?s)knows-this: is no folder here, and cannot be loaded.*segformer",
+            match=r"(?s)knows-this: is not a folder here, and cannot be loaded.*segformer",
         ):
             load()
 

@@ -221,7 +221,7 @@ def test_a_list_names_images(infer, put, photos, out, tmp_path):
         (b"", "lists no file"),
         (b"\xff\xfe", "no list of paths"),
         (b"a.jpg\ns3://b/c.jpg", "two lists"),
-        (b"a.jpg\n/\n", "is no image file"),
+        (b"a.jpg\n/\n", "is not an image file"),
     ],
 )
 def test_a_list_that_is_none_is_refused(infer, put, photos, out, text, said):

@@ -304,7 +304,7 @@ def test_coco_goes_by_name_whatever_the_ids(coco_set, tmp_path, stored, run_coco
     flags = ("prepare", *coco_set.flags, "--output", tmp_path / "shards", "--classes", "coco")
     ran = run_cocoseg(*flags)
     assert ran.code == 3
-    assert "'fish' is no COCO category" in ran.err
+    assert "'fish' is not a COCO category" in ran.err
     coco_set.content["categories"][2]["name"] = "toothbrush"
     result = coco_set.prepare(tmp_path / "shards", classes="coco")
     assert len(result.manifest.classes.names) == 81

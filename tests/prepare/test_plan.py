@@ -107,7 +107,7 @@ def test_parse_split_reads_what_it_says(weights):
 def test_a_pattern_that_is_none_is_a_usage_error(run_cocoseg, many):
     ran = run_cocoseg("prepare", *many.flags, "--group-by", "(", "--output", "unused")
     assert ran.code == 2
-    assert "no regular expression" in ran.err
+    assert "not a regular expression" in ran.err
 
 
 def test_a_split_without_any_image_is_refused(coco_set, tmp_path, run_cocoseg):

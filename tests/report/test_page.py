@@ -173,7 +173,7 @@ def test_pictures_have_alternative_texts_and_sizes():
 
 @pytest.mark.parametrize("color", ["red", "#12345", "#123456;color:red", "#00000g"])
 def test_what_is_no_color_is_refused(color):
-    with pytest.raises(ValueError, match="is no color"):
+    with pytest.raises(ValueError, match="is not a color"):
         Tag("cat", color).html()
 
 

@@ -61,7 +61,7 @@ COMMENT = chunk(b"tEXt", b"Title\0eight and more")
         (gray_png(8)[:33] + chunk(b"IEND", b""), "mask"),  # no pixels at all
         (png("L")[:45], "mask"),
         (b"", "mask: is empty"),
-        (b"\xff\xd8\xff", "mask: is no PNG"),
+        (b"\xff\xd8\xff", "mask: is not a PNG"),
     ],
 )  # fmt: skip
 def test_only_a_gray_png_of_the_right_size_is_a_mask(content, message):

@@ -268,7 +268,7 @@ def test_several_problems_are_told_at_once_but_not_thousands(tmp_path, config):
     folder = pack(tmp_path / "s" / "1.tar", [("b", sample(1, txt=b"caption"))])
     told = refused(folder, config)
     assert all(f"0.tar: sample a{i}" in told for i in range(3))
-    assert "'b.txt' is no photo, mask or json" in told
+    assert "'b.txt' is not a photo, mask or json" in told
     assert told.count("\n") == 2  # the same problem of several samples is one line
     pack(tmp_path / "s" / "0.tar", [(f"a{i}", broken) for i in range(30)])
     told = refused(folder, config.model_copy(update={"workers": 2}))

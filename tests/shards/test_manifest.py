@@ -124,8 +124,8 @@ def copied(golden, tmp_path):
         ('"samples": 4,', "", "broken manifest"),
         ('"train_id": 2,', '"train_id": 3,', "train ids must be"),
         ("{", "", "broken manifest"),
-        ('"name": "shard-000000.tar"', '"name": "../shard-000000.tar"', "no file beside it"),
-        ('"name": "index.npy"', '"name": "/etc/index.npy"', "no file beside it"),
+        ('"name": "shard-000000.tar"', '"name": "../shard-000000.tar"', "not a file beside it"),
+        ('"name": "index.npy"', '"name": "/etc/index.npy"', "not a file beside it"),
         ('"bytes": ', '"bytes": -', "broken manifest"),
         ('"bytes": ', '"bytes": 99999999999999999999', "broken manifest"),
     ],
@@ -226,7 +226,7 @@ def test_a_key_that_is_no_utf8_is_refused(copied):
     samples = np.load(copied / "index.npy")
     samples["key"][1] = b"\xff"
     index = Index(samples, np.load(copied / "index-classes.npy"))
-    with pytest.raises(DataError, match="no UTF-8"):
+    with pytest.raises(DataError, match="not valid UTF-8"):
         index.row(1)
 
 
@@ -245,7 +245,7 @@ def with_key(folder, key):
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        (b"\xff", "no UTF-8"),
+        (b"\xff", "not valid UTF-8"),
         (b"../../x", "part that is empty, '.' or '..'"),
         (b"a/../../x", "part that is empty, '.' or '..'"),
         (b"..", "part that is empty, '.' or '..'"),

@@ -127,7 +127,7 @@ DAMAGE = {
     swap_two_masks: ("shard-000000.tar: ", "mask differs"),
     rename_a_key: ("shard-000000.tar", "holds ('000000999999.jpg'"),
     append_a_sample: ("shard-000000.tar", "holds 12 members"),
-    no_tar_at_all: ("shard-000000.tar", "is no tar header"),
+    no_tar_at_all: ("shard-000000.tar", "is not a tar header"),
     empty_a_shard: ("shard-000000.tar", "has 0 bytes"),
     edited(samples=9): ("manifest.json", "samples is 9, counted 8"),
     edited(bytes=1): ("manifest.json", "bytes is 1"),
@@ -237,7 +237,7 @@ def json_of_something_else(row, entries):
     [
         (other_mask, "pixel counts differ"),
         (mask_of_other_size, "differ in size"),
-        (mask_of_no_class, "200, which is no train id"),
+        (mask_of_no_class, "200, not train ids"),
         (broken_photo, "image: "),
         (broken_json, "json cannot be read"),
         (json_of_something_else, "json cannot be read"),

@@ -112,7 +112,7 @@ class TrainingTransform:
 
 
 def check_extra(config: AugmentConfig) -> None:
-    """Refuse names in `AugmentConfig.extra` that are no augmentations, or have keys of their own.
+    """Refuse names in `AugmentConfig.extra` that are not augmentations, or have keys of their own.
 
     Raises
     ------

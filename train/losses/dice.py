@@ -18,7 +18,7 @@ def dice(
     Dice of class c = (2 Σ p g + s) / (Σ p + Σ g + s) over the valid pixels, p its probability, g 1
     where it is true, s `SMOOTH`. Ignored pixels count nowhere; a class absent from the truth does
     not count, and an image without a valid pixel is 0 and none of the images that the step divides
-    by. By image and not by batch: a Dice over a batch is no sum over its micro-batches.
+    by. By image and not by batch: a Dice over a batch is not a sum over its micro-batches.
 
     Source: Milletari et al., "V-Net" (2016), §3, with the sums in the first power as in Sudre et
     al., "Generalised Dice overlap as a deep learning loss function" (2017).
