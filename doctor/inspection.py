@@ -39,7 +39,7 @@ class Inspection:
     loss: StepLoss | None = None
     batch: MicroBatch | None = None
     rate: float | None = None
-    """Images a second that the loader delivers."""
+    """Images per second that the loader delivers."""
 
     def open_shards(self) -> Iterator[Finding]:
         """Open training and validation shards, and compare the sizes of their files."""
@@ -172,7 +172,7 @@ class Inspection:
         if images:
             self.rate = images / (last - began)
             yield ok(
-                f"{self.rate:.1f} images/s, {1000 / self.rate:.1f} ms an image at "
+                f"{self.rate:.1f} images/s, {1000 / self.rate:.1f} ms per image at "
                 f"{self.model.input_size}², {workers} workers ({first:.1f} s until the first)"
             )
 

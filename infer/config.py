@@ -28,12 +28,12 @@ class InferConfig(ReadConfig):
     checkpoint: Annotated[str | None, PathMarker(only_existing=True), Flag("CKPT")] = None
     """A run, a checkpoint folder, a Hugging Face name, or a file of weights (.pt …)."""
     input: Annotated[PathField | None, Flag("PATH", commands=("infer",))] = None
-    """What 'infer' predicts: an image, a folder of images (recursive), a pattern such as
+    """The images to predict: an image, a folder of images (recursive), a pattern such as
     'photos/**/*.jpg', a .txt file that lists images, or a folder of shards."""
     shards: Annotated[tuple[PathField, ...], Flag("SHARDS", commands=("eval",))] = ()
-    """What 'eval' scores: folders of shards."""
+    """Folders of shards to score."""
     predictions: Annotated[PathField | None, Flag("FOLDER", commands=("eval",))] = None
-    """What 'eval' scores instead of a checkpoint: a folder of masks, FOLDER/KEY.png of train ids
+    """Masks to score instead of a checkpoint: a folder, FOLDER/KEY.png of train ids
     for each sample."""
     output: Annotated[PathField | None, Flag("DIR")] = None
     """Folder that receives masks, or scores."""
@@ -53,30 +53,33 @@ class InferConfig(ReadConfig):
     tile_overlap: float = Field(0.25, ge=0, lt=1)
     """Share of a tile that it has in common with the next, at least."""
     batch_size: Annotated[PositiveInt, Flag()] = 8
-    """Images a batch. Of the last bits of a score it is a part: keep it to compare exactly."""
+    """Images per batch. It has an effect on the last bits of a score: keep it to compare
+    exactly."""
     ids: Annotated[Literal["train", "coco"], Flag(commands=("infer",))] = "train"
-    """What masks hold: train ids, or the category ids of the classes."""
+    """Content of the masks: train ids, or the category ids of the classes."""
     min_confidence: Annotated[float, Flag(commands=("infer",))] = Field(0.0, ge=0, le=1)
     """Pixels whose class is less probable are ignored (255) in masks; 0 keeps all."""
     confidence: Annotated[bool, Flag(commands=("infer",))] = False
-    """Write the probability of each pixel's class to OUTPUT/confidence/: 8 bits, 255 is 1.0."""
+    """Also write the probability of each pixel's class to OUTPUT/confidence/: 8 bits, 255 is
+    1.0."""
     probabilities: Annotated[bool, Flag(commands=("infer",))] = False
-    """Write all probabilities to OUTPUT/probabilities/*.npy: float16, (height, width, classes)."""
+    """Also write all probabilities to OUTPUT/probabilities/*.npy: float16, (height, width,
+    classes)."""
     coco_json: Annotated[bool, Flag(commands=("infer",))] = False
-    """Write OUTPUT/coco.json: one annotation for each class of an image, as RLE."""
+    """Also write OUTPUT/coco.json: one annotation for each class of an image, as RLE."""
     color: Annotated[bool, Flag(commands=("infer",))] = False
-    """Write colored masks to OUTPUT/color/."""
+    """Also write colored masks to OUTPUT/color/."""
     overlay: Annotated[bool, Flag(commands=("infer",))] = False
-    """Write masks over their images to OUTPUT/overlay/."""
+    """Also write masks over their images to OUTPUT/overlay/."""
     legend: bool = True
     """Append the names and colors of the classes below each overlay."""
     palette: Literal["distinct", "voc"] = "distinct"
     """Colors of the classes in color/ and overlay/: easy to tell apart, or those of PASCAL VOC."""
     quick: Annotated[bool, Flag(commands=("eval",))] = False
-    """'eval' computes neither boundary IoU nor calibration."""
+    """Compute neither boundary IoU nor calibration."""
     compare_tta: Annotated[bool, Flag(commands=("eval",))] = False
-    """'eval' also measures without test-time augmentation, in the same run."""
+    """Also score without test-time augmentation, in the same run."""
     pictures: Annotated[NonNegativeInt, Flag(commands=("eval",))] = 0
-    """How many image / ground truth / prediction pictures 'eval' writes to OUTPUT/pictures/."""
+    """Number of pictures (image, ground truth, prediction, errors) in OUTPUT/pictures/."""
     device: str = "auto"
     """'auto' (a GPU where there is one), 'cpu', 'cuda' …"""

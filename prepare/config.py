@@ -53,30 +53,30 @@ class PrepareConfig(Section):
     exif: Annotated[Literal["auto", "apply", "raw"], Flag()] = "auto"
     """Which orientation the annotations mean: the one whose size matches, upright, or as stored."""
     check_images: Annotated[Literal["header", "full"], Flag()] = "header"
-    """How photographs are checked: header and end of the file, or every pixel decoded."""
+    """How images are checked: header and end of the file, or every pixel decoded."""
     split: Annotated[SplitText | None, Flag("NAME=FRACTION,…")] = None
-    """Deal the images to several folders below the output: 'train=0.9,val=0.1'."""
+    """Distribute the images over folders below the output: 'train=0.9,val=0.1'."""
     group_by: Annotated[str | None, Flag("REGEX")] = None
     """Regex on the file name; images whose first group (or match) is equal get one split."""
     limit: Annotated[PositiveInt | None, Flag()] = None
-    """Take so many images, chosen by the hash of their keys."""
+    """Number of images to use, chosen by a hash of their keys."""
     skip_empty: Annotated[bool, Flag()] = False
-    """Leave images without annotations out."""
+    """Leave out images without annotations."""
     max_side: Annotated[PositiveInt | None, Flag()] = None
     """Shrink larger images to this longer side [pixels]; they are encoded again as JPEG."""
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] = 95
     """Quality of images that `max_side` shrinks; colors are not subsampled."""
     samples_per_shard: Annotated[PositiveInt, Flag()] = 1000
-    """Images a shard."""
+    """Images per shard."""
     workers: Annotated[NonNegativeInt, Flag()] = 0
     """Worker processes; 0 means one for each core."""
     engine: Annotated[Literal["local", "ray", "inline"], Flag()] = "local"
-    """Where the work is done: in processes on this machine, on a Ray cluster ('cocoseg[ray]'), or
+    """Where workers run: in processes on this machine, on a Ray cluster ('cocoseg[ray]'), or
     in the command's own process (for debuggers: a crash in a C library ends it)."""
     overwrite: Annotated[bool, Flag()] = False
     """Replace shards of other inputs or settings that the output holds."""
     max_bad: Annotated[NonNegativeInt, Flag()] = 0
-    """Quarantined images beyond which the exit code is 4."""
+    """Number of quarantined images above which the exit code is 4."""
 
     @field_validator("group_by")
     @classmethod

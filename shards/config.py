@@ -34,15 +34,15 @@ class IndexConfig(Section):
     """From shards that another program wrote to ones that can be trained on."""
 
     classes: Annotated[str | None, PathMarker(words=("coco",)), Flag("coco|FILE")] = None
-    """What the train ids in the masks mean: 'coco' (81 classes), or a YAML or JSON file with the
+    """Classes of the train ids in the masks: 'coco' (81 classes), or a YAML or JSON file with the
     names in train-id order."""
     exif: Annotated[Literal["auto", "apply", "raw"], Flag()] = "auto"
     """Which orientation the masks follow: the one whose size matches, upright, or as stored."""
     split: Annotated[SplitText | None, Flag("NAME=FRACTION,…")] = None
-    """Deal whole shards, by a hash of their names, to folders below: 'train=0.9,val=0.1'. The
-    folders hold hard links to them."""
+    """Distribute whole shards, by a hash of their names, over folders below: 'train=0.9,val=0.1'.
+    The folders hold hard links to them."""
     workers: Annotated[NonNegativeInt | None, Flag()] = None
-    """Worker processes; 0 and 1 work in the command's own; none means one for each core."""
+    """Worker processes; 0 and 1 mean the command's own process; by default one per core."""
 
 
 def parse_split(text: str) -> dict[str, float]:

@@ -87,7 +87,7 @@ def decode_mask(content: bytes, where: str, expected: tuple[int, ...] | None = N
         raise DataError(f"{where}: mask: mode {mode}, expected 8- or 16-bit grayscale")
     if stretched:
         bits = stretched.pop().removeprefix("L;")
-        raise DataError(f"{where}: mask: {bits} bits a pixel, expected 8 or 16")
+        raise DataError(f"{where}: mask: {bits} bits per pixel, expected 8 or 16")
     return np.asarray(pixels, np.uint8) if mode == "L" else np.asarray(pixels, np.uint16)
 
 

@@ -51,7 +51,7 @@ class SampleOrder:
 
     @property
     def samples(self) -> int:
-        """N: samples an epoch."""
+        """N: samples per epoch."""
         return int(self._starts[-1])
 
     def locate(self, position: int) -> tuple[int, int]:
@@ -125,7 +125,7 @@ class BatchLayout:
     """Samples a rank and micro-batch."""
     world_size: int
     accumulation_steps: int
-    """Micro-batches an optimizer step."""
+    """Micro-batches per optimizer step."""
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.world_size, self.accumulation_steps) < 1:
@@ -133,7 +133,7 @@ class BatchLayout:
 
     @property
     def global_batch(self) -> int:
-        """B: samples an optimizer step."""
+        """B: samples per optimizer step."""
         return self.batch_size * self.world_size * self.accumulation_steps
 
     def positions(self, step: int, rank: int) -> list[list[int]]:

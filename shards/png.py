@@ -37,7 +37,7 @@ def encode_mask(mask: Mask) -> bytes:
     Returns
     -------
     bytes
-        A PNG of 8 or 16 bits a pixel.
+        A PNG of 8 or 16 bits per pixel.
     """
     height, width = mask.shape
     depth = mask.dtype.itemsize

@@ -137,7 +137,7 @@ class TrainConfig(ReadConfig):
     save_dir: Annotated[PathField | None, Flag("RUN", commands=("train",), name="--output")] = None
     """Folder of the run."""
     resume: Annotated[Literal["auto", "never"], Flag(commands=("train",))] = "auto"
-    """Go on from the newest checkpoint of `save_dir`, or refuse a `save_dir` that holds one."""
+    """Resume from the newest checkpoint of `save_dir`, or refuse a `save_dir` that holds one."""
     seed: NonNegativeInt = 0
     """Seed of the order of samples, augmentation, dropout and new weights."""
     epochs: PositiveFloat = 20
@@ -145,10 +145,10 @@ class TrainConfig(ReadConfig):
     max_steps: PositiveInt | None = None
     """Optimizer steps, instead of `epochs`."""
     batch_size: PositiveInt = 4
-    """Images a process and micro-batch; the global batch is batch_size · processes ·
+    """Images per process and micro-batch; the global batch is batch_size · processes ·
     accumulation_steps."""
     accumulation_steps: PositiveInt = 2
-    """Micro-batches an optimizer step."""
+    """Micro-batches per optimizer step."""
     workers: NonNegativeInt = 2
     """Loader processes for each training process; 0 loads in the training process."""
     loss_type: Annotated[str, Field(json_schema_extra={"enum": list(LOSSES)})] = "ce_dice"
@@ -226,7 +226,7 @@ class TrainConfig(ReadConfig):
     checkpoint_every: NonNegativeInt = 0
     """Optimizer steps between checkpoints; 0 means with each validation."""
     val_batch_size: PositiveInt = 8
-    """Images a validation batch."""
+    """Images per validation batch."""
     log_every: PositiveInt = 10
     """Steps between lines of metrics.jsonl and TensorBoard."""
     keep_last: PositiveInt = 3
@@ -236,7 +236,7 @@ class TrainConfig(ReadConfig):
     patience: NonNegativeInt = 0
     """Validations without a better score after which training ends early; 0 never does."""
     pictures: NonNegativeInt = 4
-    """Validation pictures in TensorBoard: image, truth and prediction."""
+    """Number of validation images in TensorBoard, with ground truth and prediction."""
     device: str = "auto"
     """'auto' (a GPU where there is one), 'cpu', 'cuda' …"""
 

@@ -50,10 +50,10 @@ COMMENT = chunk(b"tEXt", b"Title\0eight and more")
         (png("P"), "mode P"),
         (png("LA"), "mode LA"),
         (png("1"), "mode 1"),
-        (gray_png(4), "4 bits a pixel"),  # Pillow would read train ids 1, 2 as 17, 34
-        (gray_png(2), "2 bits a pixel"),
-        (gray_png(4, before=COMMENT), "4 bits a pixel"),
-        (gray_png(4, before=header(8)), "4 bits a pixel"),  # Pillow believes the second header
+        (gray_png(4), "4 bits per pixel"),  # Pillow would read train ids 1, 2 as 17, 34
+        (gray_png(2), "2 bits per pixel"),
+        (gray_png(4, before=COMMENT), "4 bits per pixel"),
+        (gray_png(4, before=header(8)), "4 bits per pixel"),  # Pillow believes the second header
         (png("L", (3, 4)), "differ in size"),
         (gray_png(8, before=header(), size=(3, 4)), "differ in size"),
         (gray_png(8, before=COMMENT, size=(3, 4)), "differ in size"),
