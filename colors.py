@@ -123,7 +123,7 @@ def overlay_mask(
     ignore_index: int | None = None,
     palette: Palette = "distinct",
 ) -> NDArray[np.uint8]:
-    """Lay a colored mask over its photograph; background stays clear.
+    """Lay a colored mask over its image; background stays clear.
 
     Parameters
     ----------

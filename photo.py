@@ -1,4 +1,4 @@
-"""A photograph's bytes: which format it is, how EXIF turns it, and its pixels as uint8 RGB."""
+"""An image's bytes: which format it is, how EXIF turns it, and its pixels as uint8 RGB."""
 
 import functools
 import io
@@ -88,7 +88,7 @@ def is_litter(path: str) -> bool:
 
 
 class BadPhoto(DataError):
-    """A photograph that cannot be trusted; `reason` is its quarantine code."""
+    """An image that cannot be trusted; `reason` is its quarantine code."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -101,7 +101,7 @@ class BadPhoto(DataError):
 
 @dataclass(frozen=True, slots=True)
 class PhotoInfo:
-    """What a photograph's header says."""
+    """What an image's header says."""
 
     extension: str
     """Extension by content, lower case, as shards name it (``jpg``, ``image.png`` …)."""
@@ -123,7 +123,7 @@ class PhotoInfo:
 
 
 def inspect(content: bytes) -> PhotoInfo:
-    """Read a photograph's header.
+    """Read an image's header.
 
     Raises
     ------
@@ -183,7 +183,7 @@ def _has_end(content: bytes, form: str) -> bool:
 def decode(
     content: bytes, orientation: int | None = None, size: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:
-    """Decode a photograph to RGB.
+    """Decode an image to RGB.
 
     Gray is repeated, palettes and CMYK are converted, alpha is dropped, 16-bit samples keep their
     upper byte (Pillow's own conversion would clip them to white).
@@ -320,7 +320,7 @@ def _extension(image: Image.Image) -> str:
     if extension is None:
         known = ", ".join(EXTENSIONS)
         raise BadPhoto("unsupported-format", f"is {image.format}; supported: {known}")
-    if image.mode in ("I", "F"):  # measurements, not a photograph: no range to bring to 0…255
+    if image.mode in ("I", "F"):  # measurements, not an image: no range to bring to 0…255
         raise BadPhoto("unsupported-format", "has 32-bit samples; supported: 8 and 16 bits")
     return extension
 

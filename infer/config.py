@@ -44,12 +44,12 @@ class InferConfig(ReadConfig):
     tta_flip: bool = True
     """Add the horizontally flipped image at every scale."""
     tta_flip_vertical: bool = False
-    """Add the vertically flipped images, too: for photographs without an up, such as from above."""
+    """Add the vertically flipped images, too: for images without an up, such as from above."""
     tile_above: NonNegativeInt = 4096
-    """Photographs whose longer side [pixels] is above this are cut into tiles, each of which is
-    predicted as a photograph, and which are blended smoothly; 0 cuts none."""
+    """Images whose longer side [pixels] is above this are cut into tiles, each of which is
+    predicted as an image, and which are blended smoothly; 0 cuts none."""
     tile_size: NonNegativeInt = 0
-    """Side of a tile [pixels of the photograph]; 0 is twice the network's input size."""
+    """Side of a tile [pixels of the image]; 0 is twice the network's input size."""
     tile_overlap: float = Field(0.25, ge=0, lt=1)
     """Share of a tile that it has in common with the next, at least."""
     batch_size: Annotated[PositiveInt, Flag()] = 8

@@ -29,7 +29,7 @@ def refuse_loss(output: OutputFolder) -> None:
     Raises
     ------
     ConfigError
-        If they would. Masks of the same source, whose photographs are gone, may go, too.
+        If they would. Masks of the same source, whose images are gone, may go, too.
     """
     if output.source == output.source_before:
         return

@@ -1,4 +1,4 @@
-"""A view: one way to look at a photograph, and how to look back."""
+"""A view: one way to look at an image, and how to look back."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torch import Tensor
 class View:
     """A scale and two mirrorings, each its own inverse.
 
-    The scale is inverted where logits are brought to the photograph's size, see `fuse`.
+    The scale is inverted where logits are brought to the image's size, see `fuse`.
     """
 
     scale: float = 1.0

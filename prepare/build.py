@@ -142,7 +142,7 @@ class _Build:
         return [self.built[number] for number in range(len(self.shards))]
 
     def _unchanged(self, kept: Mapping[int, BuiltShard]) -> dict[int, BuiltShard]:
-        """Leave out the shards whose photographs are others now."""
+        """Leave out the shards whose images are others now."""
         images = {image.key: image for split in self.plan.splits for image in split.images}
         return {
             number: shard

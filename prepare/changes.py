@@ -1,6 +1,6 @@
-"""What changed in the photographs since shards were made of them.
+"""What changed in the images since shards were made of them.
 
-Annotations and settings are compared by the manifest (see `build_folder`); photographs by their
+Annotations and settings are compared by the manifest (see `build_folder`); images by their
 sizes, which costs a look at each, and those left out by trying them again.
 """
 
@@ -19,9 +19,9 @@ from .sample import Quarantined, build_sample
 def changed_photos(
     plan: BuildPlan, config: PrepareConfig, images: Mapping[str, PlannedImage], index: Index
 ) -> Iterator[str]:
-    """Yield a sentence for each photograph whose size is another than that of its sample.
+    """Yield a sentence for each image whose size is another than that of its sample.
 
-    Photographs that are gone are no matter: the shards hold them. Nor are those on object stores,
+    Images that are gone are no matter: the shards hold them. Nor are those on object stores,
     where a look costs a request, and those that ``--max-side`` may have encoded again.
     """
     if config.max_side is not None:
@@ -61,7 +61,7 @@ def refuse_changed_photos(
     manifests: Sequence[Manifest],
     quarantined: Sequence[Sequence[Quarantined]],
 ) -> None:
-    """Compare complete folders of shards, one for each split, with the photographs of today.
+    """Compare complete folders of shards, one for each split, with the images of today.
 
     Raises
     ------

@@ -185,7 +185,7 @@ def refuse_full_disk(plan: BuildPlan, config: PrepareConfig, present: int) -> No
     Raises
     ------
     CocosegError
-        If much less space is free than the photographs take up.
+        If much less space is free than the images take up.
     """
     output = locate(str(config.output))
     free = output.free_space() if config.max_side is None else None

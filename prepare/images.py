@@ -1,4 +1,4 @@
-"""Where photographs lie: in a folder, a tar or a zip; and how their bytes are read.
+"""Where images lie: in a folder, a tar or a zip; and how their bytes are read.
 
 The main process looks every name up once; workers get a `PhotoPlace` and read it, so that an
 archive is listed once however many they are.
@@ -24,20 +24,20 @@ from .names import coco_number, folded, spellings
 
 
 class PhotoPlace(msgspec.Struct, frozen=True, array_like=True):
-    """Where the bytes of one photograph lie."""
+    """Where the bytes of one image lie."""
 
     url: str
     """The file itself, or an archive."""
     offset: int = 0
-    """Of the photograph in a tar, of its local header in a zip [bytes]."""
+    """Of the image in a tar, of its local header in a zip [bytes]."""
     stored: int | None = None
     """Bytes that it takes up there; None for a whole file."""
     zipped: tuple[int, int, int] | None = None
-    """In a zip: compression method, size and CRC-32 of the photograph."""
+    """In a zip: compression method, size and CRC-32 of the image."""
 
 
 class ImageStore(Protocol):
-    """A folder or an archive of photographs."""
+    """A folder or an archive of images."""
 
     url: str
     names: Iterable[str]
@@ -130,7 +130,7 @@ def _list_zip(url: str) -> dict[str, PhotoPlace]:
 
 
 def open_store(url: str, flag: str = "--images") -> ImageStore:
-    """List a folder, a ``.tar`` or a ``.zip`` of photographs.
+    """List a folder, a ``.tar`` or a ``.zip`` of images.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ def open_store(url: str, flag: str = "--images") -> ImageStore:
 
 
 class Catalog:
-    """Finds the photograph that a ``file_name`` means."""
+    """Finds the image that a ``file_name`` means."""
 
     def __init__(self, store: ImageStore) -> None:
         self.store = store
@@ -254,7 +254,7 @@ def other_names(store: ImageStore) -> list[str]:
 
 
 def read_photo(location: PhotoPlace) -> bytes:
-    """Return the bytes of a photograph.
+    """Return the bytes of an image.
 
     Raises
     ------

@@ -30,7 +30,7 @@ class ImageTask(msgspec.Struct, frozen=True):
     image_id: int
     file_name: str
     location: PhotoPlace | None
-    """Where its photograph lies; None where it was not found."""
+    """Where its image lies; None where it was not found."""
     moved: str
     """As what it is counted where it was not found under its ``file_name``."""
     problem: str | None
@@ -53,7 +53,7 @@ class SampleRules(msgspec.Struct, frozen=True):
     """What the pixels of label images mean."""
     orientation: Orientation
     check_full: bool
-    """Decode every pixel of every photograph."""
+    """Decode every pixel of every image."""
     max_side: int | None
     jpeg_quality: int
 
@@ -79,7 +79,7 @@ class MadeSample(msgspec.Struct, frozen=True):
 
 
 def build_sample(image: ImageTask, rules: SampleRules) -> MadeSample | Quarantined:
-    """Check a photograph and paint its mask; an image that cannot be trusted is left out whole."""
+    """Check an image and paint its mask; an image that cannot be trusted is left out whole."""
     try:
         if image.problem is not None or image.location is None:
             raise BadPhoto(image.problem or "missing-file", image.detail)

@@ -2,7 +2,7 @@
 
 A shard is a pure function of its task, so that the engine cannot change a byte.
 
-A worker may die: a C library crashes on a photograph, or the system runs out of memory. What it was
+A worker may die: a C library crashes on an image, or the system runs out of memory. What it was
 at is known from shared memory. That image is tried alone in a fresh process; if it kills that too,
 it is quarantined and the shard is built without it. No death can make the pool wait.
 """

@@ -1,4 +1,4 @@
-"""Photographs and masks as small JPEGs for a page."""
+"""Images and masks as small JPEGs for a page."""
 
 import io
 
@@ -40,7 +40,7 @@ def overlay_thumbnail(
     ignore_index: int | None = None,
     side: int = SIDE,
 ) -> Jpeg:
-    """Lay a mask over its photograph and shrink both; see `colors.overlay_mask`.
+    """Lay a mask over its image and shrink both; see `colors.overlay_mask`.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def overlay_thumbnail(
     scale = side / max(height, width)
     if scale > 0.5:
         return thumbnail(overlay_mask(image, mask, ignore_index=ignore_index), side)
-    # Blended at twice the size: smooth outlines, and large photographs cost little.
+    # Blended at twice the size: smooth outlines, and large images cost little.
     size = 2 * max(1, round(width * scale)), 2 * max(1, round(height * scale))
     if size != (width, height):
         shrunk = Image.fromarray(image).resize(size, Image.Resampling.BOX, reducing_gap=2)

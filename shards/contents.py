@@ -13,12 +13,12 @@ _AT_ONCE = 2**22  # pixels, which NumPy counts as int64
 
 
 def photo_header(content: bytes, where: str) -> PhotoInfo:
-    """Return what the header of a photograph says; its pixels, which may be many, are let be.
+    """Return what the header of an image says; its pixels, which may be many, are let be.
 
     Raises
     ------
     DataError
-        If it is not a photograph, or one of too many pixels; begins with `where`.
+        If it is not an image, or one of too many pixels; begins with `where`.
     """
     try:
         return photo.inspect(content)
@@ -27,7 +27,7 @@ def photo_header(content: bytes, where: str) -> PhotoInfo:
 
 
 def check_photo(content: bytes, where: str) -> None:
-    """Decode a photograph whole.
+    """Decode an image whole.
 
     Raises
     ------

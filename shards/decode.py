@@ -1,4 +1,4 @@
-"""From a member's bytes to pixels: photographs and masks, nothing else.
+"""From a member's bytes to pixels: images and masks, nothing else.
 
 Bytes come here only after the index has vouched for them; they are never unpickled or chosen by
 extension.
@@ -22,7 +22,7 @@ _STRETCHED = {"L;2", "L;4"}  # Pillow's names of what it brings from fewer bits 
 
 
 def decode_photo(content: bytes, row: IndexRow, where: str) -> NDArray[np.uint8]:
-    """Decode a photograph as its index row says it lies over the mask.
+    """Decode an image as its index row says it lies over the mask.
 
     Returns
     -------
@@ -92,7 +92,7 @@ def decode_mask(content: bytes, where: str, expected: tuple[int, ...] | None = N
 
 
 def mask_of_another_size(where: str, mask: tuple[int, ...], image: tuple[int, ...]) -> DataError:
-    """Return the error of a mask that is not as large as its photograph: (width, height) each."""
+    """Return the error of a mask that is not as large as its image: (width, height) each."""
     sizes = (" x ".join(map(str, size)) for size in (mask, image))
     return DataError("{}: mask {} and image {} differ in size".format(where, *sizes))
 

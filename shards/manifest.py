@@ -107,7 +107,7 @@ class IndexRow(msgspec.Struct, frozen=True):
 
     key: str
     extension: str
-    """Extension of the photograph's member."""
+    """Extension of the image's member."""
     offsets: tuple[int, int, int]
     """First byte of the image, mask and json data in the tar; 0 for what is not there."""
     lengths: tuple[int, int, int]
@@ -118,7 +118,7 @@ class IndexRow(msgspec.Struct, frozen=True):
     height: int
     """Size of the mask [pixels]."""
     orientation: int
-    """The turn, an EXIF orientation 1…8, that brings the stored photograph over the mask."""
+    """The turn, an EXIF orientation 1…8, that brings the stored image over the mask."""
     class_pixels: tuple[tuple[int, int], ...]
     """(train id, pixels) of the values in the mask, ascending; the ignore index included."""
 
@@ -260,8 +260,7 @@ def pack_index(index: Index) -> tuple[bytes, bytes]:
 
 def unpack_index(samples: bytes, classes: bytes) -> Index:
     """Read what `pack_index` returned."""
-    arrays = (_load(io.BytesIO(content)) for content in (samples, classes))
-    return Index(*arrays)
+    return Index(_load(io.BytesIO(samples)), _load(io.BytesIO(classes)))
 
 
 def publish_index(folder: Location, index: Index) -> tuple[FileEntry, FileEntry]:

@@ -9,7 +9,7 @@ from ..errors import DataError
 from .tarball import Member
 
 MAX_JSON = 2**26
-"""Larger jsons are refused: they describe one photograph [bytes]."""
+"""Larger jsons are refused: they describe one image [bytes]."""
 _MASKS = ("seg.png", "png")  # the first one that is there
 
 

@@ -1,4 +1,4 @@
-"""Which way up a photograph was when it was annotated.
+"""Which way up an image was when it was annotated.
 
 Cameras store pixels as the sensor lies and note the turn in EXIF. Some tools annotate the upright
 picture, some the stored one: only the annotated width and height tell, and not for squares,
@@ -20,10 +20,10 @@ Votes = Counter[str]
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """How one photograph is turned, and what it says of the data set."""
+    """How one image is turned, and what it says of the data set."""
 
     value: int
-    """The EXIF orientation, 1…8, that brings the photograph over its mask."""
+    """The EXIF orientation, 1…8, that brings the image over its mask."""
     ambiguous: bool = False
     """Whether both ways fit its size."""
     vote: Literal["apply", "raw"] | None = None
@@ -35,10 +35,10 @@ class Orientation(msgspec.Struct, frozen=True):
 
     mode: Literal["auto", "apply", "raw"]
     ambiguous: Literal["apply", "raw"] = "apply"
-    """What ``auto`` does with a photograph that matches both ways."""
+    """What ``auto`` does with an image that matches both ways."""
 
     def turn(self, info: PhotoInfo, width: int, height: int, said: str = "annotated as") -> Turn:
-        """Return the turn that brings the photograph over its mask of width x height [pixels].
+        """Return the turn that brings the image over its mask of width x height [pixels].
 
         Parameters
         ----------
@@ -70,5 +70,5 @@ class Orientation(msgspec.Struct, frozen=True):
 
 
 def majority(votes: Votes) -> Literal["apply", "raw"]:
-    """Settle the ambiguous photographs by the others; ``apply`` on a tie."""
+    """Settle the ambiguous images by the others; ``apply`` on a tie."""
     return "raw" if votes["raw"] > votes["apply"] else "apply"

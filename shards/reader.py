@@ -174,7 +174,7 @@ class ShardSet:
         ]
 
     def read_image(self, position: int) -> NDArray[np.uint8]:
-        """Read and decode the photograph alone: uint8 RGB, shape (H, W, 3).
+        """Read and decode the image alone: uint8 RGB, shape (H, W, 3).
 
         Raises
         ------

@@ -20,7 +20,7 @@ from ..errors import DataError
 
 BLOCK = tarfile.BLOCKSIZE
 MAX_MEMBER = 2**30
-"""Larger members are refused: no photograph or mask has a gibibyte [bytes]."""
+"""Larger members are refused: no image or mask has a gibibyte [bytes]."""
 MAX_MEMBERS = 1_000_000
 """Of one shard; writers make shards of some thousand samples."""
 MAX_NAME = 512

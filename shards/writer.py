@@ -29,7 +29,7 @@ class EncodedSample:
     height: int
     """Size of the mask [pixels]."""
     orientation: int
-    """The turn, an EXIF orientation 1…8, that brings the stored photograph over the mask."""
+    """The turn, an EXIF orientation 1…8, that brings the stored image over the mask."""
     class_pixels: tuple[tuple[int, int], ...]
     """(train id, pixels) of the values in the mask, ascending."""
 

@@ -8,13 +8,13 @@ from ..colors import visualize_prediction
 from ..taxonomy import Taxonomy
 
 SIDE = 512
-"""Longest side of a photograph in a picture [pixels]."""
+"""Longest side of an image in a picture [pixels]."""
 
 
 def chosen(samples: int, count: int) -> tuple[int, ...]:
     """Return the numbers of `count` of `samples` samples, evenly spread; all, if there are fewer.
 
-    They depend on nothing else: a run shows the same photographs from its start to its end.
+    They depend on nothing else: a run shows the same images from its start to its end.
     """
     count = min(samples, count)
     return tuple((2 * i + 1) * samples // (2 * count) for i in range(count))

@@ -94,16 +94,16 @@ class Card:
         kind = Image.Resampling(p.resample).name.lower()
         scaled = "divided by 255" if p.rescale == 1 / 255 else f"multiplied by {p.rescale}"
         text = (
-            f"The photograph, {'BGR' if p.blue_first else 'RGB'}, is resized {size} "
+            f"The image, {'BGR' if p.blue_first else 'RGB'}, is resized {size} "
             f"({kind}, antialiased), {scaled}, and normalized with mean {list(p.mean)} and "
-            f"standard deviation {list(p.std)}. The logits are brought back to the photograph's "
+            f"standard deviation {list(p.std)}. The logits are brought back to the image's "
             "size bilinearly before the argmax. Labels are train ids as they are: nothing is "
             "subtracted (`do_reduce_labels` is false)."
         )
         if p.keep_ratio:
             text += (
                 f"\n\nIt was trained and scored with the longer side at {p.input_size} pixels and "
-                "the photograph's own shape (`keep_ratio`), which transformers' image processor "
+                "the image's own shape (`keep_ratio`), which transformers' image processor "
                 "does not do: it resizes to a square."
             )
         return text

@@ -17,7 +17,7 @@ class ExportConfig(Section):
     overwrite: Annotated[bool, Flag()] = False
     """Replace an output that is there."""
     input_type: Annotated[Literal["uint8", "float32"], Flag(commands=("onnx", "program"))] = "uint8"
-    """What a graph takes: 'uint8' RGB photographs of shape (batch, height, width, 3), normalized in
+    """What a graph takes: 'uint8' RGB images of shape (batch, height, width, 3), normalized in
     the graph; or 'float32' of shape (batch, 3, height, width), normalized by the caller."""
     output_type: Annotated[Literal["logits", "mask"], Flag(commands=("onnx", "program"))] = "logits"
     """What a graph gives: 'logits' at the network's own resolution, a quarter of the input's for

@@ -203,7 +203,7 @@ def _is_cut_short(output: Location, there: Mapping[str, int], ours: Mapping[str,
 
 
 def _refuse_foreign_files(output: Location, there: Mapping[str, int]) -> None:
-    """Never replace a folder that holds what no export writes: a run, a repository, photographs."""
+    """Never replace a folder that holds what no export writes: a run, a repository, images."""
     ours = _OURS if _LAST in there else ()  # a README.md alone is not an export
     foreign = [name for name in there if not any(Path(name).match(form) for form in ours)]
     foreign += output.list_folders()

@@ -1,4 +1,4 @@
-"""What ``infer`` predicts: images by name, folder, pattern or list, or photographs in shards."""
+"""What ``infer`` predicts: images by name, folder, pattern or list, or images in shards."""
 
 import itertools
 import os
@@ -41,7 +41,7 @@ _WILD = "*?["
 
 @dataclass(frozen=True, slots=True)
 class InputImage:
-    """One photograph to predict."""
+    """One image to predict."""
 
     source: str
     """Where it comes from, for people."""
@@ -79,7 +79,7 @@ class ListedInputs(NamedTuple):
 
 
 def list_inputs(path: str, output: str, config: ReadConfig | None = None) -> ListedInputs:
-    """List the photographs of ``--input``.
+    """List the images of ``--input``.
 
     Parameters
     ----------
@@ -95,8 +95,8 @@ def list_inputs(path: str, output: str, config: ReadConfig | None = None) -> Lis
     Raises
     ------
     ConfigError
-        If nothing is there, or two photographs would share a mask file, or a mask or picture would
-        replace a photograph or land where the other belongs.
+        If nothing is there, or two images would share a mask file, or a mask or picture would
+        replace an image or land where the other belongs.
     DataError
         If a folder cannot be listed.
     """
@@ -138,7 +138,7 @@ def _folder(folder: Location, output: str, config: ReadConfig | None) -> ListedI
 
 
 def _below(folder: Location, names: Sequence[str], output: str) -> list[InputImage]:
-    """Return the photographs of such names, those below the output left out."""
+    """Return the images of such names, those below the output left out."""
     own = f"{output}/".removeprefix(f"{folder.url}/")  # unchanged where it lies elsewhere
     return _files(
         {
@@ -157,8 +157,8 @@ def _matching(pattern: str, output: str) -> list[InputImage]:
     names = folder.glob_files(rest)
     if not names:
         raise ConfigError(f"--input {pattern}: matches no file")
-    photographs = [name for name in names if not is_litter(name)]
-    inputs = _below(locate(resolved(folder)), photographs, output)
+    images = [name for name in names if not is_litter(name)]
+    inputs = _below(locate(resolved(folder)), images, output)
     if not inputs:
         raise ConfigError(f"--input {pattern}: matches nothing but files of --output {output}")
     return inputs
@@ -194,7 +194,7 @@ def _named(line: Location, here: str) -> Location:
 
 
 def _files(names: Mapping[str, str]) -> list[InputImage]:
-    """Return photographs of their own files, by URL, and the names of their masks."""
+    """Return images of their own files, by URL, and the names of their masks."""
     files = list(map(locate, names))
     return [
         InputImage(str(file), name, partial(_read, file), stamp)
@@ -277,4 +277,4 @@ def _refuse_overwriting(
             file = image.source.lower().removeprefix(inside)
             first, _, rest = file.partition("/")
             if file in masks or (first in FOLDERS and rest in masks):
-                raise ConfigError(f"--output {output}: {image.source} is a photograph of --input")
+                raise ConfigError(f"--output {output}: {image.source} is an image of --input")

@@ -1,6 +1,6 @@
-"""What is written for each photograph: its mask, and whatever else was asked for."""
+"""What is written for each image: its mask, and whatever else was asked for."""
 
-# C classes, H W pixels of the photograph
+# C classes, H W pixels of the image
 
 import io
 from typing import Any
@@ -19,7 +19,7 @@ from .coco_json import category_ids, segments
 
 
 def files_of(config: InferConfig, name: str) -> dict[str, str]:
-    """Return the relative paths of what is written for a photograph, by the settings' names."""
+    """Return the relative paths of what is written for an image, by the settings' names."""
     files = {"mask": f"{name}.png"}
     for kind in ("color", "overlay", "confidence"):
         if getattr(config, kind):
@@ -58,7 +58,7 @@ class Outputs:
         return config.confidence or config.coco_json or config.min_confidence > 0
 
     def write(self, name: str, image: NDArray[np.uint8], prediction: Prediction) -> dict[str, Any]:
-        """Write one photograph's files, each at once or not at all; return what they hold.
+        """Write one image's files, each at once or not at all; return what they hold.
 
         Parameters
         ----------

@@ -1,11 +1,11 @@
 """What of an inference is done: whole batches, so that a resumed run gives the same bytes.
 
-    OUTPUT/predictions.jsonl   one line for each photograph; published last: it says "complete"
+    OUTPUT/predictions.jsonl   one line for each image; published last: it says "complete"
     OUTPUT/coco.json           with ``coco_json``: a COCO result with categories and images
     OUTPUT/.progress/ID.json   what a finished batch holds, until all are
 
 A batch goes through the network as a whole, and its composition changes the last bits of the
-logits: so its ID stands for the network, the settings and all of its photographs.
+logits: so its ID stands for the network, the settings and all of its images.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from .outputs import files_of
 
 _OLD_LOCK = "lock"  # that earlier versions left here
 _NOTE = re.compile(r"[0-9a-f]{16}\.json")
-_VERSION = 2  # of what the same photographs are predicted to
+_VERSION = 2  # of what the same images are predicted to
 _COCO_JSON_VERSION = 3  # of what COCO_JSON holds
 _WITHOUT_EFFECT = {
     *("checkpoint", "input", "shards", "predictions", "output", "device", "pictures"),
@@ -54,7 +54,7 @@ def identity(loaded: LoadedNetwork, config: InferConfig, precision: str, tf32: b
 
 
 def batch_id(of_run: str, batch: Sequence[InputImage]) -> str:
-    """Return the ID of a batch of photographs, in a run of an `identity`."""
+    """Return the ID of a batch of images, in a run of an `identity`."""
     told = [of_run, *((image.name, image.source, image.stamp) for image in batch)]
     return xxhash.xxh3_64_hexdigest(json.dumps(told).encode())
 
@@ -92,7 +92,7 @@ class Progress:
     config
         The settings of the run.
     batches
-        All photographs, in batches by their ID.
+        All images, in batches by their ID.
     folder
         The output, where no file of others is in the way.
     """
@@ -118,7 +118,7 @@ class Progress:
         )
 
     def records(self) -> list[dict[str, Any]]:
-        """Return what the list of a finished run holds, a record for each photograph."""
+        """Return what the list of a finished run holds, a record for each image."""
         content = (self._folder.location / PREDICTIONS).read_bytes()
         return [json.loads(line) for line in content.splitlines()]
 
@@ -201,7 +201,7 @@ class Progress:
         return True
 
     def done(self) -> set[str]:
-        """Return the batches whose files are all there, and whose photographs were all good."""
+        """Return the batches whose files are all there, and whose images were all good."""
         noted = self._noted()
         ours = [batch for batch in self._batches if _note(batch) in noted]
         return {batch for batch, records in self._read(ours) if self._is_whole(batch, records)}
@@ -230,7 +230,7 @@ class Progress:
         return records
 
     def finish(self, taxonomy: Taxonomy, check: Callable[[], None]) -> None:
-        """Write the lists of all photographs, and remove the notes and what is left over.
+        """Write the lists of all images, and remove the notes and what is left over.
 
         Parameters
         ----------
@@ -240,7 +240,7 @@ class Progress:
         Raises
         ------
         DataError
-            If no photograph could be read; all stays as it is then.
+            If no image could be read; all stays as it is then.
         CocosegError
             If the output was removed while it was written.
         """

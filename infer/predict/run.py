@@ -1,4 +1,4 @@
-"""From photographs to masks on disk.
+"""From images to masks on disk.
 
 inputs → batches → predictions → OUTPUT/REL.png (and what else was asked for) → predictions.jsonl
 """
@@ -36,9 +36,9 @@ from .outputs import Outputs
 from .progress import Progress, batch_id, identity, refuse_strange_notes, wanted_files
 
 Pixels = tuple[NDArray[np.uint8], str] | DataError
-"""A photograph's pixels and `photo.kind`, or why it has none."""
+"""An image's pixels and `photo.kind`, or why it has none."""
 Record = tuple[InputImage, Future[dict[str, Any]] | dict[str, Any]]
-"""What becomes of a photograph, perhaps not yet."""
+"""What becomes of an image, perhaps not yet."""
 
 _IN_FLIGHT = 2  # predictions per thread that wait for the disk
 
@@ -55,7 +55,7 @@ class PredictionPlan(Result):
 
     @property
     def batches(self) -> list[tuple[InputImage, ...]]:
-        """The photographs in the batches in which they go through the network."""
+        """The images in the batches in which they go through the network."""
         size = self.config.batch_size
         return [self.inputs[i : i + size] for i in range(0, len(self.inputs), size)]
 
@@ -81,7 +81,7 @@ class PredictionResult(Result):
     kept: int
     """Of them, how many were there already."""
     converted: dict[str, int]
-    """Photographs that were not plain RGB, by `photo.kind`."""
+    """Images that were not plain RGB, by `photo.kind`."""
     unreadable: tuple[str, ...]
     skipped: tuple[str, ...]
     """Files of the input folder that are not images by their names."""
@@ -99,7 +99,7 @@ class PredictionResult(Result):
 
 
 def plan_prediction(config: InferConfig) -> PredictionPlan:
-    """List the photographs and refuse what cannot work, before anything is loaded.
+    """List the images and refuse what cannot work, before anything is loaded.
 
     Raises
     ------
@@ -126,9 +126,9 @@ def plan_prediction(config: InferConfig) -> PredictionPlan:
 def predict(
     config: InferConfig, model: ModelConfig | None = None, progress: ShowProgress = False
 ) -> PredictionResult | None:
-    """Predict a mask for every photograph; the same call again does what is left to do.
+    """Predict a mask for every image; the same call again does what is left to do.
 
-    A mask is a single-channel PNG at the photograph's upright size, see `Outputs`. A photograph
+    A mask is a single-channel PNG at the image's upright size, see `Outputs`. An image
     that cannot be read is listed; the others are done. Under torchrun each process takes every
     W-th batch.
 
@@ -149,7 +149,7 @@ def predict(
     Raises
     ------
     ConfigError, DataError
-        See `plan_prediction` and `load_network`; DataError also if no photograph could be read.
+        See `plan_prediction` and `load_network`; DataError also if no image could be read.
     CocosegError
         If something cannot be written; what is done stays done.
     """

@@ -662,7 +662,7 @@ def test_a_single_photograph_is_never_overwritten(infer, put, photos):
     path = put("a.png")
     ran = infer("--no-tta", source=path, output=photos)
     assert ran.code == 2
-    assert "is a photograph of --input" in ran.err
+    assert "is an image of --input" in ran.err
     assert files(photos) == ["a.png"]
 
 

@@ -50,7 +50,7 @@ its name in `AugmentConfig.extra`."""
 
 
 class TrainingTransform:
-    """Turn a photograph and its mask into a square training crop.
+    """Turn an image and its mask into a square training crop.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """What losses need of an image's probabilities, without ever holding all of them.
 
-The full softmax of one photograph is 81 numbers a pixel. Losses here need but three small things of
+The full softmax of one image is 81 numbers a pixel. Losses here need but three small things of
 it, and their gradient goes back through the softmax in one pass.
 """
 
