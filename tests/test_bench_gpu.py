@@ -450,9 +450,9 @@ def test_both_runs_whose_synchronizations_are_compared_write_one_checkpoint(
     real = trainer.save_checkpoint
     written: list[tuple[str, int]] = []
 
-    def save(run: str, step: int, *more: Any) -> Any:
-        written.append((Path(run).name, step))
-        return real(run, step, *more)
+    def save(run: str, *more: Any) -> Any:
+        written.append((Path(run).name, more[-1].step))
+        return real(run, *more)
 
     monkeypatch.setattr(trainer, "save_checkpoint", save)
     monkeypatch.setattr(trainer, "introduction", lambda *_: "")  # half of the time
