@@ -159,7 +159,7 @@ class _Agenda:
         self._ahead.appendleft(Job(replace(shard, images=tuple(images))))
 
     def add_survival(self, job: Job) -> None:
-        """Go on with the shard of a suspect that survived alone."""
+        """Continue with the shard of a suspect that survived alone."""
         assert job.suspect is not None
         self._acquitted.add(job.shard.images[job.suspect].key)
         self._ahead.appendleft(Job(job.shard))

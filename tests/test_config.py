@@ -103,7 +103,7 @@ def test_a_repeatable_flag_that_was_not_given_changes_nothing(written, flag, val
 @pytest.mark.parametrize(
     ("key", "hint"),
     [
-        ("paint.colour", "'paint.color'"),
+        ("paint.colr", "'paint.color'"),
         ("paint.widht", "'paint.width'"),
         ("pain.color", "'paint.color'"),
         ("frame.color", "'paint.color'"),
@@ -126,7 +126,7 @@ def test_an_unknown_key_names_the_nearest_known_one(key, hint):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("paint:\n  colour: red\n", "my.yaml:2: unknown key 'paint.colour'. Did you mean"),
+        ("paint:\n  colr: red\n", "my.yaml:2: unknown key 'paint.colr'. Did you mean"),
         ("\n\npiant:\n  color: red\n", "my.yaml:3: unknown section 'piant'. Did you mean 'paint'"),
         ("paint:\n  width: 1\n  width: 2\n", "my.yaml:3: 'paint.width' is given twice"),
         ("paint:\n  width: 1\npaint:\n  rate: 2\n", "my.yaml:3: section 'paint' is given twice"),
@@ -249,7 +249,7 @@ def test_settings_are_frozen_and_closed():
     with pytest.raises(ValueError, match="frozen"):
         Tree().paint.width = 9
     with pytest.raises(ValueError, match="Extra inputs"):
-        PaintSection(colour="red")
+        PaintSection(colr="red")
 
 
 def test_every_bundled_config_is_found_by_name_and_loads(root):

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import re
+import subprocess
 import tomllib
 
 import click
@@ -63,8 +64,11 @@ OPTIONS = {
 def test_the_options_of_the_commands_are_these(name, expected):
     command = {**cli.commands, **cli.commands["export"].commands}[name]
     options = command.get_params(click.Context(command))
-    options = [one for one in options if isinstance(one, click.Option) and one.name != "help"]
-    found = {one.opts[0].removeprefix("--") for one in options}
+    found = {
+        one.opts[0].removeprefix("--")
+        for one in options
+        if isinstance(one, click.Option) and "--help" not in one.opts
+    }
     assert sorted(found - {"config", "set", "dry-run", "json"}) == expected.split()
 
 
@@ -92,3 +96,29 @@ def test_the_docstring_of_a_package_names_its_modules(root):
         modules = {path.name for path in package.parent.glob("*.py")} - {"__init__.py"}
         if len(modules) > 1 and package.parent.name not in ("losses", "augment"):
             assert {f"{name}.py" for name in re.findall(r"(\w+)\.py", text)} == modules, package
+
+
+NOT = (
+    r"whole road|\b([Gg]o|goes|going|went|gone) on\b|\b[Ss]trangers?\b|\b[Aa]new\b",
+    r"\b[Mm]end(s|ed|ing)?\b|\b[Hh]eed(s|ed)?\b|\b[Ss]tarv(e|es|ed|ing)\b|[Mm]et on the way",
+    r"does not do for|did not come\b|(is|are) no UTF-8|told (once|at once)|[Ii]mages a shard",
+    r"colour|normalise|synchronise|initialise|[Nn]either in the masks nor predicted",
+)
+"""Phrases of an early dialect, and British spellings."""
+
+
+def test_texts_use_the_usual_words(root):
+    phrases = re.compile("|".join(NOT))
+    listed = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("no git checkout")
+    found = []
+    for name in listed.stdout.split():
+        if (
+            name.endswith((".py", ".md", ".yaml", ".yml", ".toml"))
+            and name != "tests/test_house.py"
+        ):
+            for number, line in enumerate((root / name).read_text().splitlines(), 1):
+                if phrases.search(line):
+                    found.append(f"{name}:{number}: {line.strip()}")
+    assert found == []

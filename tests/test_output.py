@@ -326,7 +326,7 @@ def test_a_put_whose_answer_was_lost_is_ours_all_the_same(
 
 
 @pytest.mark.parametrize(
-    ("number", "mend"),
+    ("number", "remedy"),
     [
         (errno.ENOSPC, "make room"),
         (errno.EROFS, "make it writable"),
@@ -334,15 +334,15 @@ def test_a_put_whose_answer_was_lost_is_ours_all_the_same(
     ],
 )
 def test_what_a_disk_says_is_told_with_what_is_kept_and_what_to_do(
-    tmp_path: Path, number: int, mend: str
+    tmp_path: Path, number: int, remedy: str
 ) -> None:
     wrapped = RuntimeError("a library's words")
     wrapped.__cause__ = OSError(number, os.strerror(number), "file")
     with pytest.raises(CocosegError) as raised, explained(locate(tmp_path), lambda: "2 are kept"):
         raise wrapped
     assert str(raised.value) == (
-        f"--output {tmp_path}: cannot be written: {os.strerror(number)} (file); 2 are kept; {mend},"
-        " then run the same command again"
+        f"--output {tmp_path}: cannot be written: {os.strerror(number)} (file); 2 are kept; "
+        f"{remedy}, then run the same command again"
     )
 
 

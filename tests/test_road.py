@@ -1,4 +1,4 @@
-"""The whole road by the command line, on the golden set, as a user walks it."""
+"""The full pipeline by the command line, on the golden set, as users run it."""
 
 import json
 from pathlib import Path

@@ -225,7 +225,7 @@ def work(program: str, arguments: list[str]) -> None:
 def run(program: str, arguments: list[str]) -> None:
     import torch
 
-    # The first call makes PyTorch's thread pool anew. When two threads do it at the same time, one
+    # The first call makes PyTorch's thread pool again. When two threads do it at the same time, one
     # of them finds none ("Invalid thread pool!", in builds with CUDA).
     torch.set_num_threads(1)
     sys.argv = [program, *arguments]

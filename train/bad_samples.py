@@ -85,5 +85,5 @@ class BadSamples:
         return [record for record in self._found.values() if record["step"] < step]
 
     def load_state_dict(self, state: Sequence[dict[str, Any]]) -> None:
-        """Go on from what a checkpoint kept."""
+        """Resume from what a checkpoint kept."""
         self._found = {(one["shard"], one["key"]): one for one in state}

@@ -102,7 +102,7 @@ class Pace:
         """Begin a new window, after what was no training: a validation, a checkpoint."""
         self._began, self._waited, self._steps = self.clock(), 0.0, 0
 
-    def starved(self, window: Window, workers: int, cores: int | None = None) -> str | None:
+    def waits_for_data(self, window: Window, workers: int, cores: int | None = None) -> str | None:
         """Return what to tell the user when the network waits for data, else None.
 
         The first window is never judged, and after a word there is silence for some windows.

@@ -397,11 +397,11 @@ class Trainer:
         """Write a line of the log; return what the bar shows."""
         now, window = self.now, self.pace.window(self.plan.layout.global_batch)
         loss = now.loss_sum / now.loss_steps if now.loss_steps else math.nan
-        starved = self.pace.starved(window, self.config.workers, available_cores())
+        waits = self.pace.waits_for_data(window, self.config.workers, available_cores())
         fallen = self.pace.collapsed(window, self.config.workers)
         if self.run_log is not None:
-            if starved or fallen:
-                log.warning("%s", fallen or starved)
+            if waits or fallen:
+                log.warning("%s", fallen or waits)
             if not (now.loss_steps or result.skipped):
                 log.warning(
                     "step %d: every pixel since the last line is ignored, nothing was learnt; look "

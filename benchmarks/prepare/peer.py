@@ -84,7 +84,7 @@ def supervision() -> Run:
 
 
 def torchvision() -> Run:
-    """Do what ``references/segmentation/coco_utils.py`` does, written anew: no wheel holds it.
+    """Do what ``references/segmentation/coco_utils.py`` does, written again: no wheel holds it.
 
     The photograph is not decoded, which `CocoDetection` would do.
     """

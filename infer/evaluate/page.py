@@ -139,8 +139,8 @@ def _classes(result: Evaluation) -> Iterator[Block]:
         names = ", ".join(class_tag(result.taxonomy, i).text for i in absent[:_ABSENT])
         more = " …" if len(absent) > _ABSENT else ""
         yield Paragraph(
-            f"Neither in the masks nor predicted, and in no mean: {len(absent):,} classes "
-            f"({names}{more})."
+            "Absent from ground truth and predictions; excluded from the means: "
+            f"{len(absent):,} classes ({names}{more})."
         )
 
 

@@ -1,7 +1,7 @@
 """Draw the golden data set and prepare its shards: ``python tests/golden/make.py``.
 
 Twelve pictures of 64 x 48 pixels with everything that the mask contract speaks of. The result is
-committed and stays as it is: later versions must still read it. Make it anew only when the shard
+committed and stays as it is: later versions must still read it. Make it again only when the shard
 format changes on purpose.
 """
 

@@ -323,7 +323,7 @@ def scored_checkpoint(out):
 
 
 def test_the_checkpoint_is_told_by_its_own_name_and_digest(measure, checkpoint, tmp_path, out):
-    """What 'best' is changes while a run goes on."""
+    """What 'best' is changes while a run continues."""
     run = tmp_path / "run"
     digests = []
     for step in (3, 12):

@@ -195,10 +195,10 @@ def test_a_mask_that_is_missing_is_named(measure, masks, truths, out):
 
 def test_a_mask_too_many_is_named(measure, masks, out):
     (masks / "color").mkdir()  # what infer puts there does not matter
-    for name in ("color/other.png", "stranger.png"):
+    for name in ("color/other.png", "foreign.png"):
         Image.new("L", (3, 3)).save(masks / name)
     (masks / "notes.txt").write_text("these neither")
-    refused(measure(), out, 3, "stranger.png: belongs to no sample")
+    refused(measure(), out, 3, "foreign.png: belongs to no sample")
 
 
 def test_masks_of_category_ids_are_refused_before_they_look_like_train_ids(

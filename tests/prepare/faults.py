@@ -426,7 +426,7 @@ def standing(output: Path) -> dict[str, tuple[int, int]]:
 
 
 def identity(path: Path) -> tuple[int, int]:
-    """Return what changes when a file is written anew."""
+    """Return what changes when a file is written again."""
     return path.stat().st_ino, path.stat().st_mtime_ns
 
 

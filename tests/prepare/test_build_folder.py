@@ -206,7 +206,7 @@ OTHER = {
 }
 
 
-def strangers(output: Path) -> dict[str, bytes]:
+def foreign_files(output: Path) -> dict[str, bytes]:
     """Put files there that no build may touch."""
     for name in ("notes.txt", "train/notes.txt", "mine/shard-000000.tar", "shard-1.txt"):
         (output / name).parent.mkdir(exist_ok=True, parents=True)
@@ -226,7 +226,7 @@ def test_overwrite_removes_what_an_earlier_build_wrote_and_nothing_else(
         prepare_shards(first)
     else:
         stop_at("write-record", 2, first, tmp_path / "log")
-    mine = strangers(output)
+    mine = foreign_files(output)
     if first.model_dump() == whole.config(output, "inline").model_dump():
         prepare_shards(whole.config(output, "inline"))
     else:
@@ -264,7 +264,7 @@ def kill_while_overwriting(whole, tmp_path, call):
     output = tmp_path / f"shards-{call}"
     config = whole.config(output, "inline", overwrite=True)
     prepare_shards(whole.config(output, "inline", overlap="order"))
-    mine = strangers(output)
+    mine = foreign_files(output)
     moment = faults.Moment(faults.Failpoint("remove", LocalPath, "remove"), call)
     faults.start(config, tmp_path / "log", lambda: moment.watch(faults.die)).wait()
     reached = moment.reached

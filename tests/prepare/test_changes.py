@@ -47,7 +47,7 @@ def test_photos_that_are_gone_are_no_change(drawn, tmp_path):
     assert drawn.prepare(tmp_path / "shards") == first
 
 
-@pytest.mark.parametrize("change", ["another size", "mended"])
+@pytest.mark.parametrize("change", ["another size", "fixed"])
 def test_an_unfinished_build_makes_only_the_shards_of_changed_photos_anew(
     drawn, tmp_path, stored, monkeypatch, change
 ):

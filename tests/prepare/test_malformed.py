@@ -308,7 +308,7 @@ SEGMENTATIONS = {
     "just too far back": bad([[1, -16.01, 5, 1, 5, 5]], "coordinates-far-off", "y -16.01…5"),
     "an endless outline": bad([[-16, 0, 32, 5] * 150_000], "bad-polygon", "outline"),
     "a polygon nested": bad("[" * 900 + "]" * 900, "bad-polygon", "flat list"),
-    "bytes that are no UTF-8": bad('"\xff"', "bad-segmentation", "utf-8"),
+    "bytes that are not valid UTF-8": bad('"\xff"', "bad-segmentation", "utf-8"),
     "text": bad('"1 1 5 1 5 5"', "bad-segmentation", "str"),
     "a number": bad(5, "bad-segmentation", "int"),
     "true": bad(True, "bad-segmentation", "bool"),

@@ -16,7 +16,7 @@ def published(folder: Path) -> dict[str, bytes]:
 
 
 def identities(folder: Path) -> dict[str, tuple[int, int]]:
-    """What changes when a file is written anew."""
+    """What changes when a file is written again."""
     return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.glob("*.tar")}
 
 

@@ -349,7 +349,7 @@ ATTACKS: dict[str, Attack] = {
     "name behind NUL": Attack(extra(b"a.jpg\0/../evil.sh")),
     "control character": Attack(extra("a\x1b[2J.jpg")),
     "line feed": Attack(extra("a\nb.jpg")),
-    "no UTF-8": Attack(extra(b"a\xff.jpg")),
+    "invalid UTF-8": Attack(extra(b"a\xff.jpg")),
     "right to left": Attack(extra("a\u202egpj.jpg")),
     "empty name": Attack(extra("")),
     "no extension": Attack(extra("README")),

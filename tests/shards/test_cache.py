@@ -189,7 +189,7 @@ def test_what_a_killed_process_left_makes_room(store, url, entries, tmp_path):
 
 @pytest.mark.long
 def test_kills_at_any_time_leave_a_cache_that_serves(store, url, tmp_path, record_property):
-    """Kills land while shards are fetched, evicted and read; whoever is left, or comes, goes on."""
+    """Kills land while shards are fetched, evicted and read; all other processes continue."""
     capacity = 40_000
     landed = moment = 0
     while moment < 60 or landed < 60:

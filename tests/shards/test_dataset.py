@@ -1,4 +1,4 @@
-"""`ShardDataset`, for other people's code: exact length, any sampler, and an order to go on in."""
+"""`ShardDataset`, for other people's code: exact length, any sampler, and an order to resume in."""
 
 import os
 import pickle

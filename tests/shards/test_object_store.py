@@ -116,7 +116,7 @@ class TestAReplacedObject:
         assert_same([shards.read(0)], truth[:1])
         store.put("train/shard-000000.tar", self.other(golden))
         (second,) = shards.read_many([1])
-        if mode == "cache":  # what was fetched goes on being read
+        if mode == "cache":  # what was fetched is still read
             assert_same([second], truth[1:2])
         else:
             assert "the shard " in str(second)
@@ -141,7 +141,7 @@ def test_requests_for_ranges_say_which_version_they_want(store, url, golden, tmp
     same = golden.shards("train").joinpath("shard-000000.tar").read_bytes()
     store.put("train/shard-000000.tar", same + bytes(512))  # another ETag
     shards.read(1)
-    assert store.proxy.count("shard-000000.tar", "HEAD") == before + 1  # it was met anew
+    assert store.proxy.count("shard-000000.tar", "HEAD") == before + 1  # it was looked up again
 
 
 def test_ranges_are_several_at_a_time_and_one_a_sample(store, url, truth, tmp_path):

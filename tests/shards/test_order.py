@@ -212,7 +212,7 @@ def check_run(plan, global_batch, accumulation, epochs, world_size, workers, fir
         used = sorted(sample for e, sample, weight in flat if weight and e == epoch)
         assert used == list(range(plan.samples))
     assert sum(weight for *_, weight in flat) == end
-    # A resume at any step, with another world size and any loader processes, goes on the same.
+    # A resume at any step, with another world size and any loader processes, continues the same.
     layout = BatchLayout(global_batch // world_size // accumulation, world_size, accumulation)
     resumed = range(min(first, len(steps)), len(steps))
     assert dealt(plan, layout, resumed, end, workers) == {step: whole[step] for step in resumed}

@@ -85,7 +85,9 @@ def test_an_epoch_of_the_plan_shows_every_sample_exactly_its_repeats(shards, see
         first = epoch * len(repeats)
         located = [plan.locate(first + offset) for offset in range(len(repeats))]
         assert {found for found, _ in located} == {epoch}
-        assert len({showing for _, showing in located}) == len(repeats)  # each augmented anew
+        assert len({showing for _, showing in located}) == len(
+            repeats
+        )  # each augmented differently
         shown = Counter(repeats.sample(showing) for _, showing in located)
         assert [shown[sample] for sample in range(len(counts))] == counts
 

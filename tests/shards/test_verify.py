@@ -163,7 +163,7 @@ def test_good_shards_are_all_good(copied, run_cocoseg):
 
 
 def forged(folder, change):
-    """Rewrite the first shard and sign it anew in index and manifest, as another program might."""
+    """Rewrite the first shard, and its digests in index and manifest, as another program might."""
     manifest = read_manifest(str(folder))
     index = read_index(str(folder), manifest)
     rows = [index.row(i) for i in range(len(index))]

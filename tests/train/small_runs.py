@@ -32,7 +32,7 @@ def journal(run: Path) -> list[dict]:
 
 
 def vouch(checkpoint: Path) -> None:
-    """Write the digests of a checkpoint anew."""
+    """Write the digests of a checkpoint again."""
     digests = {
         path.name: sha256(path.read_bytes()).hexdigest()
         for path in checkpoint.iterdir()

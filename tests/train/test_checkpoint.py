@@ -94,7 +94,7 @@ def newest(run: Path) -> int | None:
         return None if found is None else found.state.step
 
 
-# ---- which one a run goes on from
+# ---- which one a run resumes from
 
 
 def test_where_there_is_no_checkpoint_there_is_none(tmp_path: Path) -> None:

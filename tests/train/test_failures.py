@@ -1,4 +1,4 @@
-"""What fails costs no step that was done and is told once; what cannot be meant is refused."""
+"""What fails costs no step that was done and is reported once; what cannot be meant is refused."""
 
 import contextlib
 from collections.abc import Callable

@@ -106,7 +106,7 @@ class Runs:
         return begun and self.steps() < self.settings["max_steps"] and self.poll() is None
 
     def _config(self) -> int | None:
-        """Tell one ``config.yaml`` from another: each start writes it anew."""
+        """Tell one ``config.yaml`` from another: each start writes it again."""
         path = self.run / "config.yaml"
         return path.stat().st_ino if path.exists() else None
 

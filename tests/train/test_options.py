@@ -118,7 +118,7 @@ def test_patience_ends_a_run_and_it_stays_ended(
         again = train_small(tmp_path, patience=3, **settings)
     assert again == result
     assert caplog.text.count(ended) == 2  # and says why there is nothing to do
-    assert train_small(tmp_path, patience=5, **settings).step == 12  # more patience goes on
+    assert train_small(tmp_path, patience=5, **settings).step == 12  # more patience continues
 
 
 def test_the_best_may_be_that_without_background(train_small: Train, tmp_path: Path) -> None:

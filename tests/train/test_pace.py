@@ -85,7 +85,7 @@ def told(shares: list[Window], workers: int = 2) -> list[int]:
     found = []
     for number, window in enumerate(shares):
         pace.window(0)
-        if pace.starved(window, workers) is not None:
+        if pace.waits_for_data(window, workers) is not None:
             found.append(number)
     return found
 
@@ -93,9 +93,9 @@ def told(shares: list[Window], workers: int = 2) -> list[int]:
 def test_a_starved_network_is_told_with_figures_and_what_to_do() -> None:
     pace = Pace(Clock())
     pace.window(0)
-    assert pace.starved(STARVED, 2) is None  # the first window
+    assert pace.waits_for_data(STARVED, 2) is None  # the first window
     pace.window(0)
-    text = pace.starved(STARVED, 3, cores=16)
+    text = pace.waits_for_data(STARVED, 3, cores=16)
     assert text is not None
     for part in ("25%", "20 s", "5.0 images/s", "6.7", "now 3", "16 cores", "docs/how-to.md"):
         assert part in text

@@ -1,4 +1,4 @@
-"""Settings that several losses heed."""
+"""Settings that several losses use."""
 
 from dataclasses import dataclass
 
