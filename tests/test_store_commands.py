@@ -145,7 +145,10 @@ def test_a_fault_that_passes_changes_nothing(
     # What is removed although its answer came too late is not removed again.
     assert rule.struck == 3 or ((name, fault) == ("removal", "slow") and rule.struck)
     store.proxy.rules.clear()
-    assert content(output) == expected
+    found = content(output)
+    if (name, fault) == ("note", "slow"):  # what the store was late with may be written at the end
+        found = {file: one for file, one in found.items() if not file.startswith(".progress/")}
+    assert found == expected
 
 
 def test_reads_of_a_build_that_goes_on_are_retried(

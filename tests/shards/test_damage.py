@@ -19,7 +19,7 @@ from attacks import ATTACKS, SHARD, members_of, sign
 from cocoseg.errors import CocosegError, DataError
 from cocoseg.shards.config import IndexConfig
 from cocoseg.shards.index import index_shards
-from cocoseg.shards.manifest import read_index, read_manifest
+from cocoseg.shards.manifest import INDEX_NAMES, read_index, read_manifest
 from cocoseg.shards.reader import BadSample, ShardSet
 from cocoseg.shards.verify import verify
 
@@ -136,7 +136,7 @@ def cut_at(places, good, spoilt, foreign, expected, record_property):
         else:  # behind the end mark, writers fill up as they like
             assert place >= end_mark
             harmless += read_all(foreign, expected) == set()
-            for name in ("manifest.json", "index.npy", "index-classes.npy"):
+            for name in (*INDEX_NAMES, "manifest.json", "index-report.html"):
                 (foreign / name).unlink()
     assert found == len(places)
     assert by_index + harmless == len(places)
