@@ -61,13 +61,18 @@ class _SettingsCommand(click.Command):
         super().__init__(*arguments, **more)
         self.section = section
 
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Return arguments and options, those of the settings first."""
+    @functools.cached_property
+    def settings_options(self) -> list[click.Option]:
+        """The options that are fields of the section."""
         if not self.section:
-            return super().get_params(ctx)
+            return []
         from .options import options_of
 
-        return [*options_of(self.section, str(self.name)), *super().get_params(ctx)]
+        return options_of(self.section, str(self.name))
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return arguments and options, those of the settings first."""
+        return [*self.settings_options, *super().get_params(ctx)]
 
 
 def command(
@@ -94,11 +99,15 @@ def command(
             **given: Any,
         ) -> None:
             from .config import load
-            from .options import flag_names
             from .settings import Settings
 
-            names = flag_names(section, name) if section else {}
-            flags = {f"{section}.{key}": (flag, given.pop(key)) for key, flag in names.items()}
+            flags = {
+                f"{section}.{one.name}": (
+                    "/".join((*one.opts, *one.secondary_opts)),
+                    given.pop(str(one.name)),
+                )
+                for one in made.settings_options
+            }
             settings = load(Settings, config_file or config, overrides, flags)
             function(Call(settings, dry_run, as_json), **given)
 

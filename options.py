@@ -2,7 +2,6 @@
 
 import types
 import typing
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import click
@@ -25,25 +24,14 @@ def options_of(section: str, command: str) -> list[click.Option]:
     command
         Some fields are options of one of the section's commands alone; see `Flag.commands`.
     """
-    return [_option(name, field, flag) for name, field, flag in _flags(section, command)]
-
-
-def flag_names(section: str, command: str) -> dict[str, str]:
-    """Return field → the option as it is written."""
-    return {name: _spelled(name, flag) for name, _, flag in _flags(section, command)}
-
-
-def _flags(section: str, command: str) -> Iterator[tuple[str, FieldInfo, Flag]]:
     content = Settings.model_fields[section].annotation
     assert isinstance(content, type) and issubclass(content, Section)
-    for name, field in content.model_fields.items():
-        flag = find_marker(Flag, field)
-        if flag is not None and (not flag.commands or command in flag.commands):
-            yield name, field, flag
-
-
-def _spelled(name: str, flag: Flag) -> str:
-    return flag.name or f"--{name.replace('_', '-')}"
+    flags = {name: find_marker(Flag, field) for name, field in content.model_fields.items()}
+    return [
+        _option(name, content.model_fields[name], flag)
+        for name, flag in flags.items()
+        if flag is not None and (not flag.commands or command in flag.commands)
+    ]
 
 
 def _option(name: str, field: FieldInfo, flag: Flag) -> click.Option:
@@ -65,7 +53,8 @@ def _option(name: str, field: FieldInfo, flag: Flag) -> click.Option:
         default = "on" if default else None
     if default not in (None, (), ""):
         described += f" [{default:g}]" if isinstance(default, float) else f" [{default}]"
-    return click.Option([_spelled(name, flag), name], help=described, **options)
+    spelled = flag.name or f"--{name.replace('_', '-')}"
+    return click.Option([spelled, name], help=described, **options)
 
 
 def _plain(annotation: Any) -> Any:
