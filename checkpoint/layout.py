@@ -1,8 +1,10 @@
 """Where a run keeps its checkpoints, how their files are called, and which of them is meant.
 
-RUN/checkpoints/step-00000100/   config.json, model.safetensors, preprocessor_config.json,
-taxonomy.json, training_state.pt, digests.json
-RUN/best, RUN/last               relative links; on object stores one-line pointer files
+    RUN/checkpoints/step-00000100/   config.json, model.safetensors, preprocessor_config.json,
+                                     taxonomy.json, training_state.pt, digests.json
+    RUN/best, RUN/last               relative links; on object stores one-line pointer files
+
+A command accepts a run, a checkpoint folder, a lone file of weights, or a name of the hub.
 """
 
 import errno

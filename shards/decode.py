@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from .. import photo
-from ..errors import DataError
+from ..errors import CocosegError, DataError
 from ..photo import BadPhoto
 from .manifest import IndexRow
 from .png import Mask, decode_plain, read_size
@@ -19,6 +19,38 @@ from .png import Mask, decode_plain, read_size
 MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 """Where Pillow refuses an image as a bomb: 179 million."""
 _STRETCHED = {"L;2", "L;4"}  # Pillow's names of what it brings from fewer bits to 0…255
+
+
+def decode_sample(
+    image: bytes, mask: bytes, row: IndexRow, where: str, bits: int
+) -> tuple[NDArray[np.uint8], Mask]:
+    """Decode image and mask of one sample.
+
+    Parameters
+    ----------
+    bits
+        Of the mask's train ids, 8 or 16: other writers mix both kinds.
+
+    Returns
+    -------
+    tuple
+        Image as `decode_photo`; train ids, shape (H, W), uint8 or uint16.
+
+    Raises
+    ------
+    DataError
+        As `decode_photo` and `decode_mask`; begins with `where`.
+    CocosegError
+        If there is not enough memory.
+    """
+    try:
+        pixels = decode_photo(image, row, where)
+        train_ids = decode_mask(mask, where, expected=pixels.shape[:2])
+    except MemoryError:  # no fault of the sample
+        raise CocosegError(f"{where}: not enough memory to decode it") from None
+    if bits == 8:
+        return pixels, train_ids.astype(np.uint8, copy=False)
+    return pixels, train_ids.astype(np.uint16, copy=False)
 
 
 def decode_photo(content: bytes, row: IndexRow, where: str) -> NDArray[np.uint8]:

@@ -20,7 +20,7 @@ from ..storage import locate
 from ..storage.retry import ATTEMPTS, pause
 from ..taxonomy import Taxonomy
 from .config import ReadConfig
-from .decode import decode_mask, decode_photo
+from .decode import decode_photo, decode_sample
 from .files import ShardFiles, open_files
 from .manifest import (
     MEMBERS,
@@ -288,18 +288,12 @@ class _Place:
         return bad
 
     def decode(self, members: Sequence[bytes], bits: int) -> Sample | BadSample:
-        """Decode image and mask; masks of `bits` bits, as other writers mix both kinds."""
+        """Decode image and mask; see `decode_sample`."""
         image, mask = members
         try:
-            pixels = decode_photo(image, self.row, self.where)
-            train_ids = decode_mask(mask, self.where, expected=pixels.shape[:2])
+            return Sample(self.row.key, *decode_sample(image, mask, self.row, self.where, bits))
         except DataError as error:
             return self.bad(error)
-        except MemoryError:  # no fault of the sample
-            raise CocosegError(f"{self.where}: not enough memory to decode it") from None
-        if bits == 8:
-            return Sample(self.row.key, pixels, train_ids.astype(np.uint8, copy=False))
-        return Sample(self.row.key, pixels, train_ids.astype(np.uint16, copy=False))
 
 
 def read_members(

@@ -17,7 +17,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 from ..errors import DataError
 from ..storage import locate
 from .config import ReadConfig
-from .decode import decode_mask, decode_photo
+from .decode import decode_sample
 from .manifest import MEMBERS, IndexRow, ShardEntry, member_digest
 from .png import Mask
 from .reader import ShardSet
@@ -104,11 +104,8 @@ class _Reader:
         self, members: Mapping[str, Any], row: IndexRow, where: str
     ) -> tuple[NDArray[np.uint8], Mask]:
         mask_name = "seg.png" if "seg.png" in members else "png"
-        content = [members.get(row.extension.lower(), b""), members.get(mask_name, b"")]
-        for name, stored, digest in zip(MEMBERS, content, row.digests, strict=False):
+        image, mask = members.get(row.extension.lower(), b""), members.get(mask_name, b"")
+        for name, stored, digest in zip(MEMBERS, (image, mask), row.digests, strict=False):
             if member_digest(stored) != digest:
                 raise DataError(f"{where}: its {name} differs from the index")
-        image = decode_photo(content[0], row, where)
-        mask: Any = decode_mask(content[1], where, expected=image.shape[:2])
-        wide = self.shards.taxonomy.ignore_index > np.iinfo(np.uint8).max
-        return image, mask.astype(np.uint16 if wide else np.uint8, copy=False)
+        return decode_sample(image, mask, row, where, self.shards.taxonomy.bits)
