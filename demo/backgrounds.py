@@ -1,7 +1,7 @@
 """The places in which the demo's objects are met: gradients, noise and a few things of no category.
 
-The clutter is there on purpose: rocks as gray as an elephant, plates as round as a pizza, crossings
-striped like a zebra, leaves as yellow as a banana. Color alone must not be enough.
+The clutter is there on purpose: plates as round as a donut, crossings striped like a zebra,
+leaves as yellow as a banana. Color alone must not be enough.
 """
 
 import math
@@ -36,7 +36,7 @@ class Backdrop:
     rgb
         float32, shape (H, W, 3), 0-255; objects are painted into it.
     horizon
-        Row [pixels] from which things can stand: 0 is a view from above, H a view into the sky.
+        Row [pixels] from which things can stand: 0 is a view from above.
     """
 
     rgb: Floats
@@ -147,10 +147,12 @@ def _sky(rng: np.random.Generator, size: tuple[int, int]) -> Floats:
     return rgb
 
 
-def _open_land(
-    rng: np.random.Generator, size: tuple[int, int], near: Color, far: Color
-) -> Backdrop:
+def paint_meadow(rng: np.random.Generator, size: tuple[int, int]) -> Backdrop:
+    """Paint grass under a wide sky, green or dry, with rocks, bushes and fallen leaves."""
     height, width = size
+    near, far = [((84, 128, 54), (136, 164, 92)), ((188, 156, 88), (206, 184, 122))][
+        rng.integers(2)
+    ]
     horizon = int(rng.uniform(0.28, 0.5) * height)
     rgb = _sky(rng, size)
     ridge = horizon - 0.05 * height * (1.2 + noise(rng, (1, width), 50)[0])
@@ -159,22 +161,11 @@ def _open_land(
     ground = gradient((height - horizon, width), tint(rng, far), tint(rng, near))
     grass = noise(rng, ground.shape[:2], 9, stretch=0.4) + noise(rng, ground.shape[:2], 40)
     rgb[horizon:] = ground * (1 + 0.075 * grass[..., None])
-    rows = (horizon, float(height))
+    rows = (float(horizon), float(height))
     clutter(rgb, rng, _bush, int(rng.integers(0, 4)), (7, 22), (horizon - 4, horizon + 8))
     clutter(rgb, rng, _rock, int(rng.integers(0, 4)), (5, 24), rows)
+    clutter(rgb, rng, _leaf, int(rng.integers(0, 5)), (4, 9), rows)
     return Backdrop(rgb, horizon)
-
-
-def paint_savanna(rng: np.random.Generator, size: tuple[int, int]) -> Backdrop:
-    """Paint dry grass under a wide sky, with rocks and bushes."""
-    return _open_land(rng, size, (188, 156, 88), (206, 184, 122))
-
-
-def paint_meadow(rng: np.random.Generator, size: tuple[int, int]) -> Backdrop:
-    """Paint green grass, with rocks, bushes and fallen leaves."""
-    backdrop = _open_land(rng, size, (84, 128, 54), (136, 164, 92))
-    clutter(backdrop.rgb, rng, _leaf, int(rng.integers(0, 5)), (4, 9), (backdrop.horizon, size[0]))
-    return backdrop
 
 
 def paint_sea(rng: np.random.Generator, size: tuple[int, int]) -> Backdrop:
@@ -190,21 +181,6 @@ def paint_sea(rng: np.random.Generator, size: tuple[int, int]) -> Backdrop:
     blend(water, (232, 240, 242), np.clip(0.5 * waves - 1.0, 0, 0.8))
     rgb[horizon:] = water
     return Backdrop(rgb, horizon)
-
-
-def paint_beach(rng: np.random.Generator, size: tuple[int, int]) -> Backdrop:
-    """Paint a strip of sea, foam, and sand with pebbles."""
-    backdrop = paint_sea(rng, size)
-    height, width = size
-    shore = backdrop.horizon + rng.uniform(0.08, 0.2) * height + 4 * noise(rng, (1, width), 60)[0]
-    below = np.arange(height, dtype=np.float32)[:, None] - shore
-    blend(backdrop.rgb, (244, 246, 242), np.clip(below + 5, 0, 1).astype(np.float32))
-    sand = gradient(size, tint(rng, (226, 204, 160)), tint(rng, (206, 178, 128)))
-    sand *= 1 + 0.03 * (noise(rng, size, 30, stretch=3) + noise(rng, size, 3))[..., None]
-    blend(backdrop.rgb, sand, np.clip(below, 0, 1).astype(np.float32))
-    rows = (float(shore.max()), float(height))
-    clutter(backdrop.rgb, rng, _rock, int(rng.integers(0, 6)), (3, 12), rows)
-    return backdrop
 
 
 def paint_street(rng: np.random.Generator, size: tuple[int, int]) -> Backdrop:
@@ -240,11 +216,6 @@ def paint_street(rng: np.random.Generator, size: tuple[int, int]) -> Backdrop:
     return Backdrop(rgb, horizon)
 
 
-def paint_sky(rng: np.random.Generator, size: tuple[int, int]) -> Backdrop:
-    """Paint nothing but clouds."""
-    return Backdrop(_sky(rng, size), size[0])
-
-
 def paint_table(rng: np.random.Generator, size: tuple[int, int]) -> Backdrop:
     """Paint wooden planks seen from above, with plates and leaves."""
     woods: list[Color] = [(150, 104, 66), (186, 148, 104), (104, 74, 54), (170, 160, 148)]
@@ -258,25 +229,6 @@ def paint_table(rng: np.random.Generator, size: tuple[int, int]) -> Backdrop:
     rgb *= 1 + 0.07 * veins[..., None]
     clutter(rgb, rng, _plate, int(rng.integers(0, 3)), (24, 52), (0, size[0]), grain=0.05)
     clutter(rgb, rng, _leaf, int(rng.integers(0, 4)), (6, 16), (0, size[0]))
-    return Backdrop(rgb, 0)
-
-
-def paint_cloth(rng: np.random.Generator, size: tuple[int, int]) -> Backdrop:
-    """Paint a chequered tablecloth seen from above, with plates."""
-    threads: list[Color] = [(190, 60, 58), (70, 104, 168), (84, 140, 92), (130, 120, 110)]
-    thread = np.asarray(tint(rng, threads[rng.integers(4)]), np.float32)
-    square = int(rng.integers(10, 26))
-    down = (np.arange(size[0]) // square % 2)[:, None]
-    right = (np.arange(size[1]) // square % 2)[None]
-    rgb = gradient(size, (238, 234, 226), (230, 226, 216))
-    blend(
-        rgb,
-        (int(thread[0]), int(thread[1]), int(thread[2])),
-        (0.36 * (down + right)).astype(np.float32),
-    )
-    folds = noise(rng, size, 60) + 0.4 * noise(rng, size, 2)
-    rgb *= 1 + 0.05 * folds[..., None]
-    clutter(rgb, rng, _plate, int(rng.integers(0, 3)), (24, 52), (0, size[0]), grain=0.05)
     return Backdrop(rgb, 0)
 
 
@@ -298,13 +250,9 @@ def paint_room(rng: np.random.Generator, size: tuple[int, int]) -> Backdrop:
 
 
 BACKDROPS: dict[Place, Callable[[np.random.Generator, tuple[int, int]], Backdrop]] = {
-    "savanna": paint_savanna,
     "meadow": paint_meadow,
     "sea": paint_sea,
-    "beach": paint_beach,
     "street": paint_street,
-    "sky": paint_sky,
     "table": paint_table,
-    "cloth": paint_cloth,
     "room": paint_room,
 }

@@ -460,6 +460,7 @@ def test_both_runs_whose_synchronizations_are_compared_write_one_checkpoint(
     assert written == [("loop-3", 3), ("loop-4", 4), ("loop-10", 10)]
 
 
+@pytest.mark.long
 def test_the_largest_batch_is_found_where_memory_runs_out(
     imported: Callable[[str], Any], bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

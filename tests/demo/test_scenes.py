@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cocoseg.demo.annotations import annotate, run_lengths
+from cocoseg.demo.annotations import annotate, run_lengths, trace
 from cocoseg.demo.composition import Scene, draw_scene
 from cocoseg.demo.objects import KINDS
-from cocoseg.demo.outlines import trace
 from cocoseg.demo.scenes import DemoDataset, draw_dataset
 from cocoseg.taxonomy import COCO_CATEGORIES
 from numpy.typing import NDArray
@@ -181,23 +180,16 @@ def test_an_empty_split_is_refused(tmp_path: Path) -> None:
         draw_dataset(tmp_path, train_images=4, val_images=0, seed=0)
 
 
-def test_an_outline_follows_the_coverage_and_marks_holes() -> None:
-    coverage = np.zeros((12, 14), np.float32)
-    coverage[2:9, 3:11] = 1
-    coverage[5:7, 6:9] = 0
-    outlines = trace(coverage >= 0.5, coverage)
-    assert sorted(outline.is_hole for outline in outlines) == [False, True]
-    polygons = [outline.points.ravel().tolist() for outline in outlines if not outline.is_hole]
-    filled = coverage.copy()
-    filled[2:9, 3:11] = 1
-    np.testing.assert_array_equal(decode(polygons, 12, 14), filled > 0)
-
-
-def test_parts_that_touch_at_a_corner_get_an_outline_each() -> None:
-    region = np.zeros((8, 8), bool)
-    region[1:4, 1:4] = region[4:7, 4:7] = True
-    outlines = trace(region, region.astype(np.float32))
-    assert [outline.is_hole for outline in outlines] == [False, False]
+def test_outlines_follow_the_coverage_and_know_of_holes() -> None:
+    coverage = np.zeros((24, 28), np.float32)
+    coverage[4:18, 6:15] = coverage[20:23, 20:26] = 1
+    outlines = trace(coverage)
+    assert (len(outlines.parts), outlines.has_hole) == (2, False)
+    polygons = [points.ravel().tolist() for points in outlines.parts]
+    np.testing.assert_array_equal(decode(polygons, 24, 28), coverage > 0)
+    coverage[8:12, 9:12] = 0
+    assert trace(coverage).has_hole
+    assert trace(np.zeros_like(coverage)).parts == []
 
 
 @pytest.mark.parametrize("first", [False, True])

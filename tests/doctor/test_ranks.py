@@ -218,6 +218,7 @@ def findings(diagnosis: dict[str, Any], check: str) -> list[str]:
     ]
 
 
+@pytest.mark.long
 def test_two_ranks_are_examined_and_one_tells() -> None:
     diagnosis = two_ranks("healthy")
     assert [one["check"] for one in diagnosis["findings"]][:3] == ["ranks", "GPU", "processes"]

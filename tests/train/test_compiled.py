@@ -16,7 +16,7 @@ long = pytest.mark.long
 @pytest.mark.parametrize(
     ("backend", "settings"),
     [
-        ("eager", RECOMPUTED),
+        pytest.param("eager", RECOMPUTED, marks=long),
         pytest.param("eager", {"recompute_mlp": False}, marks=long),
         pytest.param("aot_eager", HALF | RECOMPUTED, marks=long),
         pytest.param("inductor", RECOMPUTED, marks=long),
