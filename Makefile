@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	mkdir -p .venv/typing && ln -sfn ../.. .venv/typing/cocoseg  # any folder name: mypy sees 'cocoseg'
 	touch $@
 
-venv: $(READY)  ## Create .venv and install cocoseg into it, editable
+venv: $(READY)  ## Create .venv and install cocoseg into it, editable (3 minutes)
 
 demo: $(READY)  ## Draw a small COCO data set; prepare, train, infer, eval (5 minutes, 2 cores)
 	$(BIN)/cocoseg demo --output $(DEMO)
@@ -27,11 +27,14 @@ test: $(READY)  ## Run the short tests, 7 minutes on 2 idle cores; JOBS=N proces
 test-long: $(READY)  ## Run every test, the full fault matrices too, an hour on 2 cores
 	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8
 
-check: $(READY)  ## Format, lint, types, layers; no tests
+check: $(READY) docs  ## Format, lint, types, layers, documentation; no tests (2 minutes)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	MYPYPATH=.venv/typing $(BIN)/mypy --package cocoseg --exclude '/(tests|benchmarks)/'
+	MYPYPATH=.venv/typing $(BIN)/mypy --package cocoseg --exclude '/(tests|benchmarks|docs)/'
 	$(BIN)/lint-imports
+
+docs: $(READY)  ## Build the documentation as a site, site/index.html (15 seconds)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --site-dir site
 
 bench: $(READY)  ## Measure the ratios that benchmarks/RESULTS.md quotes; PART=prepare, scale, stream, loss, loop, model, infer
 	$(BIN)/python benchmarks/run.py $(PART)
@@ -40,6 +43,6 @@ bench-gpu:  ## Check and measure on one GPU, 9 minutes; needs no .venv and no ne
 	$(PYTHON) benchmarks/gpu/run.py $(PART)
 
 clean:  ## Remove .venv and caches
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build site *.egg-info
 
-.PHONY: help venv demo test test-long check bench bench-gpu clean
+.PHONY: help venv demo test test-long check docs bench bench-gpu clean
