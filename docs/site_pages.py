@@ -114,7 +114,7 @@ def python() -> str:
         value = getattr(cocoseg, name)
         kind = "Settings" if name.endswith("Config") else "Classes"
         kinds["Functions" if inspect.isfunction(value) else kind].append(
-            f"::: {value.__module__}.{value.__qualname__}"
+            f"::: {value.__module__}.{value.__qualname__}\n    options: {{heading: cocoseg.{name}}}"
         )
     for kind, directives in kinds.items():
         lines += [f"## {kind}", ""]
