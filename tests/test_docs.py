@@ -3,12 +3,17 @@
 import importlib.util
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import click
 import pytest
+import yaml
+from cocoseg.cli import cli
+from cocoseg.config import load
 from cocoseg.settings import Settings
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
@@ -67,8 +72,10 @@ def test_settings_that_pages_name_exist(root: Path, page: str) -> None:
     }
     for file in [root / page] if page.endswith(".md") else sorted((root / page).glob("*.md")):
         sections = "|".join(Settings.model_fields)
-        for key in re.findall(rf"(?<![\w./])((?:{sections})\.[a-z_]+)\b(?!\()", file.read_text()):
-            assert key in known | {"model.safetensors", "index.npy"}, f"{file.name}: {key}"
+        for key in re.findall(
+            rf"(?<![\w./])((?:{sections})\.(?!md\b|npy\b)[a-z_]+)\b(?!\()", file.read_text()
+        ):
+            assert key in known | {"model.safetensors"}, f"{file.name}: {key}"
 
 
 def test_what_a_run_records_is_what_the_table_says(
@@ -130,3 +137,104 @@ def test_the_loss_network_and_augmentation_of_the_how_tos_work(
     assert len(tests) == 3
     for name in tests:
         how_to[name]()
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def command_lines(root: Path) -> list[list[str]]:
+    """What follows ``cocoseg`` on each line of shell in the pages."""
+    found = []
+    for page in [*pages(root), root / "CONTRIBUTING.md"]:
+        lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+        for line in lines:
+            before, name, after = re.split("#(?!SBATCH)", line)[0].partition("cocoseg ")
+            if name and not re.search(r"\w$|[./]$", before) and not before.startswith("#SBATCH"):
+                found.append(shlex.split(after))
+    return found
+
+
+def parse(arguments: list[str]) -> None:
+    """Read a command line as the commands do, without running it."""
+    command: click.Command = cli
+    context = click.Context(cli, info_name="cocoseg")
+    words = [word for word in arguments if word != "…"]
+    while isinstance(command, click.Group) and words and words[0] in command.commands:
+        command = command.commands[words.pop(0)]
+        context = click.Context(command, parent=context)
+    if words != arguments[-len(words) :] or isinstance(command, click.Group):  # abridged by "…"
+        return command.parse_args(context, words) if words and words[0] == "--help" else None
+    command.parse_args(context, words)
+    overrides = [item for item in context.params.get("overrides", ()) if "…" not in item]
+    load(Settings, None, overrides)
+
+
+def test_every_command_line_of_the_pages_is_valid(root: Path) -> None:
+    found = command_lines(root)
+    assert len(found) > 45
+    for arguments in found:
+        try:
+            parse(arguments)
+        except click.exceptions.Exit:  # --help
+            pass
+        except click.ClickException as error:
+            raise AssertionError(f"{arguments}: {error.format_message()}") from error
+
+
+def test_every_yaml_of_the_pages_is_read(root: Path, tmp_path: Path) -> None:
+    from cocoseg.classes_file import read_class_rules
+    from cocoseg.prepare.label_values import named_classes
+
+    read = 0
+    for page in pages(root):
+        for block in blocks(page, "yaml"):
+            file = tmp_path / f"block-{read}.yaml"
+            file.write_text(block)
+            keys = set(yaml.safe_load(block))
+            if keys <= set(Settings.model_fields):
+                load(Settings, str(file))
+            elif page.name == "classes.md" and "potted plant" in block:
+                read_class_rules(str(file))
+            else:
+                named_classes(str(file), "", 1)
+            read += 1
+    assert read == 8
+
+
+def test_shards_are_streamed_as_the_page_says(root: Path, golden: Any) -> None:
+    (code,) = blocks(root / "docs" / "streaming.md", "python")
+    assert code.count("s3://bucket/shards/train") == code.count("workers=4") == 1
+    code = code.replace("s3://bucket/shards/train", str(golden.shards("train")))
+    code = code.replace("workers=4", "workers=0") + "        if saved['position'] == 16: break\n"
+    found: dict[str, Any] = {"__name__": "__main__", "crop": lambda image, mask: (1, 2)}
+    exec(compile(code, "docs/streaming.md", "exec"), found)
+    assert found["saved"]["position"] == 16
+
+
+def test_predictions_are_scored_as_the_page_says(
+    root: Path, golden: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cocoseg: Any
+) -> None:
+    (code,) = blocks(root / "docs" / "inference.md", "python")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "instances_val2017.json").symlink_to(golden.annotations("val"))
+    ran = run_cocoseg(
+        *(
+            "train",
+            "--shards",
+            golden.shards("train"),
+            "--output",
+            "run",
+            "--set=train.max_steps=1",
+        ),
+        *("--set=model.name=segformer-tiny", "--set=model.input_size=32", "--set=train.workers=0"),
+    )
+    assert ran.code == 0, ran.err
+    ran = run_cocoseg(
+        *("infer", "--checkpoint", "run", "--input", golden.shards("val"), "--output", "masks"),
+        *("--coco-json", "--no-tta"),
+    )
+    assert ran.code == 0, ran.err
+    found: dict[str, Any] = {}
+    exec(compile(code, "docs/inference.md", "exec"), found)
+    assert found["predicted"].getImgIds() == found["annotated"].getImgIds()
