@@ -6,6 +6,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import textwrap
 import warnings
 from pathlib import Path
 from types import ModuleType
@@ -131,3 +132,32 @@ def test_the_page_runs_from_top_to_bottom(
     assert np.isfinite(found["scores"].miou)
     assert (tmp_path / "my-model" / "model.safetensors").is_file()
     assert len(list((tmp_path / "masks").glob("*.png"))) == 4
+
+
+def test_training_runs_in_a_notebook(golden: Any, tmp_path: Path) -> None:
+    """A cell runs in a process whose `__main__` is no file, inside of a running event loop."""
+    cell = textwrap.dedent(
+        f"""
+        import asyncio
+        import cocoseg
+
+        async def cell():
+            return cocoseg.train_model(
+                cocoseg.TrainConfig(
+                    shards=({str(golden.shards("train"))!r},),
+                    save_dir={str(tmp_path / "run")!r},
+                    max_steps=2,
+                    workers=1,
+                    device="cpu",
+                ),
+                cocoseg.ModelConfig(name="segformer-tiny", input_size=32),
+                progress=True,
+            )
+
+        print("steps", asyncio.run(cell()).step)
+        """
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", cell], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert ran.stdout == "steps 2\n", ran.stderr
