@@ -81,5 +81,7 @@ class InferConfig(ReadConfig):
     """Also score without test-time augmentation, in the same run."""
     pictures: Annotated[NonNegativeInt, Flag(commands=("eval",))] = 0
     """Number of pictures (image, ground truth, prediction, errors) in OUTPUT/pictures/."""
+    save_predictions: Annotated[bool, Flag(commands=("eval",))] = False
+    """Also write the predicted masks, train ids, to OUTPUT/predictions/KEY.png."""
     device: str = "auto"
     """'auto' (a GPU where there is one), 'cpu', 'cuda' …"""

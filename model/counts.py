@@ -85,6 +85,21 @@ def calibration_counts(
     return columns.T[:-1]
 
 
+def of_truth(p_RWC: Tensor, truth_RW: Tensor) -> Tensor:
+    """Return each pixel's value of its true class, shape (R, W).
+
+    Parameters
+    ----------
+    p_RWC
+        float32, shape (R, W, C).
+    truth_RW
+        Train ids; where it is another value, such as the ignore index, the result is 0.
+    """
+    classes, truth_RW = p_RWC.shape[2], truth_RW.long()
+    own_RW = p_RWC.gather(2, truth_RW.clamp(max=classes - 1)[..., None])[..., 0]
+    return torch.where(truth_RW < classes, own_RW, 0.0)
+
+
 def loss_units(logits_RWC: Tensor, best_RW: Tensor, truth_RW: Tensor) -> Tensor:
     """Add up the cross entropy of the pixels of a strip, −log of the true class's probability.
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .counts import loss_units
+from .counts import loss_units, of_truth
 from .view import View
 
 # Numbers of a piece's rows: on a CPU what its second-level cache holds, on a GPU what fills it.
@@ -243,6 +243,8 @@ class Readings:
     """Probability of that class, float32, shape (H, W)."""
     probabilities: NDArray[np.float16] | None
     """Of all classes, shape (H, W, C), on the host."""
+    truth_probability: Tensor | None
+    """Probability of the pixel's true class, float32, shape (H, W); 0 where the truth has none."""
     loss: Tensor | None
     """Cross entropy of the pixels' truth, added up; see `loss_units`."""
     finite: Tensor
@@ -258,6 +260,7 @@ def read_strips(
     confidence: bool = False,
     probabilities: bool = False,
     truth: Tensor | None = None,
+    loss: bool = False,
 ) -> Readings:
     """Take what is requested from strips of probabilities, or of one view's logits.
 
@@ -271,9 +274,11 @@ def read_strips(
     size
         (H, W).
     truth
-        Train ids, shape (H, W), to add up the loss of logits.
+        Train ids, shape (H, W): with `confidence`, their probability is taken too.
+    loss
+        Whether the loss of the truth is added up, from logits.
     """
-    mask = sure = every = total = loss = None
+    mask = sure = own = every = total = added = None
     first = 0
     for strip_RWC in strips:
         rows = slice(first, first + len(strip_RWC))
@@ -286,19 +291,23 @@ def read_strips(
         best = strip_RWC.max(dim=2)
         mask[rows] = best.indices
         total = best.values.sum() if total is None else total + best.values.sum()
-        if truth is not None:
-            assert of_logits
+        if loss:
+            assert of_logits and truth is not None
             part = loss_units(strip_RWC, best.values, truth[rows])
-            loss = part if loss is None else loss + part
+            added = part if added is None else added + part
         if confidence or probabilities:
             p_RWC = strip_RWC.softmax(dim=2) if of_logits else strip_RWC
             if confidence:
                 if sure is None:
                     sure = torch.empty(size, dtype=torch.float32, device=device)
                 sure[rows] = p_RWC.amax(dim=2) if of_logits else best.values
+                if truth is not None:
+                    if own is None:
+                        own = torch.empty_like(sure)
+                    own[rows] = of_truth(p_RWC, truth[rows])
             if probabilities:
                 if every is None:
                     every = np.empty((*size, classes), np.float16)
                 torch.from_numpy(every[rows]).copy_(p_RWC)
     assert mask is not None and total is not None, "an image has rows"
-    return Readings(mask, sure, every, loss, total.isfinite())
+    return Readings(mask, sure, every, own, added, total.isfinite())

@@ -53,6 +53,8 @@ class DevicePrediction:
     confidence: Tensor | None = None
     """float32, shape (H, W)."""
     probabilities: NDArray[np.float16] | None = None
+    truth_probability: Tensor | None = None
+    """Of each pixel's true class, float32, shape (H, W)."""
     loss: Tensor | None = None
     """Cross entropy of the truth, added up over the pixels, int64; see `loss_units`."""
     finite: Tensor | None = None
@@ -226,6 +228,7 @@ class Predictor:
         confidence: bool = False,
         probabilities: bool = False,
         truths: Sequence[Tensor] | None = None,
+        loss: bool = False,
     ) -> Iterator[DevicePrediction]:
         """Yield a prediction for each image.
 
@@ -239,8 +242,10 @@ class Predictor:
         confidence, probabilities
             Whether these are requested, too.
         truths
-            Train ids of each image, shape (H, W), for the loss: with one view, of images that are
-            not cut.
+            Train ids of each image, shape (H, W): with `confidence`, their probabilities are
+            taken too.
+        loss
+            Whether the loss of the truths is added up: with one view, of images that are not cut.
 
         Raises
         ------
@@ -265,6 +270,7 @@ class Predictor:
                     confidence=confidence,
                     probabilities=probabilities,
                     truth=truth,
+                    loss=loss,
                 )
                 if made is None:
                     self._free_memory(waiting if whole else {})
@@ -273,6 +279,7 @@ class Predictor:
                 made.mask,
                 made.confidence,
                 made.probabilities,
+                made.truth_probability,
                 made.loss,
                 made.finite,
                 self._origin,
@@ -447,6 +454,7 @@ def _read(
     confidence: bool,
     probabilities: bool,
     truth: Tensor | None,
+    loss: bool,
 ) -> Readings | None:
     """Read an image's strips; None if the device is out of memory."""
     try:
@@ -457,6 +465,7 @@ def _read(
             confidence=confidence,
             probabilities=probabilities,
             truth=truth,
+            loss=loss,
         )
     except RuntimeError as error:
         if not is_out_of_memory(error):

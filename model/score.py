@@ -42,6 +42,10 @@ class Scored:
     """See `confusion_counts`, shape (C, C + 1)."""
     calibration: NDArray[np.int64]
     """See `calibration_counts`, shape (BINS, 3); all 0 where there are no probabilities."""
+    confidence: NDArray[np.float32] | None = None
+    """Probability of the predicted class, shape (H, W); None where there are no probabilities."""
+    truth_probability: NDArray[np.float32] | None = None
+    """Probability of the true class, shape (H, W), 0 where it is ignored; None in the same case."""
     loss: int = 0
     """Cross entropy, added up over the valid pixels, in `LOSS_UNIT`; 0 where none is computed."""
 
@@ -72,7 +76,8 @@ class NetworkPredicts:
     Parameters
     ----------
     confidence
-        Whether the probability of each pixel's class is counted too; it does not change the mask.
+        Whether the probabilities of each pixel's predicted and true class are taken too; it does
+        not change the mask.
     loss
         Whether the cross entropy is added up too.
     """
@@ -94,9 +99,9 @@ class NetworkPredicts:
     def gather(
         self, samples: Sequence[Sample], prepared: Sequence[Any]
     ) -> tuple[Inputs, list[Tensor] | None]:
-        """Copy the images, and for a loss their masks, into memory that the device reads."""
+        """Copy the images, and where they matter their masks, into memory that the device reads."""
         inputs = self._predictor.inputs([sample.image for sample in samples], prepared)
-        if not self._loss:
+        if not (self._loss or self._confidence):
             return inputs, None
         return inputs, [_host_tensor(sample.mask, self.device) for sample in samples]
 
@@ -105,7 +110,9 @@ class NetworkPredicts:
     ) -> Iterable[DevicePrediction]:
         """Run the network on the images as one batch."""
         inputs, truths = gathered
-        return self._predictor.predictions(inputs, confidence=self._confidence, truths=truths)
+        return self._predictor.predictions(
+            inputs, confidence=self._confidence, truths=truths, loss=self._loss
+        )
 
 
 def scored(
@@ -278,7 +285,9 @@ class _Coming:
         if prediction.finite is not None:
             parts.append(prediction.finite.long()[None])
         self._position, self._sample, self._classes = position, sample, classes
-        self._transfer = Transfer(torch.cat(parts), mask)
+        maps = (prediction.confidence, prediction.truth_probability)
+        known = (one for one in maps if one is not None)
+        self._transfer = Transfer(torch.cat(parts), mask, *known)
         # Not the prediction itself: its memory on the device is free from here on.
         self._calibrated, self._has_loss = (
             prediction.confidence is not None,
@@ -288,7 +297,7 @@ class _Coming:
 
     def wait(self) -> Scored:
         """Return it once all has arrived."""
-        counts, mask = self._transfer.wait()
+        counts, mask, *maps = self._transfer.wait()
         if self._has_logits:
             check_finite(bool(counts[-1]), self._origin)
         cells = self._classes * (self._classes + 1)
@@ -301,5 +310,7 @@ class _Coming:
             mask if mask.dtype == np.uint8 else mask.astype(np.uint16),
             counts[:cells].reshape(self._classes, -1),
             calibration,
-            int(counts[-2]) if self._has_loss else 0,
+            confidence=maps[0] if maps else None,
+            truth_probability=maps[1] if maps else None,
+            loss=int(counts[-2]) if self._has_loss else 0,
         )

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from ...colors import overlay_errors
 from ...metrics import Scores
+from ...model.score import Scored
 from ...report.blocks import Jpeg
 from ...report.thumbnails import overlay_thumbnail, thumbnail
 from ...shards.reader import Sample
+from .label_errors import label_quality
 
 WORST = 24
 """How many images the report shows."""
@@ -27,6 +29,8 @@ class ClassScore(NamedTuple):
     iou: float
     pixels: int
     predicted: int
+    label_quality: float
+    """See `label_quality`; NaN where the class is not annotated, or without probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,36 +52,48 @@ class ImageScore:
     worst_class: int
     """Train id of the lowest IoU, the first of equal ones; -1 if all is ignored."""
     worst_iou: float
+    label_quality: float
+    """Of all pixels; NaN if all is ignored, or without probabilities."""
     classes: tuple["ClassScore", ...]
     """Of the classes that are there or were predicted, by train id."""
+    confusion: tuple[tuple[int, int, int], ...] = ()
+    """Ground truth, prediction (C: none) and pixels of each pair that occurs."""
 
     @classmethod
-    def of(
-        cls, position: int, sample: Sample, file_name: str, confusion: NDArray[np.int64]
-    ) -> "ImageScore":
-        """Score one image from its confusion matrix, shape (C, C + 1)."""
-        scores = Scores.from_confusion(confusion)
+    def of(cls, scored: Scored, file_name: str) -> "ImageScore":
+        """Score one image."""
+        scores = Scores.from_confusion(scored.confusion)
+        sample, num_classes = scored.sample, len(scored.confusion)
+        quality = np.full(num_classes + 1, np.nan)
+        if scored.truth_probability is not None:
+            quality = label_quality(sample.mask, scored.truth_probability, num_classes)
         known = not math.isnan(scores.miou)
         worst = int(np.nanargmin(scores.iou)) if known else -1
         return cls(
-            position=position,
+            position=scored.position,
             key=sample.key,
             file_name=file_name,
             height=sample.mask.shape[0],
             width=sample.mask.shape[1],
-            pixels=int(confusion.sum()),
+            pixels=int(scored.confusion.sum()),
             miou=scores.miou,
             pixel_accuracy=scores.pixel_accuracy,
             worst_class=worst,
             worst_iou=float(scores.iou[worst]) if known else math.nan,
+            label_quality=float(quality[-1]),
             classes=tuple(
                 ClassScore(
                     int(train_id),
                     float(scores.iou[train_id]),
                     int(scores.pixels[train_id]),
                     int(scores.predicted[train_id]),
+                    float(quality[train_id]),
                 )
                 for train_id in np.flatnonzero(~np.isnan(scores.iou))
+            ),
+            confusion=tuple(
+                (int(truth), int(predicted), int(scored.confusion[truth, predicted]))
+                for truth, predicted in np.argwhere(scored.confusion)
             ),
         )
 

@@ -35,6 +35,7 @@ from .scored import ScoredNetwork
 _WORST_OF_CLASS = 3
 _TAGS = 5  # class names under a picture
 _ABSENT = 40  # names of classes that are nowhere
+_SUSPECTED = 20  # regions
 _STEPS = 10  # bars of the images by mIoU
 
 
@@ -62,6 +63,8 @@ def _sections(result: Evaluation) -> Iterator[PageSection]:
     yield PageSection("Classes", list(_classes(result)))
     yield PageSection("Confusions", list(_confusions(result)))
     yield PageSection("Images", list(_images(result)))
+    if result.regions:
+        yield PageSection("Labels to check", list(_labels(result)))
     if result.calibration is not None:
         yield PageSection("Calibration", list(_calibration(result.calibration)))
     yield PageSection("What was scored", list(_inputs(result)))
@@ -176,6 +179,31 @@ def _confusions(result: Evaluation) -> Iterator[Block]:
         yield Table("The most frequent confusions", columns, rows)
     else:
         yield Paragraph("Not a single pixel is wrong.")
+
+
+# ---- labels
+
+
+def _labels(result: Evaluation) -> Iterator[Block]:
+    yield Paragraph(
+        "Regions where the network contradicts the annotation and is sure of it: a label that is "
+        f"wrong, or a mistake of the network. The first {_SUSPECTED} are shown; labels.csv lists "
+        f"{len(result.regions):,}."
+    )
+    rows: list[list[Cell]] = [
+        [
+            Number(one.suspicion, f"{one.suspicion:.2f}"),
+            one.kind,
+            class_tag(result.taxonomy, one.annotated),
+            class_tag(result.taxonomy, one.predicted),
+            one.key,
+            one.file_name,
+            "{2} × {3} at {0}, {1}".format(*one.box),
+        ]
+        for one in result.regions[:_SUSPECTED]
+    ]
+    columns = ("suspicion", "kind", "annotated", "predicted", "key", "file", "pixels")
+    yield Table("Labels to check first", columns, rows)
 
 
 # ---- images

@@ -17,6 +17,24 @@ from ...storage import Location, locate
 from ..folder import FOLDERS, PROGRESS, files_of_outputs, recorded_settings
 
 
+def mask_names(shards: ShardSet, option: str) -> list[str]:
+    """Return the name of the predicted mask of each sample, ``KEY.png``.
+
+    Raises
+    ------
+    ConfigError
+        If two samples share a key; it begins with the `option` that asks for masks.
+    """
+    names = [f"{key_path(shards.row(position).key)}.png" for position in range(len(shards))]
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise ConfigError(
+            f"{option}: {name} would belong to two samples of that key; score the folders of "
+            "shards one by one"
+        )
+    return names
+
+
 class PredictedMasks:
     """Label PNGs of any program: ``FOLDER/KEY.png`` of each sample, and no other.
 
@@ -53,21 +71,14 @@ class PredictedMasks:
         self._folder = place
         self._taxonomy = shards.taxonomy
         _refuse_category_ids(place)
-        keys = [key_path(shards.row(position).key) for position in range(len(shards))]
-        wanted = {f"{key}.png" for key in keys}
-        if len(wanted) < len(keys):
-            twice = Counter(keys).most_common(1)[0][0]
-            raise ConfigError(
-                f"--predictions {folder}: {twice}.png would belong to two samples of that key; "
-                "score the folders of shards one by one"
-            )
+        wanted = set(mask_names(shards, f"--predictions {folder}"))
         there = set(place.walk_files())
         there -= files_of_outputs(place, there)  # pictures of an evaluation, say
         missing = sorted(wanted - there)
         if missing:
             raise DataError(
                 f"{place / missing[0]}: is missing{_more(missing)}; the shards hold "
-                f"{len(keys):,} samples, and each needs a mask"
+                f"{len(wanted):,} samples, and each needs a mask"
             )
         extra = sorted(
             name

@@ -19,6 +19,7 @@ from ...taxonomy import Taxonomy
 from .boundary import DILATION_RATIO, boundary_iou
 from .calibration import Calibration
 from .images import ImageScore, ShownImage
+from .label_errors import SuspiciousRegion
 from .scored import ScoredNetwork
 from .tally import Tally
 
@@ -55,6 +56,8 @@ class Evaluation(Result):
     """In the order of the shards."""
     worst: tuple[ShownImage, ...]
     """The worst first."""
+    regions: tuple[SuspiciousRegion, ...] = ()
+    """Where the labels may be wrong, the most suspicious first."""
     quick: bool = False
     """Whether boundary IoU and calibration were left out."""
     without_tta: Scores | None = None
@@ -187,7 +190,7 @@ class Evaluation(Result):
         return _csv(
             (
                 *("key", "file_name", "width", "height", "pixels", "mIoU", "pixel_accuracy"),
-                *("worst_class", "worst_IoU"),
+                *("worst_class", "worst_IoU", "label_quality"),
             ),
             (
                 (
@@ -195,6 +198,7 @@ class Evaluation(Result):
                     *(_cell(one.miou), _cell(one.pixel_accuracy)),
                     "" if one.worst_class < 0 else self.names[one.worst_class],
                     _cell(one.worst_iou),
+                    _cell(one.label_quality),
                 )
                 for one in self.images
             ),
@@ -203,11 +207,47 @@ class Evaluation(Result):
     def image_classes_csv(self) -> str:
         """Return ``image_classes.csv``: a row for each class of each image."""
         return _csv(
-            ("key", "file_name", "train_id", "name", "IoU", "pixels", "predicted_pixels"),
             (
-                (image.key, image.file_name, one.train_id, self.names[one.train_id], *one[1:])
+                *("key", "file_name", "train_id", "name", "IoU", "pixels", "predicted_pixels"),
+                "label_quality",
+            ),
+            (
+                (
+                    *(image.key, image.file_name, one.train_id, self.names[one.train_id], one.iou),
+                    *(one.pixels, one.predicted, _cell(one.label_quality)),
+                )
                 for image in self.images
                 for one in image.classes
+            ),
+        )
+
+    def image_confusions_csv(self) -> str:
+        """Return ``image_confusions.csv``: a row for each pair of classes of each image."""
+        return _csv(
+            ("key", "file_name", "truth", "predicted", "pixels"),
+            (
+                (
+                    *(image.key, image.file_name, self.names[truth]),
+                    *(self.predicted_name(predicted), pixels),
+                )
+                for image in self.images
+                for truth, predicted, pixels in image.confusion
+            ),
+        )
+
+    def labels_csv(self) -> str:
+        """Return ``labels.csv``: regions whose labels may be wrong, the most suspicious first."""
+        return _csv(
+            (
+                *("suspicion", "key", "file_name", "kind", "annotated", "predicted", "pixels"),
+                *("left", "top", "width", "height"),
+            ),
+            (
+                (
+                    *(f"{one.suspicion:.6f}", one.key, one.file_name, one.kind),
+                    *(self.names[one.annotated], self.names[one.predicted], one.pixels, *one.box),
+                )
+                for one in self.regions
             ),
         )
 

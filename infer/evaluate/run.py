@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from ...model.score import (
 from ...printable import redacted
 from ...results import Result
 from ...shards.order import evaluation_batches
+from ...shards.png import Mask, encode_mask
 from ...shards.reader import Sample, ShardSet
 from ...shards.tarball import key_path
 from ...storage import Location, locate
@@ -44,15 +45,17 @@ from ..folder import CLASSES, SETTINGS, classes_json, resolved, used_settings
 from ..predictor import SLOW, explained_memory
 from ..views import views_of
 from .images import ImageScore, ShownImage, Worst
+from .label_errors import SuspiciousRegion, most_suspicious, suspicious_regions
 from .page import render_evaluation
-from .predicted import PredictedMasks
+from .predicted import PredictedMasks, mask_names
 from .result import Evaluation as Evaluation  # what `evaluate` returns
 from .scored import ScoredNetwork, load_scored
 from .tally import Tally
 
 METRICS = "metrics.json"
 _FILES = (
-    *(SETTINGS, CLASSES, "classes.csv", "images.csv", "image_classes.csv", "report.html", METRICS),
+    *(SETTINGS, CLASSES, "classes.csv", "images.csv", "image_classes.csv"),
+    *("image_confusions.csv", "labels.csv", "report.html", METRICS),
 )
 """In the order in which they are written."""
 
@@ -91,6 +94,7 @@ class _Part:
     tally: Tally
     images: list[ImageScore]
     worst: Worst
+    regions: list[SuspiciousRegion]
 
 
 def plan_evaluation(config: InferConfig) -> EvaluationPlan:
@@ -119,6 +123,8 @@ def plan_evaluation(config: InferConfig) -> EvaluationPlan:
             "infer.min_confidence: a checkpoint is scored at every pixel; to score masks that "
             "leave doubtful pixels out, write them by 'cocoseg infer', then 'eval --predictions'"
         )
+    if config.save_predictions and config.predictions is not None:
+        raise ConfigError("--save-predictions: the masks are there already; it needs --checkpoint")
     if config.compare_tta and not (config.use_tta and config.checkpoint):
         raise ConfigError("--compare-tta: needs --checkpoint, and --tta, which is the default")
     if not config.shards:
@@ -131,8 +137,10 @@ def plan_evaluation(config: InferConfig) -> EvaluationPlan:
     shards = ShardSet(config.shards, config=config)
     masks = None if config.predictions is None else PredictedMasks(config.predictions, shards)
     shown = range(min(config.pictures, len(shards)))
-    pictures = (_picture(shards.row(position).key) for position in shown)
-    output = OutputFolder(locate(config.output), "evaluation", {*_FILES, *pictures})
+    wanted = {*_FILES, *(_picture(shards.row(position).key) for position in shown)}
+    if config.save_predictions:
+        wanted |= {f"predictions/{name}" for name in mask_names(shards, "--save-predictions")}
+    output = OutputFolder(locate(config.output), "evaluation", wanted)
     output.refuse_foreign_files()
     return EvaluationPlan(config, shards, masks, output)
 
@@ -142,9 +150,10 @@ def evaluate(
 ) -> Evaluation:
     """Score ``infer.checkpoint``, or ``infer.predictions``, on ``infer.shards``.
 
-    Writes ``metrics.json`` (last), ``classes.csv``, ``images.csv``, ``report.html``, the settings
-    and, if asked for, pictures. Under torchrun each process takes every W-th batch, and rank 0
-    writes; the bytes are the same at any number of processes, on processors that compute alike.
+    Writes ``metrics.json`` (last), tables of classes, images and labels, ``report.html``, the
+    settings and, if asked for, pictures and masks. Under torchrun each process takes every W-th
+    batch, and rank 0 writes; the bytes are the same at any number of processes, on processors that
+    compute alike.
 
     Parameters
     ----------
@@ -186,7 +195,7 @@ def evaluate(
         with group.together(), explained(plan.output.location):
             if group.leads:
                 hold = held.enter_context(plan.output.held("cocoseg eval"))
-                if config.pictures:
+                if config.pictures or config.save_predictions:
                     plan.output.claim()
                     (plan.output.location / METRICS).remove()  # these will be of others
         with group.together(), explained(plan.output.location):
@@ -231,26 +240,33 @@ def _score(
 ) -> _Part:
     """Count the batches of this process, image by image; see `scored` for what it raises."""
     taxonomy, config = plan.shards.taxonomy, plan.config
-    part = _Part(Tally.empty(taxonomy.num_classes), [], Worst())
+    part = _Part(Tally.empty(taxonomy.num_classes), [], Worst(), [])
 
-    def finish(one: Scored) -> tuple[Tally, ImageScore, ShownImage | None]:
+    def finish(
+        one: Scored,
+    ) -> tuple[Tally, ImageScore, ShownImage | None, list[SuspiciousRegion]]:
         file_name = str(plan.shards.read_meta(one.position).get("file_name", one.sample.key))
-        score = ImageScore.of(one.position, one.sample, file_name, one.confusion)
+        score = ImageScore.of(one, file_name)
         shown = None
         if part.worst.admits(score):  # of the images so far, so perhaps not of all
             confusion = one.confusion
             shown = ShownImage.of(score, one.sample, one.mask, confusion, taxonomy.ignore_index)
         if one.position < config.pictures:
             _write_picture(one.sample, one.mask, taxonomy, plan.output.location)
-        return Tally.of(one, taxonomy, boundary=not config.quick), score, shown
+        if config.save_predictions:
+            mask = plan.output.location / f"predictions/{key_path(one.sample.key)}.png"
+            mask.publish_bytes(encode_mask(cast("Mask", one.mask)))
+        tally = Tally.of(one, taxonomy, boundary=not config.quick)
+        return tally, score, shown, list(suspicious_regions(one, file_name))
 
     size = sum(map(len, batches))
     with explained_memory(), Meter("eval", size, "image", progress, slow=SLOW) as meter:
-        for tally, score, shown in scored(predicts, plan.shards, batches, finish):
+        for tally, score, shown, regions in scored(predicts, plan.shards, batches, finish):
             part.tally.add(tally)
             part.images.append(score)
             if shown is not None:
                 part.worst.add(shown)
+            part.regions = most_suspicious([*part.regions, *regions])
             meter.update()
     return part
 
@@ -267,6 +283,7 @@ def _joined(
     vector = group.sum(torch.from_numpy(part.tally.to_vector())).numpy()
     images = (score for found in group.gather(part.images) for score in found)
     worst = Worst(shown for found in group.gather(part.worst) for shown in found.shown)
+    regions = (region for found in group.gather(part.regions) for region in found)
     return Evaluation(
         checkpoint=checkpoint,
         predictions=plan.config.predictions,
@@ -276,6 +293,7 @@ def _joined(
         tally=Tally.from_vector(vector, taxonomy.num_classes),
         images=tuple(sorted(images, key=lambda score: score.position)),
         worst=tuple(worst.shown),
+        regions=tuple(most_suspicious(regions)),
         quick=plan.config.quick,
         without_tta=without_tta,
     )
@@ -306,6 +324,8 @@ def _write(result: Evaluation, plan: EvaluationPlan, model: ModelConfig) -> None
         result.classes_csv(),
         result.images_csv(),
         result.image_classes_csv(),
+        result.image_confusions_csv(),
+        result.labels_csv(),
         render_evaluation(result),
         json.dumps(result.to_dict(), indent=1) + "\n",
     )

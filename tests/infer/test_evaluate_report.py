@@ -31,7 +31,7 @@ def evaluated(pairs, names=("background", "cat", "dog"), confident=True):
             counts[1] = calibration_counts(wide, ids, sure, len(names)).numpy()
         one = Scored(position, sample, found, *counts)
         total.add(Tally.of(one, taxonomy, boundary=True))
-        images.append(ImageScore.of(position, sample, f"photo {position}.jpg", counts[0]))
+        images.append(ImageScore.of(one, f"photo {position}.jpg"))
         worst.add(ShownImage.of(images[-1], sample, found, counts[0], taxonomy.ignore_index))
     return Evaluation(
         checkpoint=ScoredNetwork("run/best", "step-00000012", "float32", "abc")
@@ -82,7 +82,7 @@ def test_a_set_of_which_all_is_ignored_has_a_page_and_no_scores():
     told = result.to_dict()
     assert (told["mIoU"], told["boundary_mIoU"], told["calibration"]["ECE"]) == (None,) * 3
     assert (told["confusions"], told["worst_images"]) == ([], [])
-    assert result.images_csv().splitlines()[1] == "key0,photo 0.jpg,16,12,0,,,,"
+    assert result.images_csv().splitlines()[1] == "key0,photo 0.jpg,16,12,0,,,,,"
     assert "mIoU" in result.text()
 
 
@@ -100,7 +100,7 @@ def test_one_class_and_hundreds_of_16_bits(classes):
 
 
 def score(position, miou):
-    return ImageScore(position, f"k{position}", "a.jpg", 1, 1, 1, miou, 0.0, 0, 0.0, ())
+    return ImageScore(position, f"k{position}", "a.jpg", 1, 1, 1, miou, 0.0, 0, 0.0, 1.0, ())
 
 
 def shown(one):
