@@ -3,7 +3,8 @@
     python benchmarks/label_errors.py [SEEDS]
 
 For each seed, the 400 training images of `cocoseg demo` are corrupted, a network is trained on them
-with the demo's settings (4 minutes on 2 cores), and the same shards are evaluated. A suspicious region is right if at least half of its pixels are ones that the corruption changed.
+with the demo's settings (4 minutes on 2 cores), and the same shards are evaluated. A suspicious
+region is right if at least half of its pixels are ones that the corruption changed.
 Printed is the share of right regions among the first 20, beside that of all regions: what a random
 order of the same regions has on average. Instances of crowds are left as they are.
 """

@@ -64,7 +64,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def command_line() -> str:
     """Return ``--help`` of every command."""
     lines = ["# Command line", ""]
-    for name, command, context in commands(cli, click.Context(cli, info_name="cocoseg")):
+    for name, command, context in commands(
+        cli, click.Context(cli, info_name="cocoseg", **cli.context_settings)
+    ):
         lines += [f"## {name}", "", "```text", command.get_help(context), "```", ""]
     return "\n".join(lines)
 

@@ -158,7 +158,7 @@ def command_lines(root: Path) -> list[list[str]]:
 def parse(arguments: list[str]) -> None:
     """Read a command line as the commands do, without running it."""
     command: click.Command = cli
-    context = click.Context(cli, info_name="cocoseg")
+    context = click.Context(cli, info_name="cocoseg", **cli.context_settings)
     words = [word for word in arguments if word != "…"]
     while isinstance(command, click.Group) and words and words[0] in command.commands:
         command = command.commands[words.pop(0)]
