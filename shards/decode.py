@@ -21,6 +21,9 @@ MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 _STRETCHED = {"L;2", "L;4"}  # Pillow's names of what it brings from fewer bits to 0…255
 
 
+_EXPECTED = "expected 8- or 16-bit grayscale ('cocoseg prepare --masks' reads other kinds)"
+
+
 def decode_sample(
     image: bytes, mask: bytes, row: IndexRow, where: str, bits: int
 ) -> tuple[NDArray[np.uint8], Mask]:
@@ -116,10 +119,10 @@ def decode_mask(content: bytes, where: str, expected: tuple[int, ...] | None = N
     except Exception as error:  # Pillow raises many kinds on broken files
         raise DataError(f"{where}: mask: {type(error).__name__}: {error}") from None
     if mode not in ("L", "I;16"):
-        raise DataError(f"{where}: mask: mode {mode}, expected 8- or 16-bit grayscale")
+        raise DataError(f"{where}: mask: mode {mode}, {_EXPECTED}")
     if stretched:
         bits = stretched.pop().removeprefix("L;")
-        raise DataError(f"{where}: mask: {bits} bits per pixel, expected 8 or 16")
+        raise DataError(f"{where}: mask: {bits} bits per pixel, {_EXPECTED}")
     return np.asarray(pixels, np.uint8) if mode == "L" else np.asarray(pixels, np.uint16)
 
 
