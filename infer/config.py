@@ -76,7 +76,7 @@ class InferConfig(ReadConfig):
     palette: Literal["distinct", "voc"] = "distinct"
     """Colors of the classes in color/ and overlay/: easy to tell apart, or those of PASCAL VOC."""
     quick: Annotated[bool, Flag(commands=("eval",))] = False
-    """Compute neither boundary IoU nor calibration."""
+    """Skip boundary IoU, calibration and label errors."""
     compare_tta: Annotated[bool, Flag(commands=("eval",))] = False
     """Also score without test-time augmentation, in the same run."""
     pictures: Annotated[NonNegativeInt, Flag(commands=("eval",))] = 0

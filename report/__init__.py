@@ -1,4 +1,4 @@
-"""HTML reports: self-contained pages without scripts, which need no network and no server.
+"""HTML reports: self-contained pages that need no network and no server; one script sorts tables.
 
 page.py    a page of sections   blocks.py      tables, figures, pictures
 markup.py  escaped elements     charts.py      bars and histograms, as SVG

@@ -52,7 +52,7 @@ OPTIONS = {
     "train": "output resume shards val-shards",
     "infer": "batch-size checkpoint coco-json color confidence ids input min-confidence output "
     "overlay probabilities tta",
-    "eval": "batch-size checkpoint compare-tta output pictures predictions quick shards tta",
+    "eval": "batch-size checkpoint compare-tta output pictures predictions quick save-predictions shards tta",
     "doctor": "checkpoint shards",
     "onnx": "checkpoint input-type opset output output-type overwrite",
     "program": "checkpoint input-type output output-type overwrite",

@@ -1,4 +1,4 @@
-"""Samples that a run could not have: every process knows of them, and stops with the others."""
+"""Samples that a run could not read: every rank learns of them, and all ranks stop together."""
 
 import json
 import logging

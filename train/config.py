@@ -133,7 +133,7 @@ class TrainConfig(ReadConfig):
     shards: Annotated[tuple[PathField, ...], Flag("SHARDS")] = ()
     """Folders of training shards."""
     val_shards: Annotated[tuple[PathField, ...], Flag("SHARDS", commands=("train",))] = ()
-    """Folders of validation shards; without any, `monitor` falls back to the latest checkpoint."""
+    """Folders of validation shards; without them there is no 'best' checkpoint, only 'last'."""
     save_dir: Annotated[PathField | None, Flag("RUN", commands=("train",), name="--output")] = None
     """Folder of the run."""
     resume: Annotated[Literal["auto", "never"], Flag(commands=("train",))] = "auto"
@@ -215,7 +215,7 @@ class TrainConfig(ReadConfig):
     """Steps in a row whose loss may be not finite: nothing is learnt from them; one more ends
     the run."""
     max_bad: NonNegativeInt = 0
-    """Samples that may turn out damaged: nothing is learnt from them, and bad-samples.jsonl lists
+    """Damaged or missing samples that may be left out of training; bad-samples.jsonl lists
     them; one more ends the run."""
     streams: PositiveInt = 8
     """Places of the data set that are read in turn (see docs/order.md)."""

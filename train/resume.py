@@ -1,4 +1,4 @@
-"""A run is held by one training, and its processes resume it from the same checkpoint."""
+"""Lock a run for one training command, and let all its ranks resume from the same checkpoint."""
 
 import contextlib
 import logging

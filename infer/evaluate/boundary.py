@@ -1,4 +1,4 @@
-"""Boundary IoU of every class: how well outlines are met, whatever the size of what they enclose.
+"""Boundary IoU of every class: agreement along object boundaries, whatever the objects' size.
 
 Definition: Cheng et al., "Boundary IoU: Improving Object-Centric Image Segmentation Evaluation"
 (CVPR 2021), §4: of a mask and its prediction, take the pixels within distance d of their own
