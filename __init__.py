@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .taxonomy import Taxonomy
     from .train.config import AugmentConfig, TrainConfig
     from .train.run import train_model
+    from .viewer.run import view
 
 __version__ = "0.1.0"
 
@@ -54,6 +55,7 @@ __all__ = [
     "prepare_shards",
     "stream_webdataset",
     "train_model",
+    "view",
 ]
 
 _MODULES = {
@@ -74,6 +76,7 @@ _MODULES = {
     "taxonomy": ("Taxonomy",),
     "train.config": ("AugmentConfig", "TrainConfig"),
     "train.run": ("train_model",),
+    "viewer.run": ("view",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

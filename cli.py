@@ -150,6 +150,7 @@ def cli() -> None:
     torchrun … -m cocoseg train --shards S --output RUN      train a SegFormer
     cocoseg infer --checkpoint RUN --input D --output O      predict masks
     cocoseg eval --checkpoint RUN --shards S --output O      measure mIoU
+    cocoseg view S O                                         look at masks and mistakes in a browser
     cocoseg export onnx --checkpoint RUN --output F.onnx     for other programs; also hf, program
     cocoseg doctor --shards S                                find out what does not work here
     """
@@ -335,6 +336,25 @@ def _export(format: "Format", call: Call) -> None:  # noqa: A002
 
     write = plan_export if call.dry_run else export_model
     call.print(write(format, call.value.export, call.value.model))
+
+
+@command("view")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=int, default=8100, show_default=True, help="0 takes a free one.")
+@click.option("--open/--no-open", "open_browser", default=True, help="Open a browser.")
+def view(call: Call, paths: tuple[str, ...], host: str, port: int, open_browser: bool) -> None:
+    """Show samples, masks and mistakes in a browser, from the files of other commands.
+
+    PATHs are folders of shards, of 'cocoseg eval' and of 'cocoseg infer --input SHARDS', in any
+    number and order. Nothing is converted or copied.
+    """
+    from .viewer.run import serve
+    from .viewer.sources import open_sources
+
+    if call.dry_run:
+        return call.print(open_sources(paths))
+    serve(paths, host, port, open_browser=open_browser)
 
 
 @cli.group("config")

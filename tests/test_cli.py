@@ -11,7 +11,7 @@ from cocoseg.cli import cli
 from cocoseg.settings import Settings
 
 COMMANDS = [
-    *("prepare", "verify", "index", "train", "infer", "eval", "demo", "doctor"),
+    *("prepare", "verify", "index", "train", "infer", "eval", "demo", "doctor", "view"),
     *(
         "config show",
         "config describe",

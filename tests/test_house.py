@@ -52,7 +52,8 @@ OPTIONS = {
     "train": "output resume shards val-shards",
     "infer": "batch-size checkpoint coco-json color confidence ids input min-confidence output "
     "overlay probabilities tta",
-    "eval": "batch-size checkpoint compare-tta output pictures predictions quick save-predictions shards tta",
+    "eval": "batch-size checkpoint compare-tta output pictures predictions quick save-predictions "
+    "shards tta",
     "doctor": "checkpoint shards",
     "onnx": "checkpoint input-type opset output output-type overwrite",
     "program": "checkpoint input-type output output-type overwrite",
@@ -63,7 +64,7 @@ OPTIONS = {
 @pytest.mark.parametrize(("name", "expected"), OPTIONS.items(), ids=OPTIONS)
 def test_the_options_of_the_commands_are_these(name, expected):
     command = {**cli.commands, **cli.commands["export"].commands}[name]
-    options = command.get_params(click.Context(command))
+    options = command.get_params(click.Context(command, **cli.context_settings))
     found = {
         one.opts[0].removeprefix("--")
         for one in options
