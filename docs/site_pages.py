@@ -26,8 +26,11 @@ SHARED = {
 """Page of the site → file of the repository that it shows."""
 
 
-def on_config(config: Any) -> Any:
-    """Make .venv/reference/cocoseg, the package alone: mkdocstrings reads all below its folder."""
+def on_startup(**_: Any) -> None:
+    """Make .venv/reference/cocoseg, the package alone: mkdocstrings reads all below its folder.
+
+    It has to be there before mkdocstrings reads its settings: it drops paths that are not.
+    """
     reference = ROOT / ".venv" / "reference" / "cocoseg"
     shutil.rmtree(reference, ignore_errors=True)
     reference.mkdir(parents=True)
@@ -37,7 +40,6 @@ def on_config(config: Any) -> Any:
     folders = {name.split(".")[1] for name in packages if "." in name}
     for name in sorted({*folders, *(file.name for file in ROOT.glob("*.py"))}):
         (reference / name).symlink_to(ROOT / name)
-    return config
 
 
 def on_files(files: Files, config: Any) -> Files:
