@@ -75,6 +75,7 @@ def verdicts(scores: Path, clean: ShardSet, wrong: ShardSet) -> list[bool]:
 
 def measure(seed: int, data: DemoDataset, folder: Path) -> tuple[float, float]:
     """Return the share of right regions among the first `FIRST`, and among all."""
+    folder.mkdir()
     annotations = folder / "wrong.json"
     deleted, renamed = corrupt(data.train.annotations, annotations, seed)
     clean = pack(data.train.annotations, data.train.images, folder / "clean")
