@@ -26,6 +26,11 @@ def locate(place: str | os.PathLike[str] | Location) -> Location:
     return LocalPath(path.rstrip("/") or path[:1])
 
 
+def last_parts(place: str | os.PathLike[str] | Location) -> str:
+    """Return the end of a location, ``PARENT/NAME``: enough to recognize it."""
+    return "/".join(str(locate(place)).rpartition("://")[2].rstrip("/").split("/")[-2:])
+
+
 def stamps(locations: Sequence[Location]) -> list[str]:
     """Return for each file what changes when its content does, as far as size and date tell.
 

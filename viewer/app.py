@@ -46,6 +46,7 @@ class Viewer:
         """Describe what is shown: classes, evaluations, predictions, orders."""
         shards = self._sources.shards
         pixels = np.sum([one.class_pixels for one in shards.manifests], axis=0).tolist()
+        images = self._table.images_by_class()
         taxonomy = shards.taxonomy
         return JSONResponse(
             {
@@ -59,7 +60,7 @@ class Viewer:
                         "name": name,
                         "color": class_tag(taxonomy, i).color,
                         "pixels": pixels[i],
-                        "images": int((self._table.share(i) > 0).sum()),
+                        "images": images[i],
                     }
                     for i, name in enumerate(taxonomy.names)
                 ],

@@ -136,6 +136,11 @@ class SampleTable:
         unknown = positions[np.isnan(values[positions])]
         return np.concatenate([known[np.argsort(key, kind="stable")], unknown])
 
+    def images_by_class(self) -> list[int]:
+        """Return how many samples hold each class, by train id."""
+        counts: list[int] = np.bincount(self._train_id_P, minlength=len(self._names)).tolist()
+        return counts
+
     def share(self, train_id: int) -> NDArray[np.float64]:
         """Return the share of each image that a class fills, shape (N,), 0…1."""
         chosen = self._train_id_P == train_id
@@ -146,7 +151,8 @@ class SampleTable:
 
     def facts(self, position: int) -> dict[str, Any]:
         """Return what is known of a sample, for JSON."""
-        here = self._sample_P == position
+        first, end = np.searchsorted(self._sample_P, (position, position + 1))
+        here = slice(int(first), int(end))
         classes = zip(self._train_id_P[here].tolist(), self._pixels_P[here].tolist(), strict=True)
         return {
             "key": self.keys[position],

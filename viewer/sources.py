@@ -12,7 +12,7 @@ from ..results import Result
 from ..shards.manifest import MANIFEST_NAME
 from ..shards.reader import ShardSet
 from ..shards.tarball import key_path
-from ..storage import Location, locate
+from ..storage import Location, last_parts, locate
 
 _KINDS = (
     "a folder of shards (manifest.json), of an evaluation (metrics.json of 'cocoseg eval'), or of "
@@ -96,10 +96,10 @@ def open_sources(paths: Sequence[str]) -> Sources:
         elif (place / "metrics.json").exists():
             evaluations.append(_read_evaluation(place))
             if (place / "predictions").is_dir():
-                name = f"{_short(place)}/predictions"
+                name = f"{last_parts(place)}/predictions"
                 predictions.append(PredictionFolder(name, place / "predictions"))
         elif (place / "predictions.jsonl").exists():
-            predictions.append(PredictionFolder(_short(place), place))
+            predictions.append(PredictionFolder(last_parts(place), place))
         elif splits := [n for n in place.list_folders() if (place / n / MANIFEST_NAME).exists()]:
             shards += [str(place / name) for name in splits]
         elif not place.exists():
@@ -111,10 +111,6 @@ def open_sources(paths: Sequence[str]) -> Sources:
     return Sources(ShardSet(shards), tuple(evaluations), tuple(predictions))
 
 
-def _short(place: Location) -> str:
-    return "/".join(str(place).rpartition("://")[2].rstrip("/").split("/")[-2:])
-
-
 def _read_evaluation(place: Location) -> EvaluationFiles:
     try:
         metrics = json.loads((place / "metrics.json").read_bytes())
@@ -122,7 +118,7 @@ def _read_evaluation(place: Location) -> EvaluationFiles:
         raise DataError(f"{place / 'metrics.json'}: is not JSON: {error}") from None
     names = ("images", "image_classes", "image_confusions", "labels")
     tables = [_read_csv(place / f"{name}.csv") for name in names]
-    return EvaluationFiles(_short(place), place, metrics, *tables)
+    return EvaluationFiles(last_parts(place), place, metrics, *tables)
 
 
 def _read_csv(file: Location) -> list[dict[str, str]]:

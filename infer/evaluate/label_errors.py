@@ -24,9 +24,7 @@ LISTED = 1000
 """How many suspicious regions are listed."""
 _SMALLEST = 0.0005  # of an image's pixels, and 16 at least: smaller regions are not suspected
 _HALF = 0.002  # of an image's pixels: the inscribed circle of this area halves a suspicion
-_OUTLINE = (
-    0.008  # of the image's diagonal: regions that are nowhere wider on each side are outlines
-)
+_OUTLINE = 0.008  # of the image's diagonal: the largest radius inside a region called outline
 _MARGIN = 0.1  # regions with less are left out: either class is possible there
 
 Kind: TypeAlias = Literal["missing object", "wrong class", "extra object", "outline"]

@@ -26,7 +26,7 @@ from ...report.comparison import Comparison, Comparisons, Panel
 from ...report.confusion import ConfusionMap
 from ...report.page import PageSection, render
 from ...report.reliability import ReliabilityBin, ReliabilityDiagram
-from ...storage import locate
+from ...storage import last_parts
 from .calibration import Calibration
 from .images import ShownImage
 from .result import NO_PREDICTION, Evaluation
@@ -42,20 +42,15 @@ _STEPS = 10  # bars of the images by mIoU
 def render_evaluation(result: Evaluation) -> str:
     """Return the report as the text of one HTML file that needs no other."""
     checkpoint = result.checkpoint
-    what = _checkpoint(checkpoint) if checkpoint else _last(str(result.predictions))
-    title = f"Evaluation of {what} on {', '.join(map(_last, result.shards))}"
+    what = _checkpoint(checkpoint) if checkpoint else last_parts(str(result.predictions))
+    title = f"Evaluation of {what} on {', '.join(map(last_parts, result.shards))}"
     return render(title, list(_sections(result)))
 
 
 def _checkpoint(checkpoint: ScoredNetwork) -> str:
     """Return which checkpoint of which run it is."""
-    given = _last(checkpoint.path)
+    given = last_parts(checkpoint.path)
     return given if given.endswith(checkpoint.name) else f"{given} ({checkpoint.name})"
-
-
-def _last(path: str) -> str:
-    """Return the end of a path: enough to tell, and nobody's folders are spread with the page."""
-    return "/".join(str(locate(path)).rpartition("://")[2].rstrip("/").split("/")[-2:])
 
 
 def _sections(result: Evaluation) -> Iterator[PageSection]:
@@ -302,8 +297,8 @@ def _inputs(result: Evaluation) -> Iterator[Block]:
             ("views of each image", str(result.views)),
         ]
     else:
-        rows.append(("masks", _last(str(result.predictions))))
-    rows += [("shards", _last(folder)) for folder in result.shards]
+        rows.append(("masks", last_parts(str(result.predictions))))
+    rows += [("shards", last_parts(folder)) for folder in result.shards]
     rows.append(("pixels that were scored", f"{int(result.tally.confusion.sum()):,}"))
     yield Table("Inputs", ("what", "which"), rows)
     yield Paragraph(

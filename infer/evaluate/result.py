@@ -59,7 +59,7 @@ class Evaluation(Result):
     regions: tuple[SuspiciousRegion, ...] = ()
     """Where the labels may be wrong, the most suspicious first."""
     quick: bool = False
-    """Whether boundary IoU and calibration were left out."""
+    """Whether boundary IoU, calibration and label errors were left out."""
     without_tta: Scores | None = None
     """The scores without test-time augmentation, if they were asked for too."""
 

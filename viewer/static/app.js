@@ -1,6 +1,6 @@
 // The grid of samples: filters, orders, and how masks are shown. Every state is an address.
 
-import { openSample, closeSample, repaintSample } from "./sample.js";
+import { openSample, repaintSample } from "./sample.js";
 import { colorsOf, loadImage, loadMask, paint, problemOf } from "./masks.js";
 
 const CHUNK = 60;      // cells that are added at once
@@ -86,7 +86,7 @@ function writeAddress(position = null) {
   if (!fill.checked) parameters.set("fill", "0");
   if (outline.checked) parameters.set("outline", "1");
   if (look.elements.palette.value !== "classes") parameters.set("palette", look.elements.palette.value);
-  if (position !== null) parameters.set("sample", state.overview.samples ? position : 0);
+  if (position !== null) parameters.set("sample", position);
   history.replaceState(null, "", `?${parameters}`);
 }
 
@@ -272,4 +272,3 @@ async function start() {
 }
 
 start();
-export { closeSample };

@@ -20,8 +20,7 @@ function hex(text) {
 export async function loadImage(address) {
   const answer = await fetch(address);
   if (!answer.ok) throw new Error(await problemOf(answer));
-  const image = await createImageBitmap(await answer.blob(), { colorSpaceConversion: "none" });
-  return image;
+  return createImageBitmap(await answer.blob(), { colorSpaceConversion: "none" });
 }
 
 /** Return what the server says is wrong. */

@@ -22,7 +22,7 @@ export async function openSample(position, facts) {
 }
 
 /** Close it. */
-export function closeSample() {
+function closeSample() {
   dialog.close();
 }
 
