@@ -239,8 +239,8 @@ def resolve_classes(classes: str, sources: Sequence[Sequence[Category]]) -> Clas
         kept.append([c for c in source if c is not dummy])
         if dummy is not None:
             notes.append(
-                f"category {dummy.name!r} (id 0) is left out: nothing is annotated as it, it only "
-                "heads the others (Roboflow adds it)"
+                f"category {dummy.name!r} (id 0) is left out: nothing is annotated as it, it is "
+                "only their parent (Roboflow adds it)"
             )
     if rules is None:
         class_map = _own_classes(kept)

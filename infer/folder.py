@@ -23,6 +23,11 @@ PROGRESS = ".progress"
 """Folder of an inference for what is done so far."""
 
 
+def mask_file(name: str) -> str:
+    """Return the relative path of an image's mask."""
+    return f"{name}.png"
+
+
 def refuse_loss(output: OutputFolder) -> None:
     """Make sure that no masks of an inference of another source will be removed as left over.
 

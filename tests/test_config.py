@@ -18,6 +18,7 @@ from cocoseg.config import (
 )
 from cocoseg.errors import ConfigError
 from cocoseg.settings import Settings
+from cocoseg.train.losses import LOSSES
 from pydantic import PositiveInt
 
 
@@ -475,7 +476,7 @@ ALLOWED = {
     "train.learning_rate": "a number, greater than 0",
     "train.rare_class_sampling": "a number, at least 0, less than 1",
     "train.use_amp": "true or false",
-    "train.loss_type": "'ce' or 'dice' or 'ce_dice' or 'focal'",
+    "train.loss_type": " or ".join(map(repr, LOSSES)),
     "train.max_steps": "an integer, greater than 0, or nothing (null)",
     "train.class_weights": "'none' or 'auto', or a list, each value a number, at least 0",
     "augment.ratio_range": "a list of 2 values, each a number, greater than 0",

@@ -13,7 +13,7 @@ import click
 import pytest
 import yaml
 from cocoseg.cli import cli
-from cocoseg.config import load
+from cocoseg.config import describe, load
 from cocoseg.settings import Settings
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
@@ -61,6 +61,15 @@ def test_the_keys_that_a_run_keeps_are_listed(root: Path) -> None:
         (listed,) = re.findall(rf"^- `{name}`:((?:.|\n  )*)", text, re.MULTILINE)
         fixed = Settings.model_fields[name].annotation.fixed_keys
         assert sorted(re.findall(r"`(\w+)`", listed)) == sorted(fixed)
+
+
+def test_every_reason_to_leave_an_image_out_is_in_the_table(root: Path) -> None:
+    sources = [root / "photo.py", *sorted((root / "prepare").glob("*.py"))]
+    text = "".join(file.read_text() for file in sources)
+    reasons = set(re.findall(r'"([a-z]+(?:-[a-z]+)+)"', text)) - {"zlib-ng"}
+    table = section(root / "docs" / "shards.md", "What is refused, what is left out")
+    cells = "".join(re.findall(r"^\|(.*?)\|", table, re.MULTILINE))
+    assert set(re.findall(r"`([a-z-]+)`", cells)) == reasons
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs"])
@@ -128,15 +137,36 @@ def test_the_loss_network_and_augmentation_of_the_how_tos_work(
     from cocoseg.train.losses import LOSSES, LossEntry
 
     text = (root / "docs" / "how-to.md").read_text()
-    places = {"poly": LOSSES, "mobilenet": FAMILIES, "posterize": AUGMENTATIONS}
+    of_losses = how_to["tests/train/test_losses.py"]
+    places = {
+        "poly": [LOSSES, of_losses.FORMULAS],
+        "mobilenet": [FAMILIES],
+        "posterize": [AUGMENTATIONS],
+    }
     known = {**how_to, "mobilenet": how_to["model/mobilenet.py"], "LossEntry": LossEntry}
     for name, entry in re.findall(r"```\n    \"(\w+)\": (.*),\n```", text):
-        monkeypatch.setitem(places.pop(name), name, eval(entry, known))
-    assert not places
+        monkeypatch.setitem(places[name].pop(0), name, eval(entry, known))
+    assert not any(places.values())
+    (case,) = [eval(case) for case in re.findall(r"```\n    ({\"loss_type\": .*}),\n```", text)]
+    of_losses.test_value_and_gradient_are_the_textbooks(case)
+    of_losses.test_a_step_that_is_all_ignored_is_a_zero_of_the_graph(case)
     tests = [name for name in how_to if name.startswith("test_")]
-    assert len(tests) == 3
+    assert len(tests) == 2
     for name in tests:
         how_to[name]()
+
+
+def test_every_loss_is_described_with_its_settings(root: Path) -> None:
+    from cocoseg.train.losses import LOSSES
+
+    text = section(root / "docs" / "training.md", "Loss")
+    assert sorted(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == sorted(LOSSES)
+    for setting in ("class_weights", "label_smoothing", "ohem"):
+        (losses,) = re.findall(rf"^- `train\.{setting}`.*? \((.*?)\):", text, re.MULTILINE)
+        using = sorted(name for name, entry in LOSSES.items() if setting in entry.uses)
+        assert sorted(re.findall(r"`(\w+)`", losses)) == using
+    (described,) = describe(load(Settings), "train.loss_type")
+    assert set(LOSSES) <= set(re.findall(r"'(\w+)'", described.description))
 
 
 def blocks(page: Path, language: str) -> list[str]:

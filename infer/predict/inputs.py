@@ -30,6 +30,7 @@ from ..folder import (
     PROGRESS,
     SETTINGS,
     files_of_outputs,
+    mask_file,
     resolved,
 )
 
@@ -243,7 +244,7 @@ def _refuse_clashes(inputs: Sequence[InputImage], output: str) -> None:
     # All in lower case: names that differ in case alone are one file on macOS and Windows.
     masks: dict[str, InputImage] = {}
     for image in inputs:
-        mask = f"{image.name}.png"
+        mask = mask_file(image.name)
         other = masks.setdefault(mask.lower(), image)
         if other is not image:
             raise ConfigError(

@@ -15,12 +15,13 @@ from ...shards.png import Mask, encode_mask
 from ...storage import locate
 from ...taxonomy import Taxonomy
 from ..config import InferConfig
+from ..folder import mask_file
 from .coco_json import category_ids, segments
 
 
 def files_of(config: InferConfig, name: str) -> dict[str, str]:
     """Return the relative paths of what is written for an image, by the settings' names."""
-    files = {"mask": f"{name}.png"}
+    files = {"mask": mask_file(name)}
     for kind in ("color", "overlay", "confidence"):
         if getattr(config, kind):
             files[kind] = f"{kind}/{name}.png"

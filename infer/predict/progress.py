@@ -34,7 +34,7 @@ from .outputs import files_of
 
 _OLD_LOCK = "lock"  # that earlier versions left here
 _NOTE = re.compile(r"[0-9a-f]{16}\.json")
-_VERSION = 2  # of what the same images are predicted to
+_VERSION = 3  # of what the same images are predicted to; a changed default is another
 _COCO_JSON_VERSION = 3  # of what COCO_JSON holds
 _WITHOUT_EFFECT = {
     *("checkpoint", "input", "shards", "predictions", "output", "device", "pictures"),
@@ -46,7 +46,8 @@ _WITHOUT_EFFECT = {
 def identity(loaded: LoadedNetwork, config: InferConfig, precision: str, tf32: bool) -> str:
     """Return what stands for the weights and the settings that masks depend on."""
     preprocess, taxonomy = loaded.preprocess, loaded.taxonomy
-    settings = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
+    # Without defaults: a setting that a later version adds changes no mask of this one.
+    settings = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT, exclude_defaults=True)
     computed = [weights_digest(loaded.network), precision, tf32]
     settings["coco_json"] = config.coco_json and _COCO_JSON_VERSION
     told = [_VERSION, computed, settings, preprocess.to_dict(), taxonomy.to_dict()]
