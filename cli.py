@@ -343,17 +343,33 @@ def _export(format: "Format", call: Call) -> None:  # noqa: A002
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=int, default=8100, show_default=True, help="0 takes a free one.")
 @click.option("--open/--no-open", "open_browser", default=True, help="Open a browser.")
-def view(call: Call, paths: tuple[str, ...], host: str, port: int, open_browser: bool) -> None:
-    """Show samples, masks and mistakes in a browser, from the files of other commands.
+@click.option("--export", "export_file", metavar="FILE", help="Write the samples as one HTML file.")
+@click.option("--only", metavar="FILE", help="With --export: the list of samples to write.")
+def view(
+    call: Call,
+    paths: tuple[str, ...],
+    host: str,
+    port: int,
+    open_browser: bool,
+    export_file: str | None,
+    only: str | None,
+) -> None:
+    """Show samples, masks, mistakes and runs in a browser, from the files of other commands.
 
-    PATHs are folders of shards, of 'cocoseg eval' and of 'cocoseg infer --input SHARDS', in any
-    number and order. Nothing is converted or copied.
+    PATHs are folders of shards, of 'cocoseg eval', of 'cocoseg infer --input SHARDS' and of
+    'cocoseg train', in any number and order. Nothing is converted or copied.
     """
     from .viewer.run import serve
     from .viewer.sources import open_sources
 
+    if only and not export_file:
+        raise click.UsageError("--only: is for --export; in the page, search and filters choose")
     if call.dry_run:
         return call.print(open_sources(paths))
+    if export_file:
+        from .viewer.export import export_page
+
+        return call.print(export_page(open_sources(paths), export_file, only))
     serve(paths, host, port, open_browser=open_browser)
 
 

@@ -60,6 +60,9 @@ class PrepareConfig(Section):
     """Regex on the file name; images whose first group (or match) is equal get one split."""
     limit: Annotated[PositiveInt | None, Flag()] = None
     """Number of images to use, chosen by a hash of their keys."""
+    only: Annotated[PathField | None, Flag("FILE")] = None
+    """List of the images to use, a line each: key, image id or file name, or SHARDS/KEY as
+    'cocoseg view' saves it."""
     skip_empty: Annotated[bool, Flag()] = False
     """Leave out images without annotations."""
     max_side: Annotated[PositiveInt | None, Flag()] = None

@@ -27,6 +27,7 @@ from .label_values import LabelValues
 from .outlines import Instances, brief
 from .rasterize import PaintRules
 from .sample import ImageTask, SampleRules
+from .selection import Selection
 
 
 class PlannedImage(msgspec.Struct, frozen=True, gc=False):
@@ -76,8 +77,8 @@ class BuildPlan:
     splits: tuple[SplitPlan, ...]
     samples_per_shard: int
     left_out: Counter[str]
-    """Images that are not packed, and why: ``repeated``, ``skipped_empty``, ``beyond_limit``,
-    ``without_mask``."""
+    """Images that are not packed, and why: ``repeated``, ``skipped_empty``, ``not_listed``,
+    ``beyond_limit``, ``without_mask``."""
     skipped: tuple[str, ...]
     """Files among images without annotations that are not images by their names."""
     ungrouped: int
@@ -304,6 +305,10 @@ def _choose(
                 chosen.append(PlannedImage(key, source, entry, split_of(entry)))
     if not chosen:
         raise DataError("no image is left to prepare: none has annotations (--skip-empty)")
+    if config.only is not None:
+        listed = Selection(config.only).choose([(image.key, image.entry) for image in chosen])
+        left_out["not_listed"] += len(chosen) - len(listed)
+        chosen = [image for image in chosen if image.key in listed]
     chosen.sort(key=lambda image: hashlib.sha256(image.key.encode()).digest())
     if config.limit is not None:
         left_out["beyond_limit"] += max(0, len(chosen) - config.limit)

@@ -42,6 +42,7 @@ def draft_manifest(plan: BuildPlan, config: PrepareConfig) -> dict[str, Any]:
         "split": config.split,
         "group_by": config.group_by,
         "limit": config.limit,
+        "only": config.only and locate(config.only).sha256(),
         "skip_empty": config.skip_empty,
         "max_side": config.max_side,
         "jpeg_quality": config.jpeg_quality if config.max_side else None,

@@ -32,7 +32,7 @@ def decode_sample(
     Parameters
     ----------
     bits
-        Of the mask's train ids, 8 or 16: other writers mix both kinds.
+        Of the mask's train ids, 8 or 16.
 
     Returns
     -------
@@ -51,9 +51,14 @@ def decode_sample(
         train_ids = decode_mask(mask, where, expected=pixels.shape[:2])
     except MemoryError:  # no fault of the sample
         raise CocosegError(f"{where}: not enough memory to decode it") from None
+    return pixels, of_bits(train_ids, bits)
+
+
+def of_bits(mask: Mask, bits: int) -> Mask:
+    """Return train ids as uint8 or uint16: other writers mix both kinds."""
     if bits == 8:
-        return pixels, train_ids.astype(np.uint8, copy=False)
-    return pixels, train_ids.astype(np.uint16, copy=False)
+        return mask.astype(np.uint8, copy=False)
+    return mask.astype(np.uint16, copy=False)
 
 
 def decode_photo(content: bytes, row: IndexRow, where: str) -> NDArray[np.uint8]:

@@ -16,6 +16,7 @@ _SENTENCES = {
     "found_elsewhere": "images found under another folder, case or Unicode form of their name",
     "ids_numbered": "ids that are text, numbered in the order of the file",
     "named_by_url": "images without a file_name, found by their coco_url",
+    "not_listed": "images that --only does not list",
     "no_segmentation": "instances without a segmentation, a box or an area",
     "non_finite_numbers": "NaN and Infinity in the annotation files",
     "numbers_as_text": "numbers written as text",

@@ -20,7 +20,7 @@ from ..storage import locate
 from ..storage.retry import ATTEMPTS, pause
 from ..taxonomy import Taxonomy
 from .config import ReadConfig
-from .decode import decode_photo, decode_sample
+from .decode import decode_mask, decode_photo, decode_sample, of_bits
 from .files import ShardFiles, open_files
 from .manifest import (
     MEMBERS,
@@ -182,13 +182,26 @@ class ShardSet:
             As `read`.
         """
         place = self._place(position)
-        (members,) = self._fetch([place], ("image",))
-        if isinstance(members, BadSample):
-            raise members
         try:
-            return decode_photo(members[0], place.row, place.where)
+            return decode_photo(self._member(place, "image"), place.row, place.where)
         except DataError as error:
             raise place.bad(error) from None
+
+    def read_mask(self, position: int) -> Mask:
+        """Read and decode the mask alone: train ids, shape (H, W), of the taxonomy's bits.
+
+        Raises
+        ------
+        BadSample
+            As `read`.
+        """
+        place = self._place(position)
+        try:
+            size = (place.row.height, place.row.width)
+            mask = decode_mask(self._member(place, "mask"), place.where, expected=size)
+        except DataError as error:
+            raise place.bad(error) from None
+        return of_bits(mask, self.taxonomy.bits)
 
     def read_meta(self, position: int) -> dict[str, Any]:
         """Read the JSON of a sample; empty if it has none, or anything but an object.
@@ -201,13 +214,17 @@ class ShardSet:
         place = self._place(position)
         if not place.row.lengths[MEMBERS.index("json")]:
             return {}
-        (members,) = self._fetch([place], ("json",))
-        if isinstance(members, BadSample):
-            raise members
+        content = self._member(place, "json")
         try:
-            return msgspec.json.decode(members[0], type=dict[str, Any])
+            return msgspec.json.decode(content, type=dict[str, Any])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return {}  # of another program
+
+    def _member(self, place: "_Place", name: str) -> bytes:
+        (members,) = self._fetch([place], (name,))
+        if isinstance(members, BadSample):
+            raise members
+        return members[0]
 
     def _fetch(
         self, places: Sequence["_Place"], names: Sequence[str]

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
 
 class ViewServer:
     """A page that is being served.
@@ -26,10 +24,14 @@ class ViewServer:
     ----------
     address
         To open in a browser.
+    public
+        Whether other machines may reach it.
     """
 
-    def __init__(self, server: "uvicorn.Server", listener: socket.socket, address: str) -> None:
-        self.address = address
+    def __init__(
+        self, server: "uvicorn.Server", listener: socket.socket, address: str, public: bool
+    ) -> None:
+        self.address, self.public = address, public
         self._server, self._listener = server, listener
         self._thread: threading.Thread | None = None
 
@@ -77,7 +79,7 @@ def open_view(paths: Sequence[str], host: str = "127.0.0.1", port: int = 0) -> V
     try:
         import uvicorn
 
-        from .app import make_app
+        from .app import LOOPBACK, make_app
     except ImportError as error:
         raise ConfigError(f"not installed: {error.name}: pip install 'cocoseg[view]'") from None
     from .sources import open_sources
@@ -97,7 +99,7 @@ def open_view(paths: Sequence[str], host: str = "127.0.0.1", port: int = 0) -> V
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{number}/" + (f"?token={token}" if token else "")
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-    return ViewServer(uvicorn.Server(config), listener, address)
+    return ViewServer(uvicorn.Server(config), listener, address, token is not None)
 
 
 def view(*paths: str, host: str = "127.0.0.1", port: int = 0) -> ViewServer:
@@ -128,7 +130,7 @@ def view(*paths: str, host: str = "127.0.0.1", port: int = 0) -> ViewServer:
 def serve(paths: Sequence[str], host: str, port: int, *, open_browser: bool) -> None:
     """Serve the page until Ctrl-C; its address is logged."""
     server = open_view(paths, host, port)
-    if host not in LOOPBACK:
+    if server.public:
         log.warning("the page can be reached from other machines, by whoever has its address")
     log.info("%s  (Ctrl-C ends it)", server.address)
     if open_browser:

@@ -2,21 +2,26 @@
 
 # N samples, C classes, P pairs of sample and class
 
-import math
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError
+from ..errors import CocosegError, ConfigError
 from ..shards.reader import ShardSet
+from ..storage import LocalPath, locate
+from .evaluations import ScoredSamples
 from .sources import EvaluationFiles
 
-ORDERS = ("position", "key", "size", "classes", "share", "mIoU", "IoU", "quality", "suspicion")
-"""By which samples can be sorted; the last four need an evaluation."""
+_OF_SHARDS = ("position", "key", "size", "classes", "instances", "share")
+_OF_EVALUATION = ("mIoU", "IoU", "confidence", "quality", "suspicion", "change")
+ORDERS = (*_OF_SHARDS, *_OF_EVALUATION)
+"""By which samples can be sorted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +29,18 @@ class Query:
     """Which samples are shown, and in which order; every field is a part of the page's address."""
 
     text: str = ""
-    """In the key, or the file name that an evaluation records, whatever the case."""
+    """In the key, or if in none, in the file name that is recorded; whatever the case."""
     train_id: int | None = None
     """Only samples that hold this class."""
+    second: int | None = None
+    """Only samples that hold this class, too."""
     least: float = 0.0
     """Only samples of which the class fills this share, 0…1."""
     most: float = 1.0
     evaluation: int = 0
     """Whose scores are meant."""
+    other: int = 0
+    """The evaluation that ``change`` leads to."""
     pair: tuple[int, int] | None = None
     """Only samples with pixels of this true class that are predicted as that one (C: none); most
     such pixels first."""
@@ -56,30 +65,17 @@ class Query:
             return cls(
                 text=given.get("q", ""),
                 train_id=int(given["class"]) if given.get("class") else None,
+                second=int(given["with"]) if given.get("with") else None,
                 least=float(given.get("least", 0)),
                 most=float(given.get("most", 1)),
                 evaluation=int(given.get("evaluation", 0)),
+                other=int(given.get("other", 0)),
                 pair=truth_and_prediction,  # type: ignore[arg-type]
                 order=order,
                 descending=given.get("desc") == "1",
             )
         except ValueError as error:
             raise ConfigError(f"the address has a value that is no number: {error}") from None
-
-
-@dataclass(frozen=True, slots=True)
-class _Scores:
-    """What one evaluation says of each sample; NaN where it has not scored it."""
-
-    file_names: Mapping[int, str]
-    miou: NDArray[np.float64]
-    quality: NDArray[np.float64]
-    suspicion: NDArray[np.float64]
-    """Of the sample's most suspicious region; 0 without one."""
-    iou: Mapping[int, Mapping[int, float]]
-    """Sample → train id → IoU."""
-    confusion: Mapping[tuple[int, int], Mapping[int, int]]
-    """By true and predicted class: sample → pixels."""
 
 
 class SampleTable:
@@ -100,11 +96,16 @@ class SampleTable:
         joined = np.concatenate(classes) if classes else np.zeros(0, [("train_id", "u2")])
         self._train_id_P = joined["train_id"].astype(np.int64)
         self._pixels_P = joined["pixels"].astype(np.int64)
-        self._names = {name: i for i, name in enumerate(shards.taxonomy.names)}
+        self._num_classes = shards.taxonomy.num_classes
         self._present = np.bincount(
-            self._sample_P[self._train_id_P < len(self._names)], minlength=len(counts)
+            self._sample_P[self._train_id_P < self._num_classes], minlength=len(counts)
         )
-        self._scores = [self._read(evaluation) for evaluation in evaluations]
+        self._shards = shards
+        self._ends = np.cumsum([len(part) for part in samples]).tolist()
+        self.evaluations = [
+            ScoredSamples(one, self._scored_by(one), len(self), shards.taxonomy.names)
+            for one in evaluations
+        ]
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -123,11 +124,12 @@ class SampleTable:
         if query.train_id is not None:
             share = self.share(query.train_id)
             kept &= (share > 0) & (share >= query.least) & (share <= query.most)
-        values = self._values(query)
-        if query.pair is not None:
-            pixels = self._evaluation(query).confusion.get(query.pair, {})
-            values = np.zeros(len(self))
-            values[list(pixels)] = -np.array(list(pixels.values()), float)
+        if query.second is not None:
+            kept &= self.share(query.second) > 0
+        if query.pair is None:
+            values = self._values(query)
+        else:
+            values = -self.evaluation(query.evaluation).confused(*query.pair)
             kept &= values < 0
         positions = np.flatnonzero(kept)
         known = positions[~np.isnan(values[positions])]
@@ -138,8 +140,28 @@ class SampleTable:
 
     def images_by_class(self) -> list[int]:
         """Return how many samples hold each class, by train id."""
-        counts: list[int] = np.bincount(self._train_id_P, minlength=len(self._names)).tolist()
+        counts: list[int] = np.bincount(self._train_id_P, minlength=self._num_classes).tolist()
         return counts
+
+    def images_by_pair(self, train_ids: Sequence[int]) -> NDArray[np.int64]:
+        """Return how many samples hold both of two of these K classes, shape (K, K)."""
+        held = np.zeros((len(self), len(train_ids)), np.float32)
+        for column, train_id in enumerate(train_ids):
+            held[self._sample_P[self._train_id_P == train_id], column] = 1
+        return (held.T @ held).astype(np.int64)  # exact up to 2**24 samples
+
+    @cached_property
+    def _recorded(self) -> tuple[NDArray[np.float64], list[str]]:
+        """Number of instances and file name of each sample; read out of every sample."""
+        instances, file_names = np.full(len(self), np.nan), [""] * len(self)
+        for position in range(len(self)):
+            try:
+                meta = self._shards.read_meta(position)
+                file_names[position] = str(meta.get("file_name", "")).casefold()
+                instances[position] = meta.get("instances", np.nan)
+            except (CocosegError, TypeError, ValueError):  # damaged, or another program's
+                continue
+        return instances, file_names
 
     def share(self, train_id: int) -> NDArray[np.float64]:
         """Return the share of each image that a class fills, shape (N,), 0…1."""
@@ -159,23 +181,32 @@ class SampleTable:
             "width": int(self._width[position]),
             "height": int(self._height[position]),
             "classes": [{"train_id": i, "pixels": pixels} for i, pixels in classes],
-            "scores": [self._scored(one, position) for one in self._scores],
+            "scores": [one.facts(position) for one in self.evaluations],
         }
 
-    def _scored(self, scores: _Scores, position: int) -> dict[str, Any] | None:
-        if math.isnan(scores.miou[position]):
-            return None
-        return {
-            "mIoU": float(scores.miou[position]),
-            "quality": _plain(scores.quality[position]),
-            "IoU": scores.iou.get(position, {}),
-        }
+    def evaluation(self, number: int) -> ScoredSamples:
+        """Return an evaluation.
+
+        Raises
+        ------
+        ConfigError
+            If there is none of this number.
+        """
+        if not 0 <= number < len(self.evaluations):
+            raise ConfigError("this needs an evaluation: add the folder of a 'cocoseg eval'")
+        return self.evaluations[number]
+
+    def path(self, position: int) -> str:
+        """Return ``SHARDS/KEY`` of a sample, which lists of samples hold."""
+        part = int(np.searchsorted(self._ends, position, side="right"))
+        folder = locate(self._shards.folders[part])
+        shown = os.path.abspath(folder) if isinstance(folder, LocalPath) else folder.url
+        return f"{shown}/{self.keys[position]}"
 
     def _matches(self, text: str) -> NDArray[np.bool_]:
         found = np.array([text in key.casefold() for key in self.keys], bool)
-        for scores in self._scores:
-            for position, name in scores.file_names.items():
-                found[position] |= text in name.casefold()
+        if not found.any():  # file names are slower: the index does not hold them
+            found = np.array([text in name for name in self._recorded[1]], bool)
         return found
 
     def _values(self, query: Query) -> NDArray[np.float64]:
@@ -195,56 +226,32 @@ class SampleTable:
         if query.order == "share":
             assert query.train_id is not None
             return self.share(query.train_id)
-        scores = self._evaluation(query)
+        if query.order == "instances":
+            return self._recorded[0]
+        scores = self.evaluation(query.evaluation)
         if query.order == "IoU":
-            values = np.full(len(self), np.nan)
-            for position, by_class in scores.iou.items():
-                values[position] = by_class.get(query.train_id or 0, np.nan)
-            return values
-        by_order = {
-            "mIoU": scores.miou,
-            "quality": scores.quality,
-            "suspicion": scores.suspicion,
-        }
-        return by_order[query.order]
+            return scores.iou_of_class(query.train_id or 0)
+        if query.order == "suspicion":
+            return scores.suspicion
+        if query.order == "change":
+            return self.evaluation(query.other).of_images("mIoU") - scores.of_images("mIoU")
+        return scores.of_images(query.order)
 
-    def _evaluation(self, query: Query) -> _Scores:
-        if not 0 <= query.evaluation < len(self._scores):
-            raise ConfigError("this order needs an evaluation: add the folder of a 'cocoseg eval'")
-        return self._scores[query.evaluation]
+    def _scored_by(self, evaluation: EvaluationFiles) -> dict[str, list[int]]:
+        """Return the positions of each key, in the shards that an evaluation scored.
 
-    def _read(self, evaluation: EvaluationFiles) -> _Scores:
-        places = defaultdict(list)
-        for position, key in enumerate(self.keys):
-            places[key].append(position)
-        miou, quality = np.full(len(self), np.nan), np.full(len(self), np.nan)
-        file_names = {}
-        for row in evaluation.images:
-            for position in places.get(row["key"], ()):
-                miou[position] = _number(row["mIoU"])
-                quality[position] = _number(row.get("label_quality"))
-                file_names[position] = row["file_name"]
-        suspicion = np.where(np.isnan(miou), np.nan, 0.0)
-        for row in evaluation.labels:
-            for position in places.get(row["key"], ()):
-                suspicion[position] = max(suspicion[position], float(row["suspicion"]))
-        iou: defaultdict[int, dict[int, float]] = defaultdict(dict)
-        for row in evaluation.image_classes:
-            for position in places.get(row["key"], ()):
-                iou[position][int(row["train_id"])] = float(row["IoU"])
-        confusion: defaultdict[tuple[int, int], dict[int, int]] = defaultdict(dict)
-        for row in evaluation.image_confusions:
-            truth = self._names.get(row["truth"])
-            predicted = self._names.get(row["predicted"], len(self._names))
-            if truth is not None and truth != predicted:
-                for position in places.get(row["key"], ()):
-                    confusion[truth, predicted][position] = int(row["pixels"])
-        return _Scores(file_names, miou, quality, suspicion, iou, confusion)
+        Shards that were moved since are not recognized; then a key may be of any of them.
+        """
+        scored = {_real(str(folder)) for folder in evaluation.metrics.get("shards", ())}
+        parts = [i for i, folder in enumerate(self._shards.folders) if _real(folder) in scored]
+        found = defaultdict(list)
+        for part in parts or range(len(self._shards.folders)):
+            first = self._ends[part] - len(self._shards.indices[part])
+            for position in range(first, self._ends[part]):
+                found[self.keys[position]].append(position)
+        return found
 
 
-def _number(text: str | None) -> float:
-    return float(text) if text else math.nan
-
-
-def _plain(value: np.float64) -> float | None:
-    return None if math.isnan(value) else float(value)
+def _real(folder: str) -> str:
+    place = locate(folder)
+    return os.path.realpath(place) if isinstance(place, LocalPath) else place.url

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ...colors import overlay_errors
 from ...metrics import Scores
+from ...model.counts import UNIT
 from ...model.score import Scored
 from ...report.blocks import Jpeg
 from ...report.thumbnails import overlay_thumbnail, thumbnail
@@ -52,6 +53,8 @@ class ImageScore:
     worst_class: int
     """Train id of the lowest IoU, the first of equal ones; -1 if all is ignored."""
     worst_iou: float
+    confidence: float
+    """Mean probability of the predicted classes over the scored pixels; NaN without any."""
     label_quality: float
     """Of all pixels; NaN if all is ignored, or without probabilities."""
     classes: tuple["ClassScore", ...]
@@ -67,6 +70,7 @@ class ImageScore:
         quality = np.full(num_classes + 1, np.nan)
         if scored.truth_probability is not None:
             quality = label_quality(sample.mask, scored.truth_probability, num_classes)
+        sure, _, units = scored.calibration.sum(axis=0).tolist()
         known = not math.isnan(scores.miou)
         worst = int(np.nanargmin(scores.iou)) if known else -1
         return cls(
@@ -80,6 +84,7 @@ class ImageScore:
             pixel_accuracy=scores.pixel_accuracy,
             worst_class=worst,
             worst_iou=float(scores.iou[worst]) if known else math.nan,
+            confidence=units / (UNIT * sure) if sure else math.nan,
             label_quality=float(quality[-1]),
             classes=tuple(
                 ClassScore(

@@ -190,15 +190,14 @@ class Evaluation(Result):
         return _csv(
             (
                 *("key", "file_name", "width", "height", "pixels", "mIoU", "pixel_accuracy"),
-                *("worst_class", "worst_IoU", "label_quality"),
+                *("worst_class", "worst_IoU", "confidence", "label_quality"),
             ),
             (
                 (
                     *(one.key, one.file_name, one.width, one.height, one.pixels),
                     *(_cell(one.miou), _cell(one.pixel_accuracy)),
                     "" if one.worst_class < 0 else self.names[one.worst_class],
-                    _cell(one.worst_iou),
-                    _cell(one.label_quality),
+                    *map(_cell, (one.worst_iou, one.confidence, one.label_quality)),
                 )
                 for one in self.images
             ),

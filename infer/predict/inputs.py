@@ -1,7 +1,9 @@
 """What ``infer`` predicts: images by name, folder, pattern or list, or images in shards."""
 
+import functools
 import itertools
 import os
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +39,7 @@ from ..folder import (
 _RESERVED = {*FOLDERS, PROGRESS, PREDICTIONS, COCO_JSON, SETTINGS, CLASSES, FILES, LOCK}
 """What the output holds beside the masks, in lower case."""
 _LISTS = (".txt", ".lst")
+_DEEPEST_KEY = 3  # parts of the keys that lists of samples may name
 _WILD = "*?["
 
 
@@ -86,8 +89,8 @@ def list_inputs(path: str, output: str, config: ReadConfig | None = None) -> Lis
     ----------
     path
         An image file, a folder (searched recursively, outputs left out), a pattern with ``*``,
-        ``**``, ``?`` or ``[…]`` (``[[]`` is a ``[``), a ``.txt`` file of one path a line (relative
-        to it), or a folder of shards.
+        ``**``, ``?`` or ``[…]`` (``[[]`` is a ``[``), a folder of shards, or a ``.txt`` file of one
+        path a line (relative to it): of images, or ``SHARDS/KEY`` of samples.
     output
         Folder of the masks.
     config
@@ -115,7 +118,7 @@ def _inputs(path: Location, output: str, config: ReadConfig | None) -> ListedInp
         return _folder(locate(resolved(path)), output, config)
     if path.exists():
         if path.name.lower().endswith(_LISTS):
-            return ListedInputs(_listed(path), [])
+            return ListedInputs(_listed(path, config), [])
         return ListedInputs(_files({resolved(path): PurePosixPath(path.name).stem}), [])
     if set(path.url) & set(_WILD):
         return ListedInputs(_matching(path.url, output), [])
@@ -165,8 +168,11 @@ def _matching(pattern: str, output: str) -> list[InputImage]:
     return inputs
 
 
-def _listed(path: Location) -> list[InputImage]:
-    """Return the files that a list names; their masks are named below their common folder."""
+def _listed(path: Location, config: ReadConfig | None) -> list[InputImage]:
+    """Return the files or the samples that a list names.
+
+    Masks of files are named below their common folder, those of samples by their keys.
+    """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -178,6 +184,15 @@ def _listed(path: Location) -> list[InputImage]:
         raise ConfigError(f"--input {path}: lists no file")
     if any(not (file.remote or os.path.isabs(file.url)) for file in files):
         raise ConfigError(f"--input {path}: a list on an object store names files by their URLs")
+    keys = _keys_of_samples(files)
+    if keys:
+        if sum(map(len, keys.values())) < len(files):
+            raise ConfigError(f"--input {path}: lists image files and samples; make two lists")
+        return [
+            image
+            for folder, of_folder in keys.items()
+            for image in _samples(folder, config, of_folder)
+        ]
     if len({file.remote for file in files}) > 1:
         raise ConfigError(
             f"--input {path}: lists files here and on an object store; make two lists"
@@ -188,6 +203,22 @@ def _listed(path: Location) -> list[InputImage]:
     return _files(
         {file.url: os.path.splitext("/".join(str(file).split("/")[common:]))[0] for file in files}
     )
+
+
+def _keys_of_samples(files: Sequence[Location]) -> dict[Location, list[str]]:
+    """Return the keys that paths ``SHARDS/KEY`` name, by their folders of shards."""
+    is_shards = functools.cache(lambda folder: (folder / MANIFEST_NAME).exists())
+    found = defaultdict[Location, list[str]](list)
+    for file in files:
+        folder = file
+        for _ in range(0 if is_image_name(file.name) else _DEEPEST_KEY):
+            folder = folder.parent
+            if not folder.name or folder.url.endswith("/"):
+                break  # a root, or an object store
+            if is_shards(folder):
+                found[folder].append(file.url.removeprefix(f"{folder.url}/"))
+                break
+    return found
 
 
 def _named(line: Location, here: str) -> Location:
@@ -218,11 +249,19 @@ def _read(url: Location) -> tuple[NDArray[np.uint8], str]:
         raise DataError(f"{url}: {error}") from None
 
 
-def _samples(folder: Location, config: ReadConfig | None) -> list[InputImage]:
+def _samples(
+    folder: Location, config: ReadConfig | None, keys: Sequence[str] | None = None
+) -> list[InputImage]:
+    """Return all samples of a folder of shards, or those of some keys."""
     shards = ShardSet([folder.url], masks=False, config=config)
+    wanted = None if keys is None else set(keys)
     inputs = []
     for position in range(len(shards)):
         row = shards.row(position)
+        if wanted is not None:
+            if key_path(row.key) not in wanted:
+                continue
+            wanted.remove(key_path(row.key))
         read = partial(_read_sample, shards, position)
         inputs.append(
             InputImage(
@@ -233,6 +272,8 @@ def _samples(folder: Location, config: ReadConfig | None) -> list[InputImage]:
                 partial(shards.read_meta, position),
             )
         )
+    if wanted:
+        raise ConfigError(f"--input: {folder} has no sample {min(wanted)}")
     return inputs
 
 

@@ -82,7 +82,7 @@ def test_a_set_of_which_all_is_ignored_has_a_page_and_no_scores():
     told = result.to_dict()
     assert (told["mIoU"], told["boundary_mIoU"], told["calibration"]["ECE"]) == (None,) * 3
     assert (told["confusions"], told["worst_images"]) == ([], [])
-    assert result.images_csv().splitlines()[1] == "key0,photo 0.jpg,16,12,0,,,,,"
+    assert result.images_csv().splitlines()[1] == "key0,photo 0.jpg,16,12,0,,,,,,"
     assert "mIoU" in result.text()
 
 

@@ -1,6 +1,7 @@
 """Label quality and suspicious regions: their definitions, and planted mistakes."""
 
 import csv
+import json
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -185,6 +186,11 @@ def test_eval_writes_them(run_cocoseg: Any, golden: Any, tmp_path: Any, checkpoi
     images = list(csv.DictReader((out / "images.csv").open()))
     classes = list(csv.DictReader((out / "image_classes.csv").open()))
     assert all(0 <= float(row["label_quality"]) <= 1 for row in images)
+    bins = json.loads((out / "metrics.json").read_text())["calibration"]["bins"]
+    pixels = [int(row["pixels"]) for row in images]
+    mean = np.average([float(row["confidence"]) for row in images], weights=pixels)
+    sums = sum(entry["pixels"] * (entry["confidence"] or 0) for entry in bins)
+    assert mean == pytest.approx(sums / sum(pixels), rel=1e-12)
     assert all(bool(row["label_quality"]) == (row["pixels"] != "0") for row in classes)
     rows = list(csv.DictReader((out / "labels.csv").open()))
     assert rows

@@ -1,5 +1,7 @@
 // Masks: read from PNG files, painted over images.
 
+import { getImage } from "./data.js";
+
 const SAFE = [
   "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7",
 ]; // Okabe and Ito, "Color Universal Design" (2008)
@@ -16,25 +18,9 @@ function hex(text) {
   return [number >> 16, (number >> 8) & 255, number & 255];
 }
 
-/** Fetch a picture. */
-export async function loadImage(address) {
-  const answer = await fetch(address);
-  if (!answer.ok) throw new Error(await problemOf(answer));
-  return createImageBitmap(await answer.blob(), { colorSpaceConversion: "none" });
-}
-
-/** Return what the server says is wrong. */
-export async function problemOf(answer) {
-  try {
-    return (await answer.json()).error;
-  } catch {
-    return `${answer.status} ${answer.statusText}`;
-  }
-}
-
 /** Fetch a mask: its size, and a train id for each pixel. */
 export async function loadMask(address, bits) {
-  const image = await loadImage(address);
+  const image = await getImage(address);
   const canvas = new OffscreenCanvas(image.width, image.height);
   const context = canvas.getContext("2d", { willReadFrequently: true, alpha: false });
   context.drawImage(image, 0, 0);
@@ -49,8 +35,9 @@ export async function loadMask(address, bits) {
 /**
  * Paint an image with a mask over it.
  *
- * look: { fill, outline, opacity, colors, ignore, hidden (a Set of train ids) }
- * other: a mask to compare with; pixels that differ are red, all others gray.
+ * look: { fill, outline, opacity, colors, ignore, hidden (a Set of train ids), pair }
+ * other: a mask to compare with; pixels that differ are red, all others gray. With `pair`, only
+ * those are red whose true and predicted class it names.
  */
 export function paint(canvas, image, mask, look, other = null) {
   canvas.width = mask ? mask.width : image.width;
@@ -85,10 +72,12 @@ function isEdge(ids, width, i) {
     (i >= width && ids[i - width] !== id) || (i + width < ids.length && ids[i + width] !== id);
 }
 
-function difference(data, { ids }, other, { ignore }) {
+function difference(data, { ids }, other, { ignore, pair, colors }) {
   for (let i = 0; i < ids.length; i++) {
     const gray = (data[4 * i] * 3 + data[4 * i + 1] * 6 + data[4 * i + 2]) / 10;
-    const wrong = ids[i] !== ignore && ids[i] !== other.ids[i];
+    const missing = other.ids[i] === ignore ? colors.length : other.ids[i];
+    const wrong = pair ? ids[i] === pair[0] && missing === pair[1] :
+      ids[i] !== ignore && ids[i] !== other.ids[i];
     for (let c = 0; c < 3; c++) {
       data[4 * i + c] = wrong ? gray / 3 + WRONG[c] * 2 / 3 : gray / 2 + (ids[i] === ignore ? 0 : 96);
     }

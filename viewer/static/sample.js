@@ -1,134 +1,192 @@
 // One sample: panels that zoom and pan together, the classes in it, what is recorded of it.
 
-import { closed, currentLook, fetchLayer, showNext, state } from "./app.js";
+import { button, choice, make, percent, score, swatch } from "./dom.js";
+import { getJson } from "./data.js";
+import { fetchLayer } from "./look.js";
 import { paint } from "./masks.js";
+import { currentLook, nameOf, note, parameters, shared } from "./state.js";
 
 const dialog = document.querySelector("#detail");
-let open = null; // { position, facts, panels, view }
+let open = null; // { position, facts, panels, view, calls }
 
-/** Show a sample. */
-export async function openSample(position, facts) {
+/** Show a sample. calls: { step(±1), closed() } */
+export async function openSample(position, calls) {
   const layers = ["image", "truth"];
-  for (const number of state.overview.predictions.keys()) {
-    layers.push(`prediction-${number}`, `difference-${number}`);
-  }
-  const content = await Promise.all(layers.map((layer) => fetchLayer(position, layer)));
-  const panels = layers.map((layer, i) => ({ layer, ...content[i], canvas: document.createElement("canvas") }));
-  open = { position, facts, panels, view: { scale: 0, x: 0, y: 0 } };
+  for (const i of shared.overview.predictions.keys()) layers.push(`prediction-${i}`, `difference-${i}`);
+  const facts = await getJson(`api/samples/${position}`);
+  const found = await Promise.allSettled(layers.map((layer) => fetchLayer(position, layer)));
+  if (found[0].status === "rejected") throw found[0].reason;
+  const panels = layers.map((layer, i) => ({ layer, ...found[i].value, problem: found[i].reason?.message,
+    canvas: make("canvas", { role: "img", "aria-label": titleOf(layer) }) }));
+  open = { position, facts, panels, view: { scale: 0, x: 0, y: 0 }, calls };
+  draw();
+}
+
+function draw() {
   dialog.replaceChildren(bar(), body());
   if (!dialog.open) dialog.showModal();
   repaintSample();
-  fit();
+  const box = parameters().get("box");
+  if (box) frame(...box.split(",").map(Number));
+  else fit();
 }
 
 /** Close it. */
-function closeSample() {
+export function closeSample() {
+  dialog.close();
+}
+
+/** Close it because the page goes elsewhere. */
+export function leaveSample() {
+  open = null;
   dialog.close();
 }
 
 dialog.addEventListener("close", () => {
+  const calls = open?.calls;
   open = null;
-  closed();
+  calls?.closed();
 });
 
-function make(tag, properties = {}, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(...children);
-  return element;
+function titleOf(layer) {
+  const [kind, i] = layer.split("-");
+  const { predictions } = shared.overview;
+  return kind === "truth" ? "ground truth" : kind + (i && predictions.length > 1 ? ` ${predictions[i]}` : "");
 }
 
 function bar() {
-  const { position, facts } = open;
+  const { facts, calls } = open;
   const name = facts.meta.file_name ? ` (${facts.meta.file_name})` : "";
-  const button = (text, label, action) => {
-    const made = make("button", { type: "button", textContent: text, onclick: action });
-    made.setAttribute("aria-label", label);
-    return made;
-  };
+  const slider = parameters().get("panels") === "slider";
   return make("div", { className: "bar" },
-    make("h2", { textContent: `${facts.key}${name}, ${facts.width} × ${facts.height}` }),
-    button("←", "Sample before", () => showNext(position, -1)),
-    button("→", "Next sample", () => showNext(position, 1)),
-    button("−", "Zoom out", () => zoom(1 / 1.5)),
-    button("fit", "Zoom to fit", fit),
-    button("+", "Zoom in", () => zoom(1.5)),
-    button("×", "Close", closeSample));
+    make("h2", {}, `${facts.key}${name}, ${facts.width} × ${facts.height}`),
+    shared.overview.predictions.length ? choice("Panels", "panels", [["beside", "side by side"], ["slider", "under a slider"]],
+      slider ? "slider" : "beside", (value) => {
+        note({ panels: value === "beside" ? null : value });
+        draw();
+      }) : null,
+    button("←", () => calls.step(-1), "Sample before"),
+    button("→", () => calls.step(1), "Next sample"),
+    button("−", () => zoom(1 / 1.5), "Zoom out"),
+    button("fit", fit, "Zoom to fit"),
+    button("+", () => zoom(1.5), "Zoom in"),
+    button("×", closeSample, "Close"));
 }
 
 function body() {
+  const slider = parameters().get("panels") === "slider" && open.panels.some(({ layer }) => layer.startsWith("prediction"));
   const panels = make("div", { className: "panels" });
-  for (const panel of open.panels) {
-    const [kind, number] = panel.layer.split("-");
-    const suffix = state.overview.predictions.length > 1 && number ? ` ${state.overview.predictions[number]}` : "";
-    const title = kind === "truth" ? "ground truth" : kind + suffix;
-    panel.element = make("div", { className: "panel" }, panel.canvas, make("b", { textContent: title }));
-    panel.canvas.setAttribute("role", "img");
-    panel.canvas.setAttribute("aria-label", title);
-    listen(panel.element);
-    panels.append(panel.element);
+  if (slider) panels.append(...underSlider());
+  else {
+    for (const panel of open.panels) panels.append(panelOf([panel], titleOf(panel.layer), panel.problem));
   }
   return make("div", { className: "body" }, panels, factsOf());
+}
+
+function panelOf(shown, title, problem) {
+  const element = make("div", { className: "panel" }, ...shown.map(({ canvas }) => canvas), make("b", {}, title),
+    problem && make("p", { className: "error" }, problem));
+  for (const panel of shown) panel.element = element;
+  listen(element);
+  return element;
+}
+
+/** Ground truth left of the divider, prediction right of it. */
+function underSlider() {
+  const truth = open.panels.find(({ layer }) => layer === "truth");
+  const prediction = open.panels.find(({ layer }) => layer.startsWith("prediction"));
+  for (const panel of open.panels) panel.element = null;
+  const element = panelOf([truth, prediction], "ground truth | prediction", prediction.problem);
+  const range = make("input", { type: "range", className: "divider", min: 0, max: 100, value: 50,
+    "aria-label": "Divider between ground truth and prediction", oninput: () => {
+      open.divider = range.value / 100;
+      place();
+    } });
+  range.addEventListener("pointerdown", (event) => event.stopPropagation());
+  element.append(range);
+  open.divider = 0.5;
+  return [element];
 }
 
 function factsOf() {
   const { facts } = open;
   const pixels = facts.width * facts.height;
-  const side = make("div", { className: "facts" }, make("p", { id: "under", textContent: "Point at a pixel." }));
-  side.append(make("h3", { textContent: "Classes" }), table(facts.classes.map(({ train_id: id, pixels: count }) => {
-    const name = nameOf(id);
-    const box = make("input", { type: "checkbox", checked: !state.hidden.has(id), onchange: () => {
-      box.checked ? state.hidden.delete(id) : state.hidden.add(id);
+  const { evaluations } = shared.overview;
+  const side = make("div", { className: "facts", tabIndex: 0, role: "region", "aria-label": "What is known of the sample" },
+    make("p", { id: "under", role: "status" }, "Point at a pixel: its classes appear here."));
+  const heads = evaluations.length ? [["", ...evaluations.map(({ name }) => `IoU, ${name}`), "share"]] : [];
+  side.append(make("h3", {}, "Classes"), plainTable([...heads, ...facts.classes.map(({ train_id: id, pixels: count }) => {
+    const box = make("input", { type: "checkbox", checked: !shared.hidden.has(id), onchange: () => {
+      if (box.checked) shared.hidden.delete(id);
+      else shared.hidden.add(id);
       repaintSample();
     } });
-    const swatch = make("span", { className: "swatch" });
-    swatch.style.background = `rgb(${(currentLook().colors[id] ?? [128, 128, 128]).join(" ")})`;
-    const scores = facts.scores.map((one) => one?.IoU[id] === undefined ? "" : `IoU ${one.IoU[id].toFixed(3)}`);
-    return [make("label", {}, box, swatch, name), ...scores, `${(100 * count / pixels).toFixed(2)} %`];
-  })));
-  for (const [i, regions] of facts.regions.entries()) {
-    if (!regions.length) continue;
-    side.append(make("h3", { textContent: `Labels to check (${state.overview.evaluations[i].name})` }),
-      table(regions.map((one) => [`${one.kind}: ${one.annotated}, predicted ${one.predicted}`, Number(one.suspicion).toFixed(2)])));
-  }
-  side.append(make("h3", { textContent: "Recorded by prepare" }),
-    table(Object.entries(facts.meta).map(([name, value]) => [name, String(value)])));
+    const color = currentLook().colors[id] ?? [128, 128, 128];
+    const scores = facts.scores.map((one) => one?.IoU[id]?.toFixed(3) ?? "");
+    return [make("label", {}, box, swatch(color), nameOf(id)), ...scores, percent(count / pixels)];
+  })]));
+  facts.scores.forEach((one, i) => {
+    if (!one) return;
+    side.append(make("h3", {}, evaluations[i].name), plainTable([["mIoU", score(one.mIoU)],
+      ["confidence", score(one.confidence)], ["label quality", score(one.quality)]].filter(([, value]) => value)));
+  });
+  facts.regions.forEach((regions, i) => {
+    if (!regions.length) return;
+    side.append(make("h3", {}, `Labels to check (${evaluations[i].name})`), plainTable(regions.map((one) => [
+      button(`${one.kind}: ${nameOf(one.annotated)}, predicted ${nameOf(one.predicted)}`, () => frame(...one.box)),
+      one.suspicion.toFixed(2)])));
+  });
+  side.append(make("h3", {}, "Recorded by prepare"),
+    plainTable(Object.entries(facts.meta).map(([name, value]) => [name, String(value)])));
   return side;
 }
 
-function table(rows) {
+function plainTable(rows) {
   return make("table", {}, ...rows.map((row) => make("tr", {},
     ...row.map((cell, i) => make("td", { className: i ? "number" : "" }, cell)))));
-}
-
-function nameOf(id) {
-  if (id === state.overview.ignore_index) return "(ignored)";
-  return state.overview.classes[id]?.name ?? `${id}`;
 }
 
 /** Paint the open sample again, after what masks look like has changed. */
 export function repaintSample() {
   if (!open) return;
   const look = currentLook();
-  for (const { canvas, image, mask, other } of open.panels) paint(canvas, image, mask, look, other);
+  for (const { canvas, image, mask, other } of open.panels) {
+    if (image) paint(canvas, image, mask, look, other);
+  }
+}
+
+function shown() {
+  return open.panels.filter(({ element }) => element);
 }
 
 function place() {
-  const { scale, x, y } = open.view;
+  const { view: { scale, x, y }, divider } = open;
+  const [{ element }] = shown();
   for (const { canvas } of open.panels) {
     canvas.style.transform = `translate(${x}px, ${y}px) scale(${scale})`;
+    canvas.style.clipPath = "";
+  }
+  const range = element.querySelector(".divider");
+  if (range) {
+    const cut = (divider * element.clientWidth - x) / scale;
+    shown()[1].canvas.style.clipPath = `inset(0 0 0 ${Math.max(0, cut)}px)`;
   }
 }
 
 function fit() {
-  const { clientWidth, clientHeight } = open.panels[0].element;
-  const { width, height } = open.facts;
-  const scale = Math.min(clientWidth / width, clientHeight / height);
-  open.view = { scale, x: (clientWidth - scale * width) / 2, y: (clientHeight - scale * height) / 2 };
+  frame(0, 0, open.facts.width, open.facts.height, 1);
+}
+
+/** Zoom to a part of the image, with a margin around it. */
+function frame(left, top, width, height, margin = 2) {
+  const { clientWidth, clientHeight } = shown()[0].element;
+  const scale = Math.min(32, clientWidth / (width * margin), clientHeight / (height * margin));
+  open.view = { scale, x: clientWidth / 2 - scale * (left + width / 2), y: clientHeight / 2 - scale * (top + height / 2) };
   place();
 }
 
 function zoom(factor, at = null) {
-  const { clientWidth, clientHeight } = open.panels[0].element;
+  const { clientWidth, clientHeight } = shown()[0].element;
   const { x, y } = at ?? { x: clientWidth / 2, y: clientHeight / 2 };
   const { view } = open;
   const scale = Math.min(64, Math.max(0.05, view.scale * factor));
@@ -164,24 +222,22 @@ function name(column, row) {
   if (column < 0 || row < 0 || column >= width || row >= height) return;
   const found = [];
   for (const { layer, mask } of open.panels) {
-    const [kind] = layer.split("-");
-    if (!mask || kind === "difference") continue;
-    found.push(`${kind === "truth" ? "ground truth" : "prediction"}: ${nameOf(mask.ids[row * width + column])}`);
+    if (!mask || layer.startsWith("difference")) continue;
+    found.push(`${titleOf(layer)}: ${nameOf(mask.ids[row * width + column])}`);
   }
   document.querySelector("#under").textContent = `${column}, ${row}: ${found.join("; ")}`;
 }
 
-document.addEventListener("keydown", (event) => {
-  if (!open || event.target.matches("input[type=search], input[type=number], select")) return;
+/** Act on a key, if a sample is open and it is one of its keys. */
+export function sampleKey(key) {
+  if (!open) return false;
   const actions = {
-    ArrowLeft: () => showNext(open.position, -1),
-    ArrowRight: () => showNext(open.position, 1),
+    ArrowLeft: () => open.calls.step(-1),
+    ArrowRight: () => open.calls.step(1),
     "+": () => zoom(1.5),
     "-": () => zoom(1 / 1.5),
     0: fit,
   };
-  if (actions[event.key]) {
-    event.preventDefault();
-    actions[event.key]();
-  }
-});
+  actions[key]?.();
+  return key in actions;
+}

@@ -1,0 +1,159 @@
+"""``cocoseg view --export``: chosen samples as one file that needs no server."""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from ..errors import CocosegError, ConfigError
+from ..figures import bytes_text
+from ..printable import redacted
+from ..results import Result
+from ..storage import locate
+from .answers import Answers
+from .pictures import jpeg, label_png
+from .sources import Sources
+
+_MOST = 500  # samples of a file: a browser holds all of them
+_IMPORT = re.compile(r'^import ({.*}) from "\./(.*)";$', re.MULTILINE)
+_EXPORT = re.compile(r"^export ((?:async )?(?:function|const|let) (\w+))", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Exported(Result):
+    """A page that was written."""
+
+    output: str
+    samples: int
+    size: int
+    """[bytes]"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``--json`` prints."""
+        return {"output": self.output, "samples": self.samples, "bytes": self.size}
+
+    def text(self) -> str:
+        """Return what is printed."""
+        return f"{self.output}: {self.samples} samples, {bytes_text(self.size)}"
+
+
+def export_page(sources: Sources, output: str, only: str | None = None) -> Exported:
+    """Write samples with their masks and scores as one HTML file, to be opened from a disk.
+
+    Parameters
+    ----------
+    output
+        The file; a local path or URL.
+    only
+        A list of samples, ``SHARDS/KEY`` or ``KEY`` a line, as the page saves it; None takes all.
+
+    Raises
+    ------
+    ConfigError
+        If the samples are too many, or are not there.
+    DataError
+        If a sample is damaged.
+    """
+    answers = Answers(sources)
+    positions = _chosen(answers, only)
+    overview = answers.describe()
+    overview |= {
+        "positions": positions,
+        "facts": {position: answers.table.facts(position) for position in positions},
+    }
+    told = {f"api/samples/{p}": answers.describe_sample(p) for p in positions}
+    embedded = {
+        "json": {"api/overview": overview, **told},
+        "pictures": {
+            address: {"type": kind, "content": base64.b64encode(content).decode()}
+            for position in positions
+            for address, kind, content in _pictures(answers, sources, position)
+        },
+    }
+    content = _page(redacted(json.dumps(embedded, separators=(",", ":")))).encode()
+    locate(output).publish_bytes(content)
+    return Exported(output, len(positions), len(content))
+
+
+def _chosen(answers: Answers, only: str | None) -> list[int]:
+    keys = answers.table.keys
+    positions: Sequence[int] = range(len(keys))
+    if only is not None:
+        place = {key: position for position, key in enumerate(keys)}
+        lines = locate(only).read_bytes().decode(errors="replace").split()
+        names = [next((n for n in _ends(line) if n in place), None) for line in lines]
+        if None in names:
+            raise ConfigError(f"--only {only}: no such sample: {lines[names.index(None)]}")
+        positions = [place[name] for name in names if name is not None]
+    if len(positions) > _MOST:
+        raise ConfigError(
+            f"{len(positions):,} samples are too many for one file; choose up to {_MOST} in the "
+            "page, save their list, and give it by --only"
+        )
+    return list(positions)
+
+
+def _ends(line: str) -> Iterator[str]:
+    parts = line.split("/")
+    return ("/".join(parts[first:]) for first in range(len(parts)))
+
+
+def _pictures(
+    answers: Answers, sources: Sources, position: int
+) -> Iterator[tuple[str, str, bytes]]:
+    """Yield address, media type and content of a sample's pictures."""
+    assert sources.shards is not None
+    sample = sources.shards.read(position)
+    yield f"image/{position}", "image/jpeg", jpeg(sample.image)
+    yield f"mask/{position}", "image/png", label_png(sample.mask)
+    for number in range(len(sources.predictions)):
+        try:
+            mask = answers.read_prediction(number, position)
+        except CocosegError:  # said in its place
+            continue
+        yield f"prediction/{number}/{position}", "image/png", label_png(mask)
+
+
+def _page(embedded: str) -> str:
+    """Return the page with its modules, its style and what it shows in itself."""
+    script = "\n".join(["const modules = {};", *_modules("app.js", [])])
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+    data = embedded.replace("<", "\\u003c")
+    page = _static("index.html")
+    parts = {
+        '<meta charset="utf-8">': '<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+        '<link rel="stylesheet" href="style.css">': f"<style>\n{_static('style.css')}</style>",
+        '<script type="module" src="app.js"></script>': "",
+        "</body>": f'<script type="application/json" id="embedded">{data}</script>\n'
+        f'<script type="module">{script}</script>\n</body>',
+    }
+    for old, new in parts.items():
+        assert page.count(old) == 1
+        page = page.replace(old, new)
+    return page
+
+
+def _modules(name: str, done: list[str]) -> Iterator[str]:
+    """Yield modules as functions that are called at once, those first that others import."""
+    done.append(name)
+    source = _static(name)
+    for _, imported in _IMPORT.findall(source):
+        if imported not in done:
+            yield from _modules(imported, done)
+    names = ", ".join(exported for _, exported in _EXPORT.findall(source))
+    body = _IMPORT.sub(lambda found: f'const {found[1]} = modules["{found[2]}"];', source)
+    body = _EXPORT.sub(lambda found: found[1], body)
+    yield f'modules["{name}"] = (() => {{\n{body}\nreturn {{ {names} }};\n}})();'
+
+
+def _static(name: str) -> str:
+    return (resources.files(__package__ or "") / "static" / name).read_text(encoding="utf-8")

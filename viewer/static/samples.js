@@ -1,0 +1,281 @@
+// The grid of samples: filters, orders, and which are picked. Every state is an address.
+
+import { button, choice, empty, make, number } from "./dom.js";
+import { getJson, getText, isFile } from "./data.js";
+import { fetchLayer, lookBar } from "./look.js";
+import { paint } from "./masks.js";
+import { closeSample, openSample, repaintSample } from "./sample.js";
+import { currentLook, go, nameOf, note, parameters, say, shared } from "./state.js";
+
+const CHUNK = 60;      // cells that are added at once
+const THUMBNAIL = 320; // pixels
+const NEEDS_CLASS = ["share", "IoU"];
+const FILTERS = ["q", "class", "with", "least", "most", "evaluation", "other", "sort", "desc", "pair"];
+const WORDS = {
+  position: "order of the shards", key: "key", size: "image size", classes: "number of classes",
+  instances: "number of instances", share: "share of the class", mIoU: "mIoU", IoU: "IoU of the class",
+  confidence: "confidence", quality: "label quality", suspicion: "suspicion of a label error",
+  change: "change of mIoU",
+};
+
+let positions = [], grid = null, more = null, count = 0;
+
+/** Show the page. */
+export async function showSamples(main) {
+  const { overview } = shared;
+  if (!overview.samples) {
+    return main.append(empty("There are no samples: give a folder of shards, too.", "cocoseg view SHARDS …"));
+  }
+  grid = make("div", { id: "grid", role: "list", "aria-label": "Samples" });
+  more = make("div", { id: "more" });
+  main.append(make("div", { className: "bars" }, isFile ? null : filterBar(), lookBar(repaint, reload),
+    isFile ? null : pickBar()), grid, more);
+  ends.disconnect();
+  ends.observe(more);
+  await search();
+  const sample = parameters().get("sample");
+  if (sample !== null) await show(Number(sample));
+}
+
+/** The part of the address that chooses samples, as the server takes it. */
+function query() {
+  const now = parameters();
+  const asked = new URLSearchParams();
+  for (const name of FILTERS) {
+    const value = now.get(name);
+    if (value) asked.set(name, name === "least" || name === "most" ? Number(value) / 100 : value);
+  }
+  if (asked.get("sort") === "change" && !asked.has("other")) asked.set("other", 1);
+  return asked;
+}
+
+function filterBar() {
+  const { classes, orders, evaluations, samples } = shared.overview;
+  const now = parameters();
+  let waiting = 0;
+  const change = (name, value) => {
+    note({ [name]: value, sample: null });
+    clearTimeout(waiting);
+    waiting = setTimeout(search, 200);
+  };
+  const input = (label, name, properties) => {
+    const field = make("input", { name, value: now.get(name) ?? "", ...properties,
+      oninput: () => change(name, field.value) });
+    return make("label", {}, label, field);
+  };
+  const ofClasses = classes.flatMap(({ name, images }, id) => images ? [[id, `${name} (${number(images)})`]] : []);
+  const known = orders.filter((order) =>
+    (order === "change" ? evaluations.length > 1 : evaluations.length || orders.indexOf(order) < 6));
+  const falling = make("input", { type: "checkbox", name: "desc", checked: now.get("desc") === "1",
+    onchange: () => change("desc", falling.checked ? "1" : "") });
+  const percent = { type: "number", min: 0, max: 100, step: "any" };
+  const clear = () => {
+    note(Object.fromEntries([...FILTERS, "sample"].map((name) => [name, null])));
+    shared.navigate();
+  };
+  document.title = `${number(samples)} samples - cocoseg view`;
+  return make("form", { role: "search", "aria-label": "Which samples are shown", onsubmit: () => false },
+    input("Search", "q", { type: "search", placeholder: "key, image id or file name" }),
+    choice("Class", "class", [["", "any"], ...ofClasses], now.get("class") ?? "", (value) => change("class", value)),
+    input("share from", "least", { ...percent, placeholder: "0" }), "to", input("", "most", { ...percent, placeholder: "100", "aria-label": "share to" }), "%",
+    evaluations.length > 1 ? choice("Evaluation", "evaluation", evaluations.map(({ name }, i) => [i, name]),
+      now.get("evaluation") ?? 0, (value) => change("evaluation", value === "0" ? "" : value)) : null,
+    choice("Sort", "sort", known.map((order) => [order, WORDS[order]]), now.get("sort") ?? "position",
+      (value) => change("sort", value === "position" ? "" : value)),
+    make("label", {}, falling, "descending"),
+    button("Reset", clear));
+}
+
+/** What is chosen beside the controls: a cell of a table that led here. */
+function restriction() {
+  const now = parameters();
+  const found = [];
+  if (now.get("pair")) {
+    const [truth, predicted] = now.get("pair").split(",").map(Number);
+    found.push(`${nameOf(truth)} predicted as ${nameOf(predicted)}, most pixels first`);
+  }
+  if (now.get("with")) found.push(`also with ${nameOf(Number(now.get("with")))}`);
+  return found.length ? `: ${found.join("; ")}` : "";
+}
+
+async function search() {
+  if (isFile) {
+    positions = shared.overview.positions;
+  } else {
+    if (NEEDS_CLASS.includes(parameters().get("sort")) && !parameters().get("class")) {
+      return say(`To sort by the ${WORDS[parameters().get("sort")]}, choose a class.`, true);
+    }
+    say("searching …");
+    try {
+      positions = (await getJson(`api/samples?${query()}`)).positions;
+    } catch (error) {
+      return say(error.message, true);
+    }
+  }
+  grid.replaceChildren();
+  count = 0;
+  const { samples } = shared.overview;
+  say(positions.length ? `${number(positions.length)} of ${number(samples)} samples${restriction()}` :
+    "No sample matches: search for less of the name, or choose another class.");
+  await addCells();
+}
+
+let adding = false;
+const ends = new IntersectionObserver((entries) => {
+  if (entries[0].isIntersecting && count) addCells();
+}, { rootMargin: "800px" });
+
+async function addCells() {
+  const next = positions.slice(count, count + CHUNK);
+  if (adding || !next.length) return;
+  adding = true;
+  const cells = next.map(cellOf);
+  grid.append(...cells);
+  count += next.length;
+  try {
+    const facts = isFile ? next.map((position) => shared.overview.facts[position]) :
+      (await getJson(`api/facts?positions=${next}`)).facts;
+    cells.forEach((cell, i) => describe(cell, facts[i]));
+  } catch (error) {
+    say(error.message, true);
+  }
+  adding = false;
+}
+
+// Cells far from the screen give their pixels back.
+const visible = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    if (isIntersecting && !target.content) fillCell(target);
+    else if (!isIntersecting && target.content) {
+      target.content = null;
+      target.querySelector("canvas").width = 0;
+    }
+  }
+}, { rootMargin: "600px" });
+
+function cellOf(position) {
+  const open = make("button", { type: "button", className: "open", onclick: () => show(position) },
+    make("canvas"), make("span", {}, `sample ${position}`));
+  const pick = make("input", { type: "checkbox", checked: shared.picked.has(position),
+    "aria-label": `Pick sample ${position}`, onchange: () => {
+      if (pick.checked) shared.picked.add(position);
+      else shared.picked.delete(position);
+      countPicked();
+    } });
+  const cell = make("div", { className: "cell", role: "listitem" }, open, isFile ? null : pick);
+  cell.position = position;
+  visible.observe(cell);
+  return cell;
+}
+
+function describe(cell, facts) {
+  const scored = facts.scores[Number(parameters().get("evaluation") ?? 0)];
+  const text = scored?.mIoU === undefined || scored.mIoU === null ? facts.key : `${facts.key} · mIoU ${scored.mIoU.toFixed(3)}`;
+  const names = facts.classes.map(({ train_id: id }) => nameOf(id));
+  const open = cell.querySelector(".open");
+  if (!open.classList.contains("wrong")) open.querySelector("span").textContent = text;
+  open.setAttribute("aria-label", `${text}: ${names.join(", ")}`);
+  cell.querySelector("input")?.setAttribute("aria-label", `Pick ${facts.key}`);
+}
+
+async function fillCell(cell) {
+  cell.content = {};
+  const open = cell.querySelector(".open");
+  try {
+    const content = await fetchLayer(cell.position, currentLook().layer, { side: THUMBNAIL });
+    if (!cell.content) return; // scrolled away meanwhile
+    cell.content = content;
+    paint(cell.querySelector("canvas"), content.image, content.mask, currentLook(), content.other);
+  } catch (error) {
+    open.classList.add("wrong");
+    open.querySelector("span").textContent = error.message;
+  }
+}
+
+function repaint() {
+  for (const cell of grid.children) {
+    if (!cell.content?.image) continue;
+    const { image, mask, other } = cell.content;
+    paint(cell.querySelector("canvas"), image, mask, currentLook(), other);
+  }
+  repaintSample();
+}
+
+function reload() {
+  for (const cell of grid.children) {
+    cell.querySelector(".open").classList.remove("wrong");
+    if (cell.content) fillCell(cell);
+  }
+  repaintSample();
+}
+
+// ---- picked samples
+
+function pickBar() {
+  return make("div", { className: "picks", role: "group", "aria-label": "Picked samples" },
+    make("span", { id: "picked" }, picked()),
+    button("Copy keys", copyKeys), button("Save list", saveList),
+    button("Pick none", () => {
+      shared.picked.clear();
+      for (const box of grid.querySelectorAll(".cell > input")) box.checked = false;
+      countPicked();
+    }));
+}
+
+function picked() {
+  return shared.picked.size ? `${number(shared.picked.size)} picked:` : "All that are found:";
+}
+
+function countPicked() {
+  document.querySelector("#picked").textContent = picked();
+}
+
+async function listed() {
+  const chosen = [...shared.picked].sort((one, other) => one - other);
+  return getText(`api/list?${chosen.length ? `positions=${chosen}` : query()}`);
+}
+
+async function copyKeys() {
+  try {
+    const keys = (await listed()).split("\n").map((line) => line.slice(line.lastIndexOf("/") + 1));
+    await navigator.clipboard.writeText(keys.join("\n"));
+    say(`${number(keys.length - 1)} keys are in the clipboard.`);
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
+async function saveList() {
+  try {
+    const text = await listed();
+    const save = make("a", { href: URL.createObjectURL(new Blob([text], { type: "text/plain" })), download: "samples.txt" });
+    save.click();
+    URL.revokeObjectURL(save.href);
+    say("samples.txt is saved: 'cocoseg infer --input' and 'cocoseg prepare --only' read it.");
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
+// ---- one sample
+
+async function show(position) {
+  note({ sample: position });
+  try {
+    await openSample(position, {
+      step: (step) => {
+        const next = positions[positions.indexOf(position) + step];
+        if (next !== undefined) show(next);
+      },
+      closed: () => note({ sample: null, box: null }),
+    });
+  } catch (error) {
+    closeSample();
+    say(error.message, true);
+  }
+}
+
+/** Show a sample out of another page. */
+export function goToSample(position, more = {}) {
+  go({ tab: "samples", sample: position, ...more });
+}
