@@ -22,7 +22,10 @@ demo: $(READY)  ## Draw a small COCO data set; prepare, train, infer, eval (5 mi
 	$(BIN)/cocoseg demo --output $(DEMO)
 
 test: $(READY)  ## Run the short tests, 7 minutes on 2 idle cores; JOBS=N processes, 8 at most
-	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 -m "not long"
+	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 -m "not long and not browser"
+
+test-browser: $(READY)  ## Test the page of 'cocoseg view' in chromium, 2 minutes; skipped where there is none
+	$(BIN)/python -m pytest -m browser
 
 test-long: $(READY)  ## Run every test, the full fault matrices too, an hour on 2 cores
 	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8
@@ -45,4 +48,4 @@ bench-gpu:  ## Check and measure on one GPU, 9 minutes; needs no .venv and no ne
 clean:  ## Remove .venv and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build site *.egg-info
 
-.PHONY: help venv demo test test-long check docs bench bench-gpu clean
+.PHONY: help venv demo test test-browser test-long check docs bench bench-gpu clean

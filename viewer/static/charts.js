@@ -29,7 +29,7 @@ function color(name) {
 export async function draw(element, label, traces, layout = {}, clicked = null) {
   const library = await plotly();
   const axis = { gridcolor: color("line"), zerolinecolor: color("line"), automargin: true };
-  element.setAttribute("role", "img");
+  element.setAttribute("role", "figure");
   element.setAttribute("aria-label", label);
   await library.react(element, traces, {
     paper_bgcolor: "transparent", plot_bgcolor: "transparent",

@@ -24,7 +24,7 @@ export function link(parameters, ...children) {
 
 /** A choice of [value, text] pairs. */
 export function choice(label, name, options, value, onchange) {
-  const select = make("select", { name, onchange: () => onchange(select.value) },
+  const select = make("select", { name, "aria-label": label, onchange: () => onchange(select.value) },
     ...options.map(([key, text]) => new Option(text, key)));
   select.value = value;
   return make("label", {}, label, select);

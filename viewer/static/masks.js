@@ -42,7 +42,7 @@ export async function loadMask(address, bits) {
 export function paint(canvas, image, mask, look, other = null) {
   canvas.width = mask ? mask.width : image.width;
   canvas.height = mask ? mask.height : image.height;
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d", { willReadFrequently: true });
   context.imageSmoothingEnabled = true;
   context.drawImage(image, 0, 0, canvas.width, canvas.height);
   if (!mask) return;

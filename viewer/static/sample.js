@@ -25,6 +25,7 @@ export async function openSample(position, calls) {
 function draw() {
   dialog.replaceChildren(bar(), body());
   if (!dialog.open) dialog.showModal();
+  dialog.focus(); // not the first control: keys are for the sample
   repaintSample();
   const box = parameters().get("box");
   if (box) frame(...box.split(",").map(Number));
