@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,6 +78,7 @@ class DemoResult(Result):
     def text(self) -> str:
         """Return the closing words: what was made and where to look."""
         folder = self.folder
+        shown = (folder / "shards" / "val", folder / "eval", folder / "run")
         return "\n".join(
             (
                 self.evaluation.text(),
@@ -89,7 +91,9 @@ class DemoResult(Result):
                 f"  {folder / 'shards'}              masks and images, packed by prepare",
                 f"  {folder / 'run'}                 checkpoints; tensorboard --logdir of it",
                 f"  {folder / 'predictions'}         label PNGs, color/ and overlay/ for people",
-                f"  {folder / 'eval' / 'metrics.json'}   IoU of every class",
+                f"  {folder / 'eval' / 'report.html'}    IoU of every class, the worst images",
+                "In a browser, every image with its masks, the mistakes and the run:",
+                f"  cocoseg view {shlex.join(map(str, shown))}",
             )
         )
 
@@ -153,7 +157,11 @@ def run_demo(plan: DemoPlan, progress: ShowProgress, say: Callable[[str], None])
     predictions = {"input": str(data.val.images), "output": str(folder / "predictions")}
     predict(infer.model_copy(update=predictions), settings.model, progress)
     say("5/5 eval: scoring the pictures that training never saw")
-    scored = {"shards": (shards["val"].output,), "output": str(folder / "eval")}
+    scored = {
+        "shards": (shards["val"].output,),
+        "output": str(folder / "eval"),
+        "save_predictions": True,
+    }
     evaluation = evaluate(infer.model_copy(update=scored), settings.model, progress)
     _contact_sheet(folder, shards["val"].output)
     return DemoResult(

@@ -206,7 +206,10 @@ def _samples(report: ShardsReport) -> Iterator[Block]:
     spread = "spread over the shards" + (
         ", and chosen to show as many classes as possible" if report.labeled else ""
     )
-    yield Paragraph(f"{len(chosen):,} of {len(samples):,}, {spread}.")
+    yield Paragraph(
+        f"{len(chosen):,} of {len(samples):,}, {spread}. The command cocoseg view SHARDS shows "
+        "every one of them in a browser."
+    )
     yield Pictures(pictures)
 
 

@@ -124,8 +124,7 @@ def open_sources(paths: Sequence[str]) -> Sources:
         elif "metrics.json" in there:
             evaluations.append(_read_evaluation(place))
             if (place / "predictions").is_dir():
-                name = f"{last_parts(place)}/predictions"
-                predictions.append(PictureFolder(name, place / "predictions"))
+                predictions.append(PictureFolder(last_parts(place), place / "predictions"))
         elif "metrics.jsonl" in there:
             runs.append(PictureFolder(last_parts(place), place))
         elif "predictions.jsonl" in there:

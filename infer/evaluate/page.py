@@ -216,7 +216,8 @@ def _images(result: Evaluation) -> Iterator[Block]:
     if result.worst:
         yield Paragraph(
             f"The {len(result.worst):,} worst of {result.samples:,}, the worst first; images.csv "
-            "lists all."
+            "lists all. The command cocoseg view SHARDS SCORES shows every image in a browser, "
+            "with its prediction if it was made with --save-predictions."
         )
         yield Comparisons([_comparison(result, shown) for shown in result.worst])
     rows: list[list[Cell]] = [

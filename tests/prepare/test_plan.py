@@ -134,6 +134,35 @@ def test_limit_takes_so_many_and_always_the_same(many, tmp_path, stored):
     assert counts["beyond_limit"] == 30
 
 
+@pytest.mark.parametrize("form", ["{id:012d}", "{id}", "/photos/{file}", "/shards/train/{id:012d}"])
+def test_only_listed_images_are_taken(many, tmp_path, stored, form):
+    names = {image["id"]: image["file_name"] for image in many.content["images"]}
+    chosen = [3, 17, 9]
+    listed = tmp_path / "list.txt"
+    listed.write_text("\n".join(form.format(id=i, file=names[i]) for i in [*chosen, 3]) + "\n\n")
+    result = many.prepare(tmp_path / "shards", only=str(listed))
+    assert ids_in(tmp_path / "shards", stored) == set(chosen)
+    assert result.manifest.counts["not_listed"] == 37
+    listed.write_text("9\n")  # another list is another build
+    with pytest.raises(ConfigError, match="other"):
+        many.prepare(tmp_path / "shards", only=str(listed))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"3\nnobody\nnoone\n", r"is no key, image id or file name .*: nobody, noone"),
+        (b"", "lists no image"),
+        (b"\xff\xfe\x00", "is not a list of images in UTF-8"),
+    ],
+)
+def test_a_list_that_names_no_image_is_refused(many, tmp_path, content, problem):
+    listed = tmp_path / "list.txt"
+    listed.write_bytes(content)
+    with pytest.raises(ConfigError, match=problem):
+        many.prepare(tmp_path / "shards", only=str(listed))
+
+
 def test_skip_empty_leaves_images_without_annotations_out(many, tmp_path, stored):
     result = many.prepare(tmp_path / "shards", skip_empty=True)
     assert ids_in(tmp_path / "shards", stored) == set(range(1, 40, 2))

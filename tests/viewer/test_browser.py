@@ -189,6 +189,24 @@ def test_the_grid_shows_every_sample(watch: Callable[..., Watched], samples: lis
     expect(page.locator("#status")).to_have_text(f"{len(samples)} of {len(samples)} samples")
 
 
+def test_more_samples_are_added_until_the_screen_is_full(
+    watch: Callable[..., Watched], coco_set: Any, tmp_path: Path
+) -> None:
+    for image_id in range(130):
+        coco_set.photo(image_id)
+    coco_set.prepare(tmp_path / "shards")
+    server = open_view([str(tmp_path / "shards")])
+    server.start()
+    try:
+        page = watch(server.address, viewport={"width": 1300, "height": 3000}).open()
+        wait_for_grid(page, 120)
+        page.mouse.wheel(0, 100_000)
+        wait_for_grid(page, 130)
+        page.close()
+    finally:
+        server.stop()
+
+
 def test_filters_and_orders_are_addresses(
     watch: Callable[..., Watched], samples: list[Sample]
 ) -> None:
@@ -342,9 +360,13 @@ def test_a_confusion_leads_to_its_images(watch: Callable[..., Watched], server: 
 def test_a_cell_of_the_map_can_be_clicked(watch: Callable[..., Watched]) -> None:
     page = watch().open("?tab=evaluation")
     page.locator(".chart .heatmaplayer image").first.wait_for(state="attached")
-    box = page.locator(".chart .nsewdrag").first.bounding_box()
+    area = page.locator(".chart .nsewdrag").first
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
     assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 12)
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 8)
+    page.locator(".chart .hovertext").first.wait_for()
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + 8)
     until(page, "new URLSearchParams(location.search).has('pair')")
 

@@ -27,6 +27,12 @@ function draw() {
   if (!dialog.open) dialog.showModal();
   dialog.focus(); // not the first control: keys are for the sample
   repaintSample();
+  arrange();
+  aim();
+}
+
+/** Show the part that the address names, or all. */
+function aim() {
   const box = parameters().get("box");
   if (box) frame(...box.split(",").map(Number));
   else fit();
@@ -73,6 +79,24 @@ function bar() {
     button("+", () => zoom(1.5), "Zoom in"),
     button("×", closeSample, "Close"));
 }
+
+/** Deal the panels to rows and columns, so that the image is as large as possible in each. */
+function arrange() {
+  const panels = dialog.querySelector(".panels");
+  const { width, height } = open.facts;
+  const count = panels.children.length;
+  const sizes = [...panels.children].map((_, i) => {
+    const columns = i + 1, rows = Math.ceil(count / columns);
+    return Math.min(panels.clientWidth / columns / width, panels.clientHeight / rows / height);
+  });
+  panels.style.gridTemplateColumns = `repeat(${sizes.indexOf(Math.max(...sizes)) + 1}, 1fr)`;
+}
+
+new ResizeObserver(() => {
+  if (!open) return;
+  arrange();
+  aim();
+}).observe(dialog);
 
 function body() {
   const slider = parameters().get("panels") === "slider" && open.panels.some(({ layer }) => layer.startsWith("prediction"));
@@ -138,7 +162,7 @@ function factsOf() {
       one.suspicion.toFixed(2)])));
   });
   side.append(make("h3", {}, "Recorded by prepare"),
-    plainTable(Object.entries(facts.meta).map(([name, value]) => [name, String(value)])));
+    make("div", { className: "recorded" }, plainTable(Object.entries(facts.meta).map(([name, value]) => [name, String(value)]))));
   return side;
 }
 

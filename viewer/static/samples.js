@@ -31,7 +31,6 @@ export async function showSamples(main) {
   main.append(make("div", { className: "bars" }, isFile ? null : filterBar(), lookBar(repaint, reload),
     isFile ? null : pickBar()), grid, more);
   ends.disconnect();
-  ends.observe(more);
   await search();
   const sample = parameters().get("sample");
   if (sample !== null) await show(Number(sample));
@@ -140,6 +139,8 @@ async function addCells() {
     say(error.message, true);
   }
   adding = false;
+  ends.unobserve(more); // so that it looks again: the end may still be in sight
+  ends.observe(more);
 }
 
 // Cells far from the screen give their pixels back.
