@@ -10,5 +10,6 @@ label_presets.py VOC, Cityscapes              workers.py    processes, Ray
 forecast.py      --dry-run                    shard.py      one shard, built
 changes.py       images changed since         publish.py    manifest, lists, settings
 build_folder.py  what an interruption leaves  report.py     the report
-result.py        what was made                config.py     settings
+result.py        what was made                selection.py  --only: the images that are used
+config.py        settings
 """

@@ -46,8 +46,8 @@ def test_torchvision_is_never_a_dependency(project):
 
 OPTIONS = {
     "prepare": "annotations boxes check-images classes crowd engine exif group-by image-suffix "
-    "images limit mask-suffix masks max-bad max-side only output overlap overwrite samples-per-shard "
-    "skip-empty split workers",
+    "images limit mask-suffix masks max-bad max-side only output overlap overwrite "
+    "samples-per-shard skip-empty split workers",
     "index": "classes exif split workers",
     "train": "output resume shards val-shards",
     "infer": "batch-size checkpoint coco-json color confidence ids input min-confidence output "

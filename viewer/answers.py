@@ -1,6 +1,7 @@
 """What the page asks for, from opened sources: JSON, text and pictures."""
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, TypeAlias, cast
 
@@ -10,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from .. import __version__, photo
-from ..errors import ConfigError
+from ..errors import CocosegError, ConfigError
 from ..printable import redacted
 from ..report.classes import class_tag
 from ..shards.decode import decode_mask, of_bits
@@ -24,6 +25,8 @@ from .samples import ORDERS, Query, SampleTable
 from .sources import PictureFolder, Sources
 
 Answer: TypeAlias = Callable[[Request], Response]
+Box: TypeAlias = tuple[int, int, int, int]
+"""Left, top, width, height [pixels]."""
 _LONGEST = 4096  # pixels; of a side that may be asked for
 _AT_ONCE = 500  # samples of one request for facts
 _PAIRED_CLASSES = 100  # of the map of classes that occur together: the most frequent
@@ -147,28 +150,61 @@ class Answers:
             ],
         }
 
-    def image(self, request: Request) -> Response:
-        """Return the image of a sample as JPEG."""
-        image = self._shards.read_image(self._position(request))
-        return _kept(jpeg(_cropped(image, request), _side(request)), "image/jpeg")
+    def pictures(self, request: Request) -> Response:
+        """Return pictures of one sample; see `encode_layers`."""
+        layers = request.query_params.get("layers", "image").split(",")
+        content = self.encode_layers(self._position(request), layers, _side(request), _box(request))
+        return _kept(content, "application/octet-stream")
 
-    def mask(self, request: Request) -> Response:
-        """Return the mask of a sample; see `label_png`."""
-        return _labels(self._shards.read_mask(self._position(request)), request)
+    def encode_layers(
+        self, position: int, layers: Sequence[str], side: int | None = None, box: Box | None = None
+    ) -> bytes:
+        """Return pictures of one sample, all of one size.
 
-    def prediction(self, request: Request) -> Response:
-        """Return the predicted mask of a sample; see `label_png`."""
-        number, position = int(request.path_params["number"]), self._position(request)
-        return _labels(self.read_prediction(number, position), request)
+        Parameters
+        ----------
+        layers
+            ``image`` (a JPEG), ``truth`` (the mask, see `label_png`), ``prediction-N``.
+        side
+            Of the longer side at most [pixels]; None: as they are.
+        box
+            The part that is shown; None: all.
 
-    def read_prediction(self, number: int, position: int) -> Mask:
-        """Return a predicted mask of a sample: train ids, shape (H, W).
-
-        Raises
-        ------
-        ConfigError, DataError
-            If it is missing, or is none.
+        Returns
+        -------
+        bytes
+            For each layer a byte (0: a picture, 1: a message in UTF-8, why there is none), the
+            length of what follows (uint32, little-endian), and that.
         """
+        return b"".join(
+            struct.pack("<BI", isinstance(part, str), len(content)) + content
+            for part in self._encoded(position, layers, side, box)
+            for content in [part.encode() if isinstance(part, str) else part]
+        )
+
+    def _encoded(
+        self, position: int, layers: Sequence[str], side: int | None, box: Box | None
+    ) -> Iterator[bytes | str]:
+        sample = None
+        for layer in layers:
+            kind, _, number = layer.partition("-")
+            try:
+                if kind == "prediction" and number.isdecimal():
+                    mask = self._read_prediction(int(number), position)
+                    yield label_png(_part(mask, box), side)
+                elif layer in ("image", "truth"):
+                    sample = sample or self._shards.read(position)  # neighbors in the shard
+                    yield (
+                        jpeg(_part(sample.image, box), side)
+                        if layer == "image"
+                        else label_png(_part(sample.mask, box), side)
+                    )
+                else:
+                    raise ConfigError(f"layers={layer[:40]}: image, truth or prediction-N")
+            except CocosegError as error:
+                yield redacted(str(error))
+
+    def _read_prediction(self, number: int, position: int) -> Mask:
         folder = cast(PictureFolder, _entry(self._sources.predictions, number, "predictions"))
         row = self._shards.row(position)
         content = folder.read(f"{row.key}.png", _MOST_MASK_BYTES)
@@ -269,23 +305,26 @@ def _side(request: Request) -> int | None:
     return min(max(_integer(request, "side"), 16), _LONGEST)
 
 
-def _cropped(pixels: NDArray[Any], request: Request) -> NDArray[Any]:
-    """Return the part of an image that ``box=left,top,width,height`` names [pixels]."""
+def _box(request: Request) -> Box | None:
+    """Return what ``box=left,top,width,height`` names [pixels]."""
     text = request.query_params.get("box")
     if text is None:
-        return pixels
+        return None
     try:
         left, top, width, height = (max(0, int(part)) for part in text.split(","))
     except ValueError:
         raise ConfigError(f"box={text[:40]}: write left,top,width,height") from None
+    return left, top, width, height
+
+
+def _part(pixels: NDArray[Any], box: Box | None) -> NDArray[Any]:
+    if box is None:
+        return pixels
+    left, top, width, height = box
     part = pixels[top : top + height, left : left + width]
     if not part.size:
-        raise ConfigError(f"box={text[:40]}: lies outside of the image")
+        raise ConfigError(f"box={box}: lies outside of the image")
     return np.ascontiguousarray(part)
-
-
-def _labels(mask: Mask, request: Request) -> Response:
-    return _kept(label_png(_cropped(mask, request), _side(request)), "image/png")
 
 
 def _kept(content: bytes, media_type: str) -> Response:

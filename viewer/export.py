@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from ..errors import CocosegError, ConfigError
+from ..errors import ConfigError
 from ..figures import bytes_text
 from ..printable import redacted
 from ..results import Result
 from ..storage import locate
 from .answers import Answers
-from .pictures import jpeg, label_png
 from .sources import Sources
 
 _MOST = 500  # samples of a file: a browser holds all of them
@@ -56,7 +55,7 @@ def export_page(sources: Sources, output: str, only: str | None = None) -> Expor
     ConfigError
         If the samples are too many, or are not there.
     DataError
-        If a sample is damaged.
+        If the JSON of a sample is damaged.
     """
     answers = Answers(sources)
     positions = _chosen(answers, only)
@@ -65,13 +64,17 @@ def export_page(sources: Sources, output: str, only: str | None = None) -> Expor
         "positions": positions,
         "facts": {position: answers.table.facts(position) for position in positions},
     }
-    told = {f"api/samples/{p}": answers.describe_sample(p) for p in positions}
+    layers = ["image", "truth", *(f"prediction-{i}" for i in range(len(sources.predictions)))]
     embedded = {
-        "json": {"api/overview": overview, **told},
+        "json": {
+            "api/overview": overview,
+            **{f"api/samples/{p}": answers.describe_sample(p) for p in positions},
+        },
         "pictures": {
-            address: {"type": kind, "content": base64.b64encode(content).decode()}
-            for position in positions
-            for address, kind, content in _pictures(answers, sources, position)
+            f"pictures/{p}?layers={','.join(layers)}": base64.b64encode(
+                answers.encode_layers(p, layers)
+            ).decode()
+            for p in positions
         },
     }
     content = _page(redacted(json.dumps(embedded, separators=(",", ":")))).encode()
@@ -100,22 +103,6 @@ def _chosen(answers: Answers, only: str | None) -> list[int]:
 def _ends(line: str) -> Iterator[str]:
     parts = line.split("/")
     return ("/".join(parts[first:]) for first in range(len(parts)))
-
-
-def _pictures(
-    answers: Answers, sources: Sources, position: int
-) -> Iterator[tuple[str, str, bytes]]:
-    """Yield address, media type and content of a sample's pictures."""
-    assert sources.shards is not None
-    sample = sources.shards.read(position)
-    yield f"image/{position}", "image/jpeg", jpeg(sample.image)
-    yield f"mask/{position}", "image/png", label_png(sample.mask)
-    for number in range(len(sources.predictions)):
-        try:
-            mask = answers.read_prediction(number, position)
-        except CocosegError:  # said in its place
-            continue
-        yield f"prediction/{number}/{position}", "image/png", label_png(mask)
 
 
 def _page(embedded: str) -> str:

@@ -23,7 +23,7 @@ from cocoseg.viewer.pictures import label_png
 from cocoseg.viewer.sources import open_sources
 from PIL import Image
 from starlette.testclient import TestClient
-from view_client import IGNORE, client_of, erased
+from view_client import IGNORE, client_of, erased, pictures
 
 
 @pytest.fixture
@@ -113,20 +113,25 @@ def test_a_cell_of_the_confusions_leads_to_its_samples(
 def test_pictures_have_the_pixels_of_the_shards(
     client: TestClient, samples: list[Sample], evaluation: Path
 ) -> None:
-    for position, sample in enumerate(samples):
-        mask = np.asarray(Image.open(io.BytesIO(client.get(f"/mask/{position}").content)))
+    for position, sample in enumerate(samples[:-1]):
+        address = f"/pictures/{position}?layers=image,truth,prediction-0"
+        image, mask, predicted = pictures(client, address)
+        assert image.shape == sample.image.shape
+        assert np.abs(image.astype(float) - sample.image).mean() < 3
         np.testing.assert_array_equal(mask, sample.mask)
-        small = np.asarray(Image.open(io.BytesIO(client.get(f"/mask/{position}?side=20").content)))
+        wanted = Image.open(evaluation / "predictions" / f"{sample.key}.png")
+        np.testing.assert_array_equal(predicted, np.asarray(wanted))
+        (small,) = pictures(client, f"/pictures/{position}?layers=truth&side=20")
         assert max(small.shape) == 20
         assert set(np.unique(small)) <= set(np.unique(sample.mask))
-        answer = client.get(f"/image/{position}")
-        assert answer.headers["content-type"] == "image/jpeg"
-        image = np.asarray(Image.open(io.BytesIO(answer.content)), float)
-        assert image.shape == sample.image.shape
-        assert np.abs(image - sample.image).mean() < 3
-    content = client.get("/prediction/0/0").content
-    wanted = np.asarray(Image.open(evaluation / "predictions" / f"{samples[0].key}.png"))
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), wanted)
+
+
+def test_a_picture_that_is_missing_is_a_message_beside_the_others(client: TestClient) -> None:
+    found = pictures(client, "/pictures/7?layers=prediction-0,truth,prediction-7,beauty")
+    assert "no such file" in found[0] or "does not exist" in found[0]
+    assert found[1].ndim == 2
+    assert found[2:] == ["no such predictions", "layers=beauty: image, truth or prediction-N"]
+    assert "outside of the image" in pictures(client, "/pictures/0?box=9000,0,1,1")[0]
 
 
 def test_masks_of_16_bits_travel_in_two_channels() -> None:
@@ -155,9 +160,7 @@ def test_one_sample_tells_what_is_known_of_it(
     ("address", "problem"),
     [
         ("/api/samples/900", "there are 8 samples"),
-        ("/mask/900", "there are 8 samples"),
-        ("/prediction/7/0", "no such predictions"),
-        ("/prediction/0/7", "does not exist|no such"),
+        ("/pictures/900", "there are 8 samples"),
         ("/api/samples?sort=beauty", "sort=beauty: one of"),
         ("/api/samples?sort=share", "needs a class"),
         ("/api/samples?sort=mIoU&evaluation=3", "add the folder"),
@@ -166,9 +169,8 @@ def test_one_sample_tells_what_is_known_of_it(
         ("/api/facts?positions=1,800", "there are 8 samples"),
         ("/api/evaluations/4", "add the folder"),
         ("/api/comparison?a=0", "b=: is no number"),
-        ("/mask/0?side=big", "side=big: is no number"),
-        ("/mask/0?box=1,2,3", "left,top,width,height"),
-        ("/mask/0?box=9000,0,1,1", "outside of the image"),
+        ("/pictures/0?side=big", "side=big: is no number"),
+        ("/pictures/0?box=1,2,3", "left,top,width,height"),
         ("/api/runs/0", "no such run"),
         ("/left-out/0", "no such image"),
     ],
@@ -202,7 +204,7 @@ def test_a_token_is_asked_for_beyond_this_machine(golden: Any) -> None:
     assert guarded.get("/?token=wrong").status_code == 403
     assert guarded.get("/?token=right").status_code == 200
     assert guarded.get("/api/overview").status_code == 200  # by the cookie
-    assert client_of(shards, token="right").get("/mask/0").status_code == 403
+    assert client_of(shards, token="right").get("/pictures/0").status_code == 403
     assert client_of(shards, token="right").get("/?token=ä").status_code == 403
 
 
@@ -232,10 +234,9 @@ def test_no_picture_outside_of_the_paths_is_served(
     (folder / "inside.png").write_bytes(encode_mask(samples[1].mask))
     (folder / f"{samples[1].key}.png").symlink_to(folder / "inside.png")
     client = client_of(str(golden.shards("train")), str(folder))
-    answer = client.get("/prediction/0/0")
-    assert answer.status_code == 400
-    assert "leads out of" in answer.json()["error"]
-    assert client.get("/prediction/0/1").status_code == 200
+    assert "leads out of" in pictures(client, "/pictures/0?layers=prediction-0")[0]
+    (mask,) = pictures(client, "/pictures/1?layers=prediction-0")
+    np.testing.assert_array_equal(mask, samples[1].mask)
 
 
 def test_classes_that_occur_together_are_counted(
@@ -312,8 +313,8 @@ def test_regions_name_their_sample_and_place(client: TestClient, names: Sequence
     assert [(one["position"], one["suspicion"]) for one in regions] == [(4, 0.75), (2, 0.25)]
     assert (regions[0]["annotated"], regions[0]["predicted"]) == (0, 1)
     assert regions[0]["box"] == [2, 3, 3, 3]
-    part = np.asarray(Image.open(io.BytesIO(client.get("/mask/4?box=2,3,3,3").content)))
-    whole = np.asarray(Image.open(io.BytesIO(client.get("/mask/4").content)))
+    (part,) = pictures(client, "/pictures/4?layers=truth&box=2,3,3,3")
+    (whole,) = pictures(client, "/pictures/4?layers=truth")
     np.testing.assert_array_equal(part, whole[3:6, 2:5])
 
 
@@ -406,9 +407,9 @@ def test_a_damaged_sample_is_a_message_in_its_place(golden: Any, tmp_path: Path)
     content[opened.row(0).offsets[0] + 9] ^= 255
     file.write_bytes(content)
     client = client_of(str(shards))
-    statuses = [client.get(f"/image/{i}").status_code for i in range(8)]
-    assert statuses == [400] + [200] * 7
-    assert "differs from the index" in client.get("/image/0").json()["error"]
+    found = [pictures(client, f"/pictures/{i}")[0] for i in range(8)]
+    assert "differs from the index" in found[0]
+    assert all(image.ndim == 3 for image in found[1:])
     assert client.get("/api/facts?positions=0,1,2,3,4,5,6,7").status_code == 200
 
 

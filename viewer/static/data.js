@@ -22,7 +22,24 @@ export async function getText(address) {
 
 /** Fetch a picture. */
 export async function getImage(address) {
-  const blob = kept ? stored(address) : await (await asked(address)).blob();
+  return decode(await (await asked(address)).blob());
+}
+
+/** Fetch several pictures at once, see `Answers.encode_layers`; an Error stands for a missing one. */
+export async function getImages(address) {
+  const content = kept ? stored(address) : await (await asked(address)).arrayBuffer();
+  const view = new DataView(content);
+  const parts = [];
+  for (let at = 0; at < content.byteLength;) {
+    const [isMessage, length] = [view.getUint8(at), view.getUint32(at + 1, true)];
+    const part = content.slice(at + 5, at + 5 + length);
+    parts.push(isMessage ? new Error(new TextDecoder().decode(part)) : decode(new Blob([part])));
+    at += 5 + length;
+  }
+  return Promise.all(parts);
+}
+
+function decode(blob) {
   return createImageBitmap(blob, { colorSpaceConversion: "none" });
 }
 
@@ -44,7 +61,5 @@ async function asked(address) {
 }
 
 function stored(address) {
-  const { type, content } = kept.pictures[address] ?? {};
-  if (!type) throw new Error("This file does not hold the picture.");
-  return new Blob([Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0))], { type });
+  return Uint8Array.from(atob(kept.pictures[address]), (letter) => letter.charCodeAt(0)).buffer;
 }

@@ -1,8 +1,8 @@
 // How masks are shown: a row of controls, their keys, and fetching what a layer needs.
 
 import { button, choice, make } from "./dom.js";
-import { getImage, isFile } from "./data.js";
-import { loadMask } from "./masks.js";
+import { getImages, isFile } from "./data.js";
+import { maskOf } from "./masks.js";
 import { currentLook, note, parameters, shared } from "./state.js";
 
 let repaint = () => {}, reload = () => {}, bar = null;
@@ -69,21 +69,36 @@ export function lookKey(key) {
 }
 
 /**
- * Fetch what a layer needs of a sample: image, mask, and the mask it is compared with.
+ * Fetch layers of a sample: a list of { image, mask, other }, other being the mask it is compared
+ * with, or { problem } where one of them is missing. Throws an Error without the image.
  *
  * options: { side (pixels of the longer one), box ([left, top, width, height]) }
  */
+export async function fetchLayers(position, layers, options = {}) {
+  const { bits, predictions } = shared.overview;
+  const all = ["truth", ...predictions.map((_, i) => `prediction-${i}`)];
+  const needed = isFile ? all : all.filter((one) => layers.some((layer) => needs(layer).includes(one)));
+  const asked = isFile ? "" : Object.entries(options).filter(([, value]) => value).map(([name, value]) => `&${name}=${value}`).join("");
+  const [image, ...found] = await getImages(`pictures/${position}?layers=${["image", ...needed]}${asked}`);
+  if (image instanceof Error) throw image;
+  const masks = new Map(needed.map((name, i) => [name, found[i] instanceof Error ? found[i] : maskOf(found[i], bits)]));
+  return layers.map((layer) => {
+    const [mask, other] = needs(layer).map((name) => masks.get(name));
+    const problem = [mask, other].find((one) => one instanceof Error);
+    return problem ? { image, problem: problem.message } : { image, mask: mask ?? null, other: other ?? null };
+  });
+}
+
+/** Fetch one layer; throws an Error if it is missing. */
 export async function fetchLayer(position, layer, options = {}) {
-  const asked = new URLSearchParams(isFile ? {} : Object.entries(options).filter(([, value]) => value));
-  const size = asked.size ? `?${asked}` : "";
-  const { bits } = shared.overview;
+  const [content] = await fetchLayers(position, [layer], options);
+  if (content.problem) throw new Error(content.problem);
+  return content;
+}
+
+function needs(layer) {
   const [kind, number] = layer.split("-");
-  const truth = () => loadMask(`mask/${position}${size}`, bits);
-  const prediction = () => loadMask(`prediction/${number}/${position}${size}`, bits);
-  const [image, mask, other] = await Promise.all([
-    getImage(`image/${position}${size}`),
-    kind === "image" ? null : kind === "prediction" ? prediction() : truth(),
-    kind === "difference" ? prediction() : null,
-  ]);
-  return { image, mask, other };
+  if (kind === "image") return [];
+  if (kind === "difference") return ["truth", `prediction-${number}`];
+  return [layer];
 }

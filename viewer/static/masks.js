@@ -1,7 +1,5 @@
 // Masks: read from PNG files, painted over images.
 
-import { getImage } from "./data.js";
-
 const SAFE = [
   "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7",
 ]; // Okabe and Ito, "Color Universal Design" (2008)
@@ -18,9 +16,8 @@ function hex(text) {
   return [number >> 16, (number >> 8) & 255, number & 255];
 }
 
-/** Fetch a mask: its size, and a train id for each pixel. */
-export async function loadMask(address, bits) {
-  const image = await getImage(address);
+/** Read a mask from its picture: its size, and a train id for each pixel. */
+export function maskOf(image, bits) {
   const canvas = new OffscreenCanvas(image.width, image.height);
   const context = canvas.getContext("2d", { willReadFrequently: true, alpha: false });
   context.drawImage(image, 0, 0);

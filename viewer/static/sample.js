@@ -2,7 +2,7 @@
 
 import { button, choice, make, percent, score, swatch } from "./dom.js";
 import { getJson } from "./data.js";
-import { fetchLayer } from "./look.js";
+import { fetchLayers } from "./look.js";
 import { paint } from "./masks.js";
 import { currentLook, nameOf, note, parameters, shared } from "./state.js";
 
@@ -14,10 +14,8 @@ export async function openSample(position, calls) {
   const layers = ["image", "truth"];
   for (const i of shared.overview.predictions.keys()) layers.push(`prediction-${i}`, `difference-${i}`);
   const facts = await getJson(`api/samples/${position}`);
-  const found = await Promise.allSettled(layers.map((layer) => fetchLayer(position, layer)));
-  if (found[0].status === "rejected") throw found[0].reason;
-  const panels = layers.map((layer, i) => ({ layer, ...found[i].value, problem: found[i].reason?.message,
-    canvas: make("canvas", { role: "img", "aria-label": titleOf(layer) }) }));
+  const found = await fetchLayers(position, layers);
+  const panels = layers.map((layer, i) => ({ layer, ...found[i], canvas: make("canvas", { role: "img", "aria-label": titleOf(layer) }) }));
   open = { position, facts, panels, view: { scale: 0, x: 0, y: 0 }, calls };
   draw();
 }
