@@ -34,9 +34,9 @@ class Query:
     """Only samples that hold this class."""
     second: int | None = None
     """Only samples that hold this class, too."""
-    least: float = 0.0
-    """Only samples of which the class fills this share, 0…1."""
-    most: float = 1.0
+    least: float | None = None
+    """Only samples whose value in the order is at least this."""
+    most: float | None = None
     evaluation: int = 0
     """Whose scores are meant."""
     other: int = 0
@@ -66,8 +66,8 @@ class Query:
                 text=given.get("q", ""),
                 train_id=int(given["class"]) if given.get("class") else None,
                 second=int(given["with"]) if given.get("with") else None,
-                least=float(given.get("least", 0)),
-                most=float(given.get("most", 1)),
+                least=float(given["least"]) if given.get("least") else None,
+                most=float(given["most"]) if given.get("most") else None,
                 evaluation=int(given.get("evaluation", 0)),
                 other=int(given.get("other", 0)),
                 pair=truth_and_prediction,  # type: ignore[arg-type]
@@ -122,8 +122,7 @@ class SampleTable:
         if query.text:
             kept &= self._matches(query.text.casefold())
         if query.train_id is not None:
-            share = self.share(query.train_id)
-            kept &= (share > 0) & (share >= query.least) & (share <= query.most)
+            kept &= self.share(query.train_id) > 0
         if query.second is not None:
             kept &= self.share(query.second) > 0
         if query.pair is None:
@@ -131,6 +130,10 @@ class SampleTable:
         else:
             values = -self.evaluation(query.evaluation).confused(*query.pair)
             kept &= values < 0
+        if query.least is not None:
+            kept &= values >= query.least
+        if query.most is not None:
+            kept &= values <= query.most
         positions = np.flatnonzero(kept)
         known = positions[~np.isnan(values[positions])]
         key = -values[known] if query.descending else values[known]

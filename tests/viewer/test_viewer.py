@@ -60,8 +60,10 @@ def test_samples_of_a_class_are_those_whose_masks_hold_it(
         assert ask(**{"class": train_id}) == holding
         assert ask(**{"class": train_id}, sort="share") == sorted(holding, key=lambda i: share[i])
         some = sorted(share)[-2]
-        wanted = [i for i in holding if share[i] >= some]
-        assert ask(**{"class": train_id}, least=some) == wanted
+        ranked = sorted(holding, key=lambda i: share[i])
+        wanted = {"class": train_id, "sort": "share"}
+        assert ask(**wanted, least=some) == [i for i in ranked if share[i] >= some]
+        assert ask(**wanted, most=some) == [i for i in ranked if share[i] <= some]
 
 
 def test_samples_are_found_by_key_and_file_name(
@@ -83,6 +85,8 @@ def test_samples_are_sorted_and_what_is_not_scored_comes_last(
     assert ask(sort="mIoU", desc=1) == [*range(last), last]
     assert ask(sort="quality", desc=1) == [*range(last - 1, -1, -1), last]
     assert ask(sort="suspicion", desc=1)[:2] == [4, 2]
+    assert ask(sort="mIoU", least=0.55) == [3, 2, 1, 0]  # what has no score is in no range
+    assert ask(sort="mIoU", least=0.55, most=0.75) == [3, 2]
     sizes = [sample.mask.size for sample in samples]
     assert ask(sort="size") == sorted(range(len(samples)), key=lambda i: sizes[i])
     there = [len(set(np.unique(sample.mask)) - {IGNORE}) for sample in samples]

@@ -11,6 +11,10 @@ const CHUNK = 60;      // cells that are added at once
 const THUMBNAIL = 320; // pixels
 const NEEDS_CLASS = ["share", "IoU"];
 const FILTERS = ["q", "class", "with", "least", "most", "evaluation", "other", "sort", "desc", "pair"];
+const RANGES = {
+  size: "pixels", classes: "classes", instances: "instances", share: "% of the image", mIoU: "0 … 1", IoU: "0 … 1",
+  confidence: "0 … 1", quality: "0 … 1", suspicion: "0 … 1", change: "−1 … 1",
+}; // orders whose values can be limited, and their units
 const WORDS = {
   position: "order of the shards", key: "key", size: "image size", classes: "number of classes",
   instances: "number of instances", share: "share of the class", mIoU: "mIoU", IoU: "IoU of the class",
@@ -42,7 +46,11 @@ function query() {
   const asked = new URLSearchParams();
   for (const name of FILTERS) {
     const value = now.get(name);
-    if (value) asked.set(name, name === "least" || name === "most" ? Number(value) / 100 : value);
+    if (value) asked.set(name, value);
+  }
+  for (const name of ["least", "most"]) {
+    if (!(asked.get("sort") in RANGES)) asked.delete(name);
+    else if (asked.has(name) && asked.get("sort") === "share") asked.set(name, asked.get(name) / 100);
   }
   if (asked.get("sort") === "change" && !asked.has("other")) asked.set("other", 1);
   return asked;
@@ -67,7 +75,15 @@ function filterBar() {
     (order === "change" ? evaluations.length > 1 : evaluations.length || orders.indexOf(order) < 6));
   const falling = make("input", { type: "checkbox", name: "desc", checked: now.get("desc") === "1",
     onchange: () => change("desc", falling.checked ? "1" : "") });
-  const percent = { type: "number", min: 0, max: 100, step: "any" };
+  const unit = make("span");
+  const range = make("span", { className: "range" }, input("from", "least", { type: "number", step: "any" }),
+    input("to", "most", { type: "number", step: "any" }), unit);
+  const limit = () => {
+    const order = parameters().get("sort");
+    range.hidden = !(order in RANGES);
+    unit.textContent = RANGES[order] ?? "";
+  };
+  limit();
   const clear = () => {
     note(Object.fromEntries([...FILTERS, "sample"].map((name) => [name, null])));
     shared.navigate();
@@ -76,12 +92,14 @@ function filterBar() {
   return make("form", { role: "search", "aria-label": "Which samples are shown", onsubmit: () => false },
     input("Search", "q", { type: "search", placeholder: "key, image id or file name" }),
     choice("Class", "class", [["", "any"], ...ofClasses], now.get("class") ?? "", (value) => change("class", value)),
-    input("share from", "least", { ...percent, placeholder: "0" }), "to", input("", "most", { ...percent, placeholder: "100", "aria-label": "share to" }), "%",
     evaluations.length > 1 ? choice("Evaluation", "evaluation", evaluations.map(({ name }, i) => [i, name]),
       now.get("evaluation") ?? 0, (value) => change("evaluation", value === "0" ? "" : value)) : null,
     choice("Sort", "sort", known.map((order) => [order, WORDS[order]]), now.get("sort") ?? "position",
-      (value) => change("sort", value === "position" ? "" : value)),
-    make("label", {}, falling, "descending"),
+      (value) => {
+        change("sort", value === "position" ? "" : value);
+        limit();
+      }),
+    range, make("label", {}, falling, "descending"),
     button("Reset", clear));
 }
 
