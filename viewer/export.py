@@ -11,7 +11,6 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..figures import bytes_text
-from ..printable import redacted
 from ..results import Result
 from ..storage import locate
 from .answers import Answers
@@ -77,7 +76,7 @@ def export_page(sources: Sources, output: str, only: str | None = None) -> Expor
             for p in positions
         },
     }
-    content = _page(redacted(json.dumps(embedded, separators=(",", ":")))).encode()
+    content = _page(json.dumps(embedded, separators=(",", ":"))).encode()
     locate(output).publish_bytes(content)
     return Exported(output, len(positions), len(content))
 
@@ -87,7 +86,8 @@ def _chosen(answers: Answers, only: str | None) -> list[int]:
     positions: Sequence[int] = range(len(keys))
     if only is not None:
         place = {key: position for position, key in enumerate(keys)}
-        lines = locate(only).read_bytes().decode(errors="replace").split()
+        lines = locate(only).read_bytes().decode(errors="replace").splitlines()
+        lines = [line.strip() for line in lines if line.strip()]
         names = [next((n for n in _ends(line) if n in place), None) for line in lines]
         if None in names:
             raise ConfigError(f"--only {only}: no such sample: {lines[names.index(None)]}")

@@ -349,9 +349,12 @@ def start(config: PrepareConfig, log: Path, *patches: Callable[[], None]) -> Run
 
 
 def stand_still() -> None:
-    """Wait for a signal."""
+    """Wait for a signal.
+
+    Not by `signal.pause`: one that comes just before it is noted by Python, and handled never.
+    """
     while True:
-        signal.pause()
+        time.sleep(0.05)
 
 
 def die() -> None:

@@ -216,7 +216,10 @@ def test_a_worker_that_dies_with_nothing_to_do_is_not_missed(whole, tmp_path):
     run = faults.start(config, tmp_path / "log", lambda: moment.watch(wait_for_the_other))
     moment.wait()
     faults.poll(lambda: len(list((output / ".building").glob("*.record"))) == 1)
-    standing = int(os.read(moment.there, 11)[1:])
+    told = b""
+    while len(told) < 11:  # both writes
+        told += os.read(moment.there, 11 - len(told))
+    standing = int(told[1:])
     (idle,) = {*run.workers()} - {standing}
     os.kill(idle, signal.SIGKILL)
     os.write(opened, b"!")
