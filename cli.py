@@ -341,7 +341,13 @@ def _export(format: "Format", call: Call) -> None:  # noqa: A002
 @command("view")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=int, default=8100, show_default=True, help="0 takes a free one.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8100,
+    show_default=True,
+    help="0 takes a free one.",
+)
 @click.option("--open/--no-open", "open_browser", default=True, help="Open a browser.")
 @click.option("--export", "export_file", metavar="FILE", help="Write the samples as one HTML file.")
 @click.option("--only", metavar="FILE", help="With --export: the list of samples to write.")

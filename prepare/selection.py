@@ -1,10 +1,11 @@
 """``--only``: the list of the images to use."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from ..errors import ConfigError
 from ..storage import locate
+from ..storage.lists import endings, read_list
 from .annotations import ImageEntry
 
 _SHOWN = 3  # lines that an error quotes
@@ -24,11 +25,7 @@ class Selection:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        try:
-            text = locate(path).read_bytes().decode("utf-8-sig")
-        except UnicodeDecodeError:
-            raise ConfigError(f"--only {path}: is not a list of images in UTF-8") from None
-        self._lines = list(dict.fromkeys(line.strip() for line in text.splitlines()))
+        self._lines = read_list(locate(path), "--only")
 
     def choose(self, images: Sequence[tuple[str, ImageEntry]]) -> set[str]:
         """Return the keys of the images that are listed.
@@ -48,8 +45,8 @@ class Selection:
             for name in (key, entry.file_name, str(entry.id)):
                 keys[name].add(key)
         chosen, unknown = set[str](), list[str]()
-        for line in filter(None, self._lines):
-            found = next((keys[name] for name in _ends(line) if name in keys), None)
+        for line in self._lines:
+            found = next((keys[name] for name in endings(line) if name in keys), None)
             if found is None:
                 unknown.append(line)
             else:
@@ -63,11 +60,3 @@ class Selection:
         if not chosen:
             raise ConfigError(f"--only {self._path}: lists no image")
         return chosen
-
-
-def _ends(line: str) -> Iterator[str]:
-    """Yield a path, then the same without its first folder, without its first two, and so on."""
-    yield line
-    while "/" in line:
-        line = line.partition("/")[2]
-        yield line

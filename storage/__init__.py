@@ -3,6 +3,7 @@
 location.py  what a location can do         retry.py   requests that are made again
 local.py     … on a local disk              lock.py    locks of one machine
 remote.py    … in an object store           output.py  output folders, one command at a time
+lists.py     lists of names in text files
 """
 
 import os

@@ -1,5 +1,6 @@
 """What the page asks for, from opened sources: JSON, text and pictures."""
 
+import secrets
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -21,7 +22,7 @@ from .evaluations import compare
 from .pictures import jpeg, label_png
 from .quarantine import read_left_out, read_quarantine
 from .runs import list_pictures, read_metrics, read_picture, read_settings
-from .samples import ORDERS, Query, SampleTable
+from .samples import Query, SampleTable, orders
 from .sources import PictureFolder, Sources
 
 Answer: TypeAlias = Callable[[Request], Response]
@@ -31,6 +32,7 @@ _LONGEST = 4096  # pixels; of a side that may be asked for
 _AT_ONCE = 500  # samples of one request for facts
 _PAIRED_CLASSES = 100  # of the map of classes that occur together: the most frequent
 _MOST_MASK_BYTES = 2**28
+_DIGITS = 18  # of a number that may be asked for
 
 
 class Answers:
@@ -38,6 +40,8 @@ class Answers:
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
+        self._session = secrets.token_hex(4)
+        """In the addresses of pictures: a browser must not show those of another server."""
         self._table_of_samples = (
             None if sources.shards is None else SampleTable(sources.shards, sources.evaluations)
         )
@@ -72,9 +76,15 @@ class Answers:
         return {
             "version": __version__,
             **(self._of_shards() if sources.shards is not None else {}),
-            "orders": ORDERS,
+            "session": self._session,
+            "orders": orders(len(sources.evaluations)),
             "evaluations": [
-                {"name": one.name, "mIoU": one.metrics.get("mIoU")} for one in sources.evaluations
+                {
+                    "name": one.name,
+                    "mIoU": one.metrics.get("mIoU"),
+                    "prediction": one.prediction,
+                }
+                for one in sources.evaluations
             ],
             "predictions": [one.name for one in sources.predictions],
             "runs": [one.name for one in sources.runs],
@@ -126,13 +136,13 @@ class Answers:
         return JSONResponse({"facts": [self.table.facts(position) for position in positions]})
 
     def listed(self, request: Request) -> Response:
-        """Return ``SHARDS/KEY`` of samples, a line each: those named, or those asked for."""
+        """Return ``SHARDS/KEY`` of samples, or ``KEY``: those named, or those asked for."""
         if "positions" in request.query_params:
             positions = self._positions(request)
         else:
             positions = self.table.select(Query.from_parameters(request.query_params)).tolist()
-        lines = "".join(f"{redacted(self.table.path(position))}\n" for position in positions)
-        return PlainTextResponse(lines)
+        told = self.table.keys.__getitem__ if "keys" in request.query_params else self.table.path
+        return PlainTextResponse("".join(f"{redacted(told(p))}\n" for p in positions))
 
     def sample(self, request: Request) -> Response:
         """Return what is known of one sample."""
@@ -189,7 +199,7 @@ class Answers:
         for layer in layers:
             kind, _, number = layer.partition("-")
             try:
-                if kind == "prediction" and number.isdecimal():
+                if kind == "prediction" and number.isdecimal() and len(number) <= _DIGITS:
                     mask = self._read_prediction(int(number), position)
                     yield label_png(_part(mask, box), side)
                 elif layer in ("image", "truth"):
@@ -207,7 +217,10 @@ class Answers:
     def _read_prediction(self, number: int, position: int) -> Mask:
         folder = cast(PictureFolder, _entry(self._sources.predictions, number, "predictions"))
         row = self._shards.row(position)
-        content = folder.read(f"{row.key}.png", _MOST_MASK_BYTES)
+        try:
+            content = folder.read(f"{row.key}.png", _MOST_MASK_BYTES)
+        except ConfigError:
+            raise ConfigError(f"no prediction in {folder.name}") from None
         mask = decode_mask(content, f"{row.key}.png", expected=(row.height, row.width))
         return of_bits(mask, self._shards.taxonomy.bits)
 
@@ -294,7 +307,7 @@ def _chosen(folders: tuple[PictureFolder, ...], request: Request, what: str) -> 
 
 def _integer(request: Request, name: str) -> int:
     text = request.query_params.get(name, "")
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > _DIGITS:
         raise ConfigError(f"{name}={text[:40]}: is no number")
     return int(text)
 

@@ -1,5 +1,6 @@
 """The web application: addresses → answers, and who may ask."""
 
+import logging
 import os
 import secrets
 from collections.abc import Awaitable, Callable
@@ -20,6 +21,8 @@ from ..errors import CocosegError
 from ..printable import redacted
 from .answers import Answer, Answers
 from .sources import Sources
+
+log = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
@@ -46,6 +49,7 @@ def make_app(sources: Sources, token: str | None = None) -> Starlette:
         asks for none: then the server answers under the names of this machine alone.
     """
     answers = Answers(sources)
+    decoding = (answers.pictures, answers.left_out_image, answers.run_picture)
     answered: dict[str, Answer] = {
         "/api/overview": answers.overview,
         "/api/classes": answers.classes,
@@ -66,8 +70,11 @@ def make_app(sources: Sources, token: str | None = None) -> Starlette:
         "/": _static,
         "/{name}": _static,
     }
-    limiter = anyio.CapacityLimiter(_DECODERS)
-    routes = [Route(path, _safely(answer, limiter)) for path, answer in answered.items()]
+    decoders = anyio.CapacityLimiter(_DECODERS)
+    routes = [
+        Route(path, _safely(answer, decoders if answer in decoding else None))
+        for path, answer in answered.items()
+    ]
     return Starlette(routes=routes, middleware=[Middleware(_Guard, token=token)])
 
 
@@ -84,18 +91,27 @@ class _Guard:
         shown = request.query_params.get("token")
         problem = self._problem(request, shown)
         if problem is not None:
-            return await PlainTextResponse(problem, 403)(scope, receive, send)
+            return await JSONResponse({"error": problem}, 403)(scope, receive, send)
+        begun = False
 
         async def answer(message: Any) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 for name, value in _HEADERS.items():
                     message["headers"].append((name.encode(), value.encode()))
                 if shown and self._token is not None:
-                    cookie = f"cocoseg-token={shown}; HttpOnly; SameSite=Strict; Path=/"
+                    cookie = f"{_cookie(request)}={shown}; HttpOnly; SameSite=Strict; Path=/"
                     message["headers"].append((b"set-cookie", cookie.encode()))
             await send(message)
 
-        await self._app(scope, receive, answer)
+        try:
+            await self._app(scope, receive, answer)
+        except Exception as error:  # a defect: the page says so, and goes on
+            log.exception("%s", request.url.path[:200])
+            if not begun:
+                problem = f"{type(error).__name__}: see what 'cocoseg view' printed"
+                await JSONResponse({"error": problem}, 500)(scope, receive, answer)
 
     def _problem(self, request: Request, shown: str | None) -> str | None:
         host = request.headers.get("host", "")
@@ -104,13 +120,17 @@ class _Guard:
             if _host_name(f"//{host}") not in LOOPBACK:
                 return f"this server answers to {', '.join(LOOPBACK)} alone"
         else:
-            given = shown or request.cookies.get("cocoseg-token", "")
+            given = shown or request.cookies.get(_cookie(request), "")
             if not secrets.compare_digest(given.encode(), self._token.encode()):
                 return "open the address that 'cocoseg view' printed"
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and origin.partition("://")[2] != host:
             return "other sites may not ask this server"
         return None
+
+
+def _cookie(request: Request) -> str:
+    return f"cocoseg-token-{request.url.port}"  # browsers send those of other ports, too
 
 
 def _host_name(url: str) -> str | None:
@@ -121,7 +141,7 @@ def _host_name(url: str) -> str | None:
 
 
 def _safely(
-    answer: Answer, limiter: anyio.CapacityLimiter
+    answer: Answer, limiter: anyio.CapacityLimiter | None
 ) -> Callable[[Request], Awaitable[Response]]:
     """Answer in a thread; what a user can fix becomes a message."""
 
@@ -138,11 +158,11 @@ def _safely(
 
 def _static(request: Request) -> Response:
     name = request.path_params.get("name", "index.html")
-    file = resources.files(__package__ or "") / "static" / name
     suffix = f".{name.rpartition('.')[2]}"
-    if "/" in name or suffix not in _TYPES or not file.is_file():
+    files = {file.name: file for file in (resources.files(__package__ or "") / "static").iterdir()}
+    if suffix not in _TYPES or name not in files:
         return PlainTextResponse("no such page", 404)
-    return Response(file.read_bytes(), media_type=_TYPES[suffix])
+    return Response(files[name].read_bytes(), media_type=_TYPES[suffix])
 
 
 def _plotly(request: Request) -> Response:

@@ -4,7 +4,8 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -13,6 +14,7 @@ from ..errors import ConfigError
 from ..figures import bytes_text
 from ..results import Result
 from ..storage import locate
+from ..storage.lists import endings, read_list
 from .answers import Answers
 from .sources import Sources
 
@@ -82,27 +84,30 @@ def export_page(sources: Sources, output: str, only: str | None = None) -> Expor
 
 
 def _chosen(answers: Answers, only: str | None) -> list[int]:
-    keys = answers.table.keys
-    positions: Sequence[int] = range(len(keys))
+    table = answers.table
+    positions = list(range(len(table)))
     if only is not None:
-        place = {key: position for position, key in enumerate(keys)}
-        lines = locate(only).read_bytes().decode(errors="replace").splitlines()
-        lines = [line.strip() for line in lines if line.strip()]
-        names = [next((n for n in _ends(line) if n in place), None) for line in lines]
-        if None in names:
-            raise ConfigError(f"--only {only}: no such sample: {lines[names.index(None)]}")
-        positions = [place[name] for name in names if name is not None]
+        places = defaultdict(list)
+        for position in positions:
+            for name in (table.path(position), table.keys[position]):
+                places[name].append(position)
+        lines = read_list(locate(only), "--only")
+        found = [
+            next((places[name] for name in endings(line) if name in places), []) for line in lines
+        ]
+        for line, several in zip(lines, found, strict=True):
+            if len(several) != 1:
+                problem = "no such sample" if not several else "is in several folders of shards"
+                raise ConfigError(f"--only {only}: {line}: {problem}")
+        positions = [position for (position,) in found]
+    if not positions:
+        raise ConfigError("there is no sample to export")
     if len(positions) > _MOST:
         raise ConfigError(
             f"{len(positions):,} samples are too many for one file; choose up to {_MOST} in the "
             "page, save their list, and give it by --only"
         )
-    return list(positions)
-
-
-def _ends(line: str) -> Iterator[str]:
-    parts = line.split("/")
-    return ("/".join(parts[first:]) for first in range(len(parts)))
+    return positions
 
 
 def _page(embedded: str) -> str:

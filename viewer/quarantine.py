@@ -13,7 +13,7 @@ _FILE = "quarantine.jsonl"
 
 
 def read_quarantine(folders: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the entries of all shards' ``quarantine.jsonl``, each with its ``folder``."""
+    """Return the entries of all shards' ``quarantine.jsonl``."""
     found = []
     for folder in folders:
         try:
@@ -26,7 +26,7 @@ def read_quarantine(folders: Sequence[str]) -> list[dict[str, Any]]:
             except ValueError:
                 continue
             if isinstance(entry, dict):
-                found.append({**entry, "folder": folder})
+                found.append(entry)
     return found
 
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_ANY = ("0.0.0.0", "::")  # noqa: S104
+"""All addresses of this machine."""
+
 
 class ViewServer:
     """A page that is being served.
@@ -96,7 +99,8 @@ def open_view(paths: Sequence[str], host: str = "127.0.0.1", port: int = 0) -> V
         listener.close()
         raise ConfigError(f"--host {host} --port {port}: {error.strerror}") from None
     number = listener.getsockname()[1]
-    shown = f"[{host}]" if ":" in host else host
+    named = socket.gethostname() if host in _ANY else host
+    shown = f"[{named}]" if ":" in named else named
     address = f"http://{shown}:{number}/" + (f"?token={token}" if token else "")
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
     return ViewServer(uvicorn.Server(config), listener, address, token is not None)

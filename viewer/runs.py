@@ -96,4 +96,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 def _thinned(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     every = -(-len(lines) // _MOST_LINES)
-    return [line for i, line in enumerate(lines) if i % every == 0 or "val_mIoU" in line]
+    last = len(lines) - 1
+    return [
+        line for i, line in enumerate(lines) if i % every == 0 or i == last or "val_mIoU" in line
+    ]

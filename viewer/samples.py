@@ -3,6 +3,7 @@
 # N samples, C classes, P pairs of sample and class
 
 import os
+import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,14 @@ from .evaluations import ScoredSamples
 from .sources import EvaluationFiles
 
 _OF_SHARDS = ("position", "key", "size", "classes", "instances", "share")
-_OF_EVALUATION = ("mIoU", "IoU", "confidence", "quality", "suspicion", "change")
-ORDERS = (*_OF_SHARDS, *_OF_EVALUATION)
-"""By which samples can be sorted."""
+_OF_EVALUATION = ("mIoU", "IoU", "confidence", "quality", "suspicion")
+
+
+def orders(evaluations: int) -> tuple[str, ...]:
+    """Return by what samples can be sorted, with so many evaluations."""
+    if not evaluations:
+        return _OF_SHARDS
+    return (*_OF_SHARDS, *_OF_EVALUATION, *(["change"] if evaluations > 1 else []))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +49,7 @@ class Query:
     """The evaluation that ``change`` leads to."""
     pair: tuple[int, int] | None = None
     """Only samples with pixels of this true class that are predicted as that one (C: none); most
-    such pixels first."""
+    such pixels first, if no other order is asked for."""
     order: str = "position"
     descending: bool = False
 
@@ -57,11 +63,11 @@ class Query:
             If a value is not a number, or the order is unknown.
         """
         order = given.get("sort", "position")
-        if order not in ORDERS:
-            raise ConfigError(f"sort={order}: one of {', '.join(ORDERS)}")
+        if order not in orders(2):
+            raise ConfigError(f"sort={order[:40]}: one of {', '.join(orders(2))}")
         try:
             pair = given.get("pair")
-            truth_and_prediction = None if pair is None else tuple(map(int, pair.split(",")))
+            truth, predicted = (None, None) if pair is None else map(int, pair.split(","))
             return cls(
                 text=given.get("q", ""),
                 train_id=int(given["class"]) if given.get("class") else None,
@@ -70,12 +76,12 @@ class Query:
                 most=float(given["most"]) if given.get("most") else None,
                 evaluation=int(given.get("evaluation", 0)),
                 other=int(given.get("other", 0)),
-                pair=truth_and_prediction,  # type: ignore[arg-type]
+                pair=None if truth is None or predicted is None else (truth, predicted),
                 order=order,
                 descending=given.get("desc") == "1",
             )
         except ValueError as error:
-            raise ConfigError(f"the address has a value that is no number: {error}") from None
+            raise ConfigError(f"the address has a value that is no number: {error}"[:200]) from None
 
 
 class SampleTable:
@@ -101,6 +107,7 @@ class SampleTable:
             self._sample_P[self._train_id_P < self._num_classes], minlength=len(counts)
         )
         self._shards = shards
+        self._reading = threading.Lock()
         self._ends = np.cumsum([len(part) for part in samples]).tolist()
         self.evaluations = [
             ScoredSamples(one, self._scored_by(one), len(self), shards.taxonomy.names)
@@ -125,11 +132,12 @@ class SampleTable:
             kept &= self.share(query.train_id) > 0
         if query.second is not None:
             kept &= self.share(query.second) > 0
-        if query.pair is None:
-            values = self._values(query)
-        else:
-            values = -self.evaluation(query.evaluation).confused(*query.pair)
-            kept &= values < 0
+        values = self._values(query)
+        if query.pair is not None:
+            confused = self.evaluation(query.evaluation).confused(*query.pair)
+            kept &= confused > 0
+            if query.order == "position":
+                values = -confused
         if query.least is not None:
             kept &= values >= query.least
         if query.most is not None:
@@ -153,8 +161,13 @@ class SampleTable:
             held[self._sample_P[self._train_id_P == train_id], column] = 1
         return (held.T @ held).astype(np.int64)  # exact up to 2**24 samples
 
-    @cached_property
+    @property
     def _recorded(self) -> tuple[NDArray[np.float64], list[str]]:
+        with self._reading:  # once, however many ask
+            return self._read_recorded
+
+    @cached_property
+    def _read_recorded(self) -> tuple[NDArray[np.float64], list[str]]:
         """Number of instances and file name of each sample; read out of every sample."""
         instances, file_names = np.full(len(self), np.nan), [""] * len(self)
         for position in range(len(self)):

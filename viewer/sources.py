@@ -31,6 +31,8 @@ class EvaluationFiles:
     """As the page shows it: the last two parts of its path."""
     folder: Location
     metrics: Mapping[str, Any]
+    prediction: int | None
+    """Which of the predictions are its own."""
 
     def rows(self, table: str) -> Iterator[Mapping[str, str]]:
         """Yield the rows of ``TABLE.csv``; none if an earlier version wrote no such file.
@@ -63,9 +65,9 @@ class PictureFolder:
         Raises
         ------
         ConfigError
-            If there is none, or it is a link that leads out of the folder.
+            If there is none.
         DataError
-            If it is larger than `at_most` [bytes].
+            If it is larger than `at_most` [bytes], or a link that leads out of the folder.
         """
         file = self.folder / key_path(name)
         if isinstance(file, LocalPath) and isinstance(self.folder, LocalPath):
@@ -122,8 +124,9 @@ def open_sources(paths: Sequence[str]) -> Sources:
         if MANIFEST_NAME in there:
             shards.append(path)
         elif "metrics.json" in there:
-            evaluations.append(_read_evaluation(place))
-            if (place / "predictions").is_dir():
+            own = (place / "predictions").is_dir()
+            evaluations.append(_read_evaluation(place, len(predictions) if own else None))
+            if own:
                 predictions.append(PictureFolder(last_parts(place), place / "predictions"))
         elif "metrics.jsonl" in there:
             runs.append(PictureFolder(last_parts(place), place))
@@ -146,16 +149,16 @@ def refuse_outer(folder: LocalPath, file: LocalPath) -> None:
 
     Raises
     ------
-    ConfigError
+    DataError
         If it does.
     """
     root = os.path.realpath(folder)
     if os.path.commonpath([root, os.path.realpath(file)]) != root:
-        raise ConfigError(f"{file}: leads out of {folder}")
+        raise DataError(f"{file}: leads out of {folder}")
 
 
-def _read_evaluation(place: Location) -> EvaluationFiles:
+def _read_evaluation(place: Location, prediction: int | None) -> EvaluationFiles:
     metrics = (place / "metrics.json").read_json()
     if not isinstance(metrics, dict):
         raise DataError(f"{place / 'metrics.json'}: is not of 'cocoseg eval'")
-    return EvaluationFiles(last_parts(place), place, metrics)
+    return EvaluationFiles(last_parts(place), place, metrics, prediction)

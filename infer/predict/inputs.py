@@ -22,6 +22,7 @@ from ...shards.manifest import MANIFEST_NAME
 from ...shards.reader import ShardSet
 from ...shards.tarball import key_path
 from ...storage import LocalPath, Location, locate, stamps
+from ...storage.lists import read_list
 from ...storage.location import LOCK
 from ...storage.output import FILES, folders_of
 from ..folder import (
@@ -173,12 +174,8 @@ def _listed(path: Location, config: ReadConfig | None) -> list[InputImage]:
 
     Masks of files are named below their common folder, those of samples by their keys.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ConfigError(f"--input {path}: is not a list of paths in UTF-8") from None
     here = os.path.dirname(os.path.realpath(path)) if isinstance(path, LocalPath) else ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = read_list(path, "--input")
     files = list(dict.fromkeys(_named(locate(line), here) for line in lines))
     if not files:
         raise ConfigError(f"--input {path}: lists no file")

@@ -153,7 +153,7 @@ def test_only_listed_images_are_taken(many, tmp_path, stored, form):
     [
         (b"3\nnobody\nnoone\n", r"is no key, image id or file name .*: nobody, noone"),
         (b"", "lists no image"),
-        (b"\xff\xfe\x00", "is not a list of images in UTF-8"),
+        (b"\xff\xfe\x00", "is not a list in UTF-8"),
     ],
 )
 def test_a_list_that_names_no_image_is_refused(many, tmp_path, content, problem):

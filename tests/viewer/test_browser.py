@@ -254,13 +254,12 @@ def test_one_sample_by_keyboard(watch: Callable[..., Watched], samples: list[Sam
     page.keyboard.press("f")
     until(page, "new URLSearchParams(location.search).get('fill') === '0'")
     page.keyboard.press("f")
-    for key, layer in (("d", "difference-0"), ("p", "prediction-0")):
-        page.keyboard.press(key)
-        until(
-            page, "layer => new URLSearchParams(location.search).get('layer') === layer", arg=layer
-        )
+    for key, name in (("d", "difference"), ("p", "prediction"), ("g", "ground truth")):
+        page.keyboard.press(key)  # that panel alone
+        expect(page.locator(".panel b")).to_have_count(1)
+        expect(page.locator(".panel b")).to_contain_text(name)
     page.keyboard.press("g")
-    until(page, "!new URLSearchParams(location.search).has('layer')")
+    expect(page.locator(".panel b")).to_have_count(6)
     page.keyboard.press("?")
     expect(page.locator("#help")).to_be_visible()
     page.keyboard.press("Escape")
@@ -268,6 +267,13 @@ def test_one_sample_by_keyboard(watch: Callable[..., Watched], samples: list[Sam
     page.keyboard.press("Escape")
     expect(page.locator("#detail")).to_be_hidden()
     until(page, "!new URLSearchParams(location.search).has('sample')")
+    for key, layer in (("d", "difference-0"), ("p", "prediction-0")):
+        page.keyboard.press(key)
+        until(
+            page, "layer => new URLSearchParams(location.search).get('layer') === layer", arg=layer
+        )
+    page.keyboard.press("g")
+    until(page, "!new URLSearchParams(location.search).has('layer')")
 
 
 def test_zoom_shows_the_class_of_the_pixel_under_the_pointer(
@@ -374,13 +380,71 @@ def test_two_evaluations_are_compared(watch: Callable[..., Watched], samples: li
     page = watch().open("?tab=comparison")
     expect(page.get_by_role("link", name="1 became worse")).to_be_visible()
     page.get_by_role("link", name="1 became worse").click()
-    wait_for_grid(page, len(samples))
-    assert keys_shown(page)[0] == samples[2].key
+    wait_for_grid(page, 1)
+    assert keys_shown(page) == [samples[2].key]
+    expect(page.locator("#grid .open span")).to_contain_text("change -0.65")
     page.go_back()
     page.get_by_role("link", name="1 better").click()
     until(page, "new URLSearchParams(location.search).get('desc') === '1'")
+    wait_for_grid(page, 1)
+    assert keys_shown(page) == [samples[4].key]
+
+
+def test_late_answers_change_nothing(watch: Callable[..., Watched], samples: list[Sample]) -> None:
+    """Answers that are held back until the page shows something else."""
+    page = watch().open()
     wait_for_grid(page, len(samples))
-    assert keys_shown(page)[0] == samples[4].key
+    held: list[Any] = []
+
+    def hold(pattern: str, act: Callable[[], None]) -> None:
+        page.route(pattern, held.append)
+        act()
+        while not held:
+            page.wait_for_timeout(20)
+
+    def release(pattern: str) -> None:
+        with page.expect_response(pattern):
+            held.pop().continue_()
+        page.unroute(pattern)
+        page.wait_for_load_state("networkidle")
+
+    hold("**/api/samples?q=*", lambda: page.get_by_label("Search").fill(samples[3].key))
+    page.get_by_role("button", name="Reset").click()
+    wait_for_grid(page, len(samples))
+    release("**/api/samples?q=*")
+    wait_for_grid(page, len(samples))
+    hold("**/api/samples/1", page.locator("#grid .open").nth(1).click)
+    page.get_by_role("link", name="Classes").click()
+    expect(page.locator("main caption").first).to_contain_text("Pixels and images")
+    release("**/api/samples/1")
+    expect(page.locator("#detail")).to_be_hidden()
+    hold("**/api/evaluations/0", page.get_by_role("link", name="Evaluation").click)
+    page.get_by_role("link", name="Left out").click()
+    expect(page.locator("main .empty")).to_contain_text("No image was left out")
+    release("**/api/evaluations/0")
+    expect(page.locator("main table")).to_have_count(0)
+
+
+def test_another_server_at_the_same_address_shows_its_own_pictures(
+    browser: Browser, golden: Any
+) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    port = 0
+    for split in ("train", "val"):
+        server = open_view([str(golden.shards(split))], port=port)
+        port = int(server.address.rstrip("/").rpartition(":")[2])
+        server.start()
+        page.goto(f"{server.address}?sample=0")
+        shards = ShardSet([str(golden.shards(split))])
+        expect(page.locator("#detail h2")).to_contain_text(shards.row(0).key)
+        image = shards.read(0).image
+        places = [(y, x) for y in (5, 20) for x in (5, 20, 30)]
+        seen = [pixel(page, "image", x, y) for y, x in places]
+        wanted = [image[place] for place in places]
+        assert np.abs(np.subtract(seen, wanted, dtype=float)).mean() < 16
+        server.stop()
+    context.close()
 
 
 def test_a_suspicious_label_opens_its_place(

@@ -132,7 +132,7 @@ def test_pictures_have_the_pixels_of_the_shards(
 
 def test_a_picture_that_is_missing_is_a_message_beside_the_others(client: TestClient) -> None:
     found = pictures(client, "/pictures/7?layers=prediction-0,truth,prediction-7,beauty")
-    assert "no such file" in found[0] or "does not exist" in found[0]
+    assert found[0].startswith("no prediction in ")
     assert found[1].ndim == 2
     assert found[2:] == ["no such predictions", "layers=beauty: image, truth or prediction-N"]
     assert "outside of the image" in pictures(client, "/pictures/0?box=9000,0,1,1")[0]
@@ -169,6 +169,8 @@ def test_one_sample_tells_what_is_known_of_it(
         ("/api/samples?sort=share", "needs a class"),
         ("/api/samples?sort=mIoU&evaluation=3", "add the folder"),
         ("/api/samples?class=cat", "no number"),
+        ("/api/samples?pair=1", "no number"),
+        ("/api/samples?pair=1,2,3", "no number"),
         ("/api/facts?positions=1,x", "are no numbers"),
         ("/api/facts?positions=1,800", "there are 8 samples"),
         ("/api/evaluations/4", "add the folder"),
@@ -224,6 +226,19 @@ def test_other_names_of_this_machine_and_other_sites_are_refused(client: TestCli
     others = ("http://evil.example", "http://127.0.0.1:8101", "null")
     assert [status(origin=origin) for origin in others] == [403] * 3
     assert client.post("/api/overview").status_code == 405
+
+
+def test_odd_requests_are_answered(client: TestClient) -> None:
+    digits = "9" * 5000
+    for address in (f"/run-picture/0?step={digits}", f"/pictures/0?side={digits}"):
+        assert client.get(address).status_code == 400
+    assert "prediction-N" in pictures(client, f"/pictures/0?layers=prediction-{digits}")[0]
+    assert client.get("/" + 300 * "a" + ".js").status_code == 404
+    broken = client.get(f"/pictures/{digits}")
+    assert broken.status_code == 500
+    assert "error" in broken.json()
+    assert "content-security-policy" in broken.headers
+    assert client.get("/api/overview", headers={"origin": "http://["}).status_code == 403
 
 
 def test_no_picture_outside_of_the_paths_is_served(

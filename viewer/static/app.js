@@ -1,6 +1,7 @@
 // The pages, their addresses and the keys.
 
 import { getJson, isFile } from "./data.js";
+import { clearCharts } from "./charts.js";
 import { make } from "./dom.js";
 import { showClasses } from "./classes.js";
 import { showComparison, showEvaluation } from "./evaluation.js";
@@ -26,22 +27,24 @@ const main = document.querySelector("main");
 
 async function navigate() {
   const asked = parameters().get("tab") ?? (shared.overview.samples || !shared.overview.runs.length ? "samples" : "runs");
-  const tab = asked in PAGES ? asked : "samples";
+  const tab = Object.hasOwn(PAGES, asked) ? asked : "samples";
   for (const one of document.querySelectorAll("nav a")) {
     if (one.dataset.tab === tab) one.setAttribute("aria-current", "page");
     else one.removeAttribute("aria-current");
   }
   leaveSample();
   say("");
-  main.replaceChildren();
+  clearCharts(main);
+  const page = make("div"); // what comes too late stays in a page that is gone
+  main.replaceChildren(page);
   const slow = setTimeout(() => {
     if (!document.querySelector("#status").textContent) say("loading …");
   }, 500);
   try {
-    await PAGES[tab][1](main);
+    await PAGES[tab][1](page);
     if (document.querySelector("#status").textContent === "loading …") say("");
   } catch (error) {
-    say(error.message, true);
+    if (page.isConnected) say(error.message, true);
   }
   clearTimeout(slow);
 }
@@ -58,8 +61,9 @@ document.addEventListener("click", (event) => {
 document.addEventListener("keydown", (event) => {
   if (event.target.matches(TYPED) || event.ctrlKey || event.metaKey || event.altKey) return;
   const onSlider = event.target.matches("input[type=range]") && event.key.startsWith("Arrow");
+  if (document.querySelector("#help").open) return;
   if (event.key === "?") document.querySelector("#help").showModal();
-  else if (onSlider || !(sampleKey(event.key) || lookKey(event.key))) return;
+  else if (onSlider || !(sampleKey(event) || lookKey(event.key))) return;
   event.preventDefault();
 });
 

@@ -12,6 +12,11 @@ function plotly() {
   return loading;
 }
 
+/** Release the charts of a page that is left. */
+export function clearCharts(page) {
+  for (const chart of page.querySelectorAll(".js-plotly-plot")) window.Plotly.purge(chart);
+}
+
 function color(name) {
   const probe = make("span");
   probe.style.color = `var(--${name})`;

@@ -23,7 +23,7 @@ export async function showClasses(main) {
     { title: "share of the images", number: true, value: ({ images }) => images, cell: ({ images }) => percent(images / overview.samples) },
     { title: "pixels", number: true, value: ({ pixels }) => pixels, cell: ({ pixels }) => number(pixels) },
     { title: "share of the pixels", number: true, value: ({ pixels }) => pixels, cell: ({ pixels }) => percent(pixels / total) },
-    { title: "beside the largest", cell: ({ id, pixels }) => {
+    { title: "relative to the largest class", cell: ({ id, pixels }) => {
       if (!id) return "";
       const bar = make("div", { className: "meter" });
       bar.style.width = `${100 * pixels / largest}%`;

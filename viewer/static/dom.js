@@ -48,8 +48,8 @@ export function table(caption, columns, rows, sorted = null) {
     apply(column);
   }
   function apply(column) {
-    const known = rows.filter((row) => column.value(row) !== null && column.value(row) !== undefined);
-    const unknown = rows.filter((row) => !known.includes(row));
+    const hasValue = (row) => column.value(row) !== null && column.value(row) !== undefined;
+    const known = rows.filter(hasValue), unknown = rows.filter((row) => !hasValue(row));
     const sign = order.falling ? -1 : 1;
     known.sort((one, other) => {
       const [a, b] = [column.value(one), column.value(other)];

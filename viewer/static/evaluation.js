@@ -19,6 +19,8 @@ export async function showEvaluation(main) {
   document.title = `${shared.overview.evaluations[evaluation]?.name} - cocoseg view`;
   const { metrics, confusions, regions } = await getJson(`api/evaluations/${evaluation}`);
   const samples = (more) => ({ tab: "samples", ...(evaluation ? { evaluation } : {}), ...more });
+  const { prediction } = shared.overview.evaluations[evaluation] ?? {};
+  const layer = typeof prediction === "number" ? { layer: `difference-${prediction}` } : {}; // that shows mistakes
   main.append(
     make("form", { onsubmit: () => false }, choice("Evaluation", "evaluation", options(), evaluation, (value) => {
       note({ evaluation: value === "0" ? null : value });
@@ -26,28 +28,23 @@ export async function showEvaluation(main) {
     })),
     make("p", {}, ...summary(metrics)),
     make("p", { className: "links" },
-      link(samples({ sort: "mIoU", layer: layerOf() }), "worst images"), link(samples({ sort: "mIoU", desc: 1 }), "best images"),
+      link(samples({ sort: "mIoU", ...layer }), "worst images"), link(samples({ sort: "mIoU", desc: 1 }), "best images"),
       link({ tab: "labels", ...(evaluation ? { evaluation } : {}) }, `${number(regions)} suspicious labels`)),
-    classTable(metrics.classes ?? [], samples));
+    classTable(metrics.classes ?? [], (more) => samples({ ...more, ...layer })));
   const map = make("div", { className: "chart" });
   main.append(make("h2", {}, "Confusions"));
   if (confusions.length) {
     main.append(make("p", {}, "Share of a true class's pixels that was predicted as another. Click a cell for its images."), map,
-      confusionTable(confusions, metrics, samples));
+      confusionTable(confusions, metrics, (more) => samples({ ...more, ...layer })));
   } else {
     main.append(empty("This evaluation has no confusions of images: run 'cocoseg eval' of this version again, without --quick."));
   }
-  if (confusions.length) await confusionMap(map, confusions, metrics, samples).catch((error) => say(error.message, true));
+  if (confusions.length) await confusionMap(map, confusions, metrics, (more) => samples({ ...more, ...layer })).catch((error) => say(error.message, true));
   if (metrics.calibration) {
     const chart = make("div", { className: "chart" });
     main.append(make("h2", {}, `Calibration, error ${score(metrics.calibration.ECE)}`), chart);
     await calibration(chart, metrics.calibration).catch((error) => say(error.message, true));
   }
-}
-
-/** The layer that shows mistakes, if there are predictions. */
-function layerOf() {
-  return shared.overview.predictions.length ? "difference-0" : "truth";
 }
 
 function summary(metrics) {
@@ -62,7 +59,7 @@ function classTable(classes, samples) {
   const column = (title, key) => ({ title, number: true, value: (row) => row[key], cell: (row) => score(row[key]) });
   return table("Scores of the classes; a class leads to its worst images", [
     { title: "class", value: ({ name }) => name, cell: ({ name }) => ids.has(name) ?
-      link(samples({ class: ids.get(name), sort: "IoU", layer: layerOf() }), swatch(colors[ids.get(name)]), name) : name },
+      link(samples({ class: ids.get(name), sort: "IoU" }), swatch(colors[ids.get(name)]), name) : name },
     column("IoU", "IoU"), column("boundary IoU", "boundary_IoU"), column("accuracy", "accuracy"), column("Dice", "Dice"),
     { title: "pixels", number: true, value: ({ pixels }) => pixels, cell: ({ pixels }) => number(pixels) },
   ], classes.filter(({ IoU }) => IoU !== null), { title: "IoU", falling: false });
@@ -76,7 +73,7 @@ function confusionTable(confusions, metrics, samples) {
     { title: "share", number: true, value: ([truth,, count]) => count / pixels(truth), cell: ([truth,, count]) => percent(count / pixels(truth)) },
     { title: "pixels", number: true, value: ([,, count]) => count, cell: ([,, count]) => number(count) },
     { title: "images", number: true, value: ([,,, images]) => images, cell: ([truth, predicted,, images]) =>
-      link(samples({ pair: `${truth},${predicted}`, layer: layerOf() }), number(images)) },
+      link(samples({ pair: `${truth},${predicted}` }), number(images)) },
   ], confusions.slice(0, 200), { title: "pixels", falling: true });
 }
 
@@ -97,7 +94,7 @@ function confusionMap(element, confusions, metrics, samples) {
   }
   return heatmap(element, "Share of each true class that was predicted as another; the table below lists them",
     { rows: rows.map(nameOf), columns: columns.map(nameOf) }, values, texts, { rows: "annotated", columns: "predicted" },
-    ({ pointIndex: [i, k] }) => go(samples({ pair: `${rows[i]},${columns[k]}`, layer: layerOf() })));
+    ({ pointIndex: [i, k] }) => go(samples({ pair: `${rows[i]},${columns[k]}` })));
 }
 
 function calibration(element, { bins }) {
@@ -131,7 +128,7 @@ export async function showComparison(main) {
     return value === null ? "" : make("span", { className: value < 0 ? "worse" : value > 0 ? "better" : "" }, `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(4)}`);
   };
   const columns = (title) => [
-    { title, value: ({ name }) => name, cell: ({ name }) => name },
+    { title, value: ({ name }) => name, cell: ({ name }) => name === "mIoU_foreground" ? "mIoU without background" : name.replace("_", " ") },
     { title: "before", number: true, value: ({ before }) => before, cell: ({ before }) => score(before) },
     { title: "after", number: true, value: ({ after }) => after, cell: ({ after }) => score(after) },
     { title: "change", number: true, value: difference, cell: signed },
@@ -139,7 +136,7 @@ export async function showComparison(main) {
   main.append(
     make("form", { onsubmit: () => false }, pick("From", "a", a), pick("to", "b", b)),
     make("p", {}, `Of ${number(images.compared)} images that both scored, `,
-      link(changed({}), `${number(images.worse)} became worse`), " and ", link(changed({ desc: 1 }), `${number(images.better)} better`), "."),
+      link(changed({ most: -1e-9 }), `${number(images.worse)} became worse`), " and ", link(changed({ desc: 1, least: 1e-9 }), `${number(images.better)} better`), "."),
     table("Scores", columns("score"), metrics.filter(({ before, after }) => before !== null || after !== null)),
     table("IoU of the classes", columns("class"), classes, { title: "change", falling: false }));
 }

@@ -27,13 +27,13 @@ export async function showLabels(main) {
     note({ [name]: value === usual ? null : value });
     shared.navigate();
   };
-  const redraw = () => {
-    for (const cell of grid.children) fill(cell);
-  };
+  const filled = () => [...grid.children].filter(({ content }) => content);
+  const redraw = () => filled().forEach(drawn);
+  const refetch = () => filled().forEach(fill);
   main.append(make("div", { className: "bars" }, make("form", { onsubmit: () => false },
     choice("Evaluation", "evaluation", evaluations.map(({ name }, i) => [i, name]), evaluation, again("evaluation", "0")),
     choice("Kind", "kind", [["", "all"], ...kinds.map((kind) => [kind, kind])], wanted, again("kind", ""))),
-  lookBar(redraw, redraw)));
+  lookBar(redraw, refetch)));
   if (!found.length) {
     return main.append(empty("Nothing is suspicious here. An evaluation with --quick, or of --predictions, looks for nothing."));
   }
@@ -74,21 +74,30 @@ function cellOf(region, evaluation) {
 /** Draw the surroundings of a region, and the region's box. */
 async function fill(cell) {
   const { position, box: [left, top, width, height] } = cell.region;
-  const [canvas, label] = cell.querySelector(".open").children;
+  const label = cell.querySelector(".open span");
+  const { layer } = currentLook();
   const margin = Math.round(Math.max(width, height, 60) / 2);
   const part = [Math.max(0, left - margin), Math.max(0, top - margin)];
   part.push(left + width + margin - part[0], top + height + margin - part[1]);
   try {
-    const { image, mask, other } = await fetchLayer(position, currentLook().layer, { box: part });
-    paint(canvas, image, mask, currentLook(), other);
-    const context = canvas.getContext("2d");
-    const line = Math.max(1, canvas.width / 200);
-    for (const [color, grow] of [["black", line], ["white", 0]]) {
-      context.strokeStyle = color;
-      context.lineWidth = line;
-      context.strokeRect(left - part[0] - grow, top - part[1] - grow, width + 2 * grow, height + 2 * grow);
-    }
+    const content = await fetchLayer(position, layer, { box: part });
+    if (layer !== currentLook().layer) return;
+    cell.content = { ...content, place: [left - part[0], top - part[1], width, height] };
+    drawn(cell);
   } catch (error) {
     label.textContent = error.message;
+  }
+}
+
+function drawn(cell) {
+  const { image, mask, other, place: [left, top, width, height] } = cell.content;
+  const canvas = cell.querySelector("canvas");
+  paint(canvas, image, mask, currentLook(), other);
+  const context = canvas.getContext("2d");
+  const line = Math.max(1, canvas.width / 200);
+  for (const [color, grow] of [["black", line], ["white", 0]]) {
+    context.strokeStyle = color;
+    context.lineWidth = line;
+    context.strokeRect(left - grow, top - grow, width + 2 * grow, height + 2 * grow);
   }
 }

@@ -4,6 +4,8 @@ import { choice, empty, make, number, table } from "./dom.js";
 import { getImage, getJson } from "./data.js";
 import { note, parameters, shared } from "./state.js";
 
+const MOST = 1000;
+
 /** Show the page. */
 export async function showLeftOut(main) {
   document.title = "Left out - cocoseg view";
@@ -26,7 +28,8 @@ export async function showLeftOut(main) {
       { title: "reason", value: ({ reason }) => reason, cell: ({ reason }) => reason },
       { title: "detail", value: ({ detail }) => detail, cell: ({ detail }) => detail },
       { title: "picture", cell: ({ i }) => pictureOf(i) },
-    ], rows.slice(0, 1000)));
+    ], rows.slice(0, MOST)));
+  if (rows.length > MOST) main.append(make("p", {}, `Not listed: ${number(rows.length - MOST)} more; quarantine.jsonl has all.`));
 }
 
 const visible = new IntersectionObserver((entries) => {
@@ -46,7 +49,7 @@ function pictureOf(i) {
 
 async function fill(element) {
   try {
-    const image = await getImage(`left-out/${element.number}?side=160`);
+    const image = await getImage(`left-out/${element.number}?side=160&v=${shared.overview.session}`);
     const canvas = make("canvas", { width: image.width, height: image.height, role: "img", "aria-label": "the image" });
     canvas.getContext("2d").drawImage(image, 0, 0);
     element.replaceChildren(canvas);

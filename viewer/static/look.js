@@ -3,7 +3,7 @@
 import { button, choice, make } from "./dom.js";
 import { getImages, isFile } from "./data.js";
 import { maskOf } from "./masks.js";
-import { currentLook, note, parameters, shared } from "./state.js";
+import { currentLook, note, parameters, predictionNumber, shared } from "./state.js";
 
 let repaint = () => {}, reload = () => {}, bar = null;
 
@@ -48,13 +48,13 @@ function change(changes, otherMasks = false) {
 }
 
 /** Act on a key, if it is one of the controls'. */
-export function lookKey(key) {
+export function lookKey({ key }) {
   if (!bar?.isConnected) return false;
   const toggle = (name) => bar.elements[name].click();
   const choose = (prefix) => {
-    const found = layers().find(([value]) => value.startsWith(prefix));
-    if (!found) return;
-    bar.elements.layer.value = found[0];
+    const wanted = prefix === "truth" ? prefix : `${prefix}-${predictionNumber()}`;
+    if (!layers().some(([value]) => value === wanted)) return;
+    bar.elements.layer.value = wanted;
     bar.elements.layer.onchange();
   };
   const actions = {
@@ -78,7 +78,7 @@ export async function fetchLayers(position, layers, options = {}) {
   const { bits, predictions } = shared.overview;
   const all = ["truth", ...predictions.map((_, i) => `prediction-${i}`)];
   const needed = isFile ? all : all.filter((one) => layers.some((layer) => needs(layer).includes(one)));
-  const asked = isFile ? "" : Object.entries(options).filter(([, value]) => value).map(([name, value]) => `&${name}=${value}`).join("");
+  const asked = isFile ? "" : Object.entries({ ...options, v: shared.overview.session }).filter(([, value]) => value).map(([name, value]) => `&${name}=${value}`).join("");
   const [image, ...found] = await getImages(`pictures/${position}?layers=${["image", ...needed]}${asked}`);
   if (image instanceof Error) throw image;
   const masks = new Map(needed.map((name, i) => [name, found[i] instanceof Error ? found[i] : maskOf(found[i], bits)]));

@@ -37,15 +37,16 @@ export async function showRuns(main) {
     })) : "",
     make("div", { className: "charts" }, ...charts.map(({ element }) => element)), settingsTable(), pictures());
   await redraw().catch((error) => say(error.message, true));
-  const timer = setInterval(async () => {
-    if (!last.isConnected) return clearInterval(timer);
-    if (document.hidden) return;
+  const again = async () => {
+    if (!last.isConnected) return;
     try {
-      if (await look()) await redraw();
+      if (!document.hidden && await look()) await redraw();
     } catch (error) {
-      say(error.message, true);
+      if (last.isConnected) say(error.message, true);
     }
-  }, EVERY);
+    setTimeout(again, EVERY);
+  };
+  setTimeout(again, EVERY);
 }
 
 /** Ask for what was recorded since; true if there is something new. */
@@ -138,7 +139,7 @@ function slider(run, found) {
   const show = () => {
     const at = steps[Number(range.value)];
     step.textContent = `step ${number(at)}`;
-    picture.src = `run-picture/${run}?${new URLSearchParams({ name, step: at })}`;
+    picture.src = `run-picture/${run}?${new URLSearchParams({ name, step: at, v: shared.overview.session })}`;
     picture.alt = `${name} at step ${at}: image, ground truth and prediction`;
   };
   const controls = make("form", { onsubmit: () => false }, choice("Sample", "name", names.map((one) => [one, one]), name, choose), range, step);

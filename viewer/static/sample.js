@@ -4,26 +4,31 @@ import { button, choice, make, percent, score, swatch } from "./dom.js";
 import { getJson } from "./data.js";
 import { fetchLayers } from "./look.js";
 import { paint } from "./masks.js";
-import { currentLook, nameOf, note, parameters, shared } from "./state.js";
+import { currentLook, nameOf, note, parameters, predictionNumber, shared } from "./state.js";
 
 const dialog = document.querySelector("#detail");
 let open = null; // { position, facts, panels, view, calls }
+let asked = 0;   // samples: only the last one that was asked for is shown
 
-/** Show a sample. calls: { step(±1), closed() } */
+/** Show a sample. calls: { step(±1), closed(), repaint() } */
 export async function openSample(position, calls) {
   const layers = ["image", "truth"];
   for (const i of shared.overview.predictions.keys()) layers.push(`prediction-${i}`, `difference-${i}`);
+  const mine = ++asked;
   const facts = await getJson(`api/samples/${position}`);
   const found = await fetchLayers(position, layers);
+  if (mine !== asked) return;
   const panels = layers.map((layer, i) => ({ layer, ...found[i], canvas: make("canvas", { role: "img", "aria-label": titleOf(layer) }) }));
   open = { position, facts, panels, view: { scale: 0, x: 0, y: 0 }, calls };
   draw();
 }
 
 function draw() {
+  const focused = document.activeElement?.getAttribute("aria-label");
   dialog.replaceChildren(bar(), body());
   if (!dialog.open) dialog.showModal();
-  dialog.focus(); // not the first control: keys are for the sample
+  // Not the first control: keys are for the sample.
+  ([...dialog.querySelectorAll(".bar button")].find((one) => one.getAttribute("aria-label") === focused) ?? dialog).focus();
   repaintSample();
   arrange();
   aim();
@@ -44,12 +49,14 @@ export function closeSample() {
 /** Close it because the page goes elsewhere. */
 export function leaveSample() {
   open = null;
+  asked++;
   dialog.close();
 }
 
 dialog.addEventListener("close", () => {
   const calls = open?.calls;
   open = null;
+  asked++;
   calls?.closed();
 });
 
@@ -62,14 +69,9 @@ function titleOf(layer) {
 function bar() {
   const { facts, calls } = open;
   const name = facts.meta.file_name ? ` (${facts.meta.file_name})` : "";
-  const slider = parameters().get("panels") === "slider";
   return make("div", { className: "bar" },
-    make("h2", {}, `${facts.key}${name}, ${facts.width} × ${facts.height}`),
-    shared.overview.predictions.length ? choice("Panels", "panels", [["beside", "side by side"], ["slider", "under a slider"]],
-      slider ? "slider" : "beside", (value) => {
-        note({ panels: value === "beside" ? null : value });
-        draw();
-      }) : null,
+    make("h2", { id: "detail-title" }, `${facts.key}${name}, ${facts.width} × ${facts.height}`),
+    choice("Panels", "panels", choices(), parameters().get("panels") ?? "beside", show),
     button("←", () => calls.step(-1), "Sample before"),
     button("→", () => calls.step(1), "Next sample"),
     button("−", () => zoom(1 / 1.5), "Zoom out"),
@@ -96,13 +98,25 @@ new ResizeObserver(() => {
   aim();
 }).observe(dialog);
 
+function choices() {
+  const { predictions } = shared.overview;
+  const slider = predictions.length ? [["slider", "ground truth and prediction under a slider"]] : [];
+  return [["beside", "side by side"], ...slider, ...open.panels.map(({ layer }) => [layer, titleOf(layer)])];
+}
+
+/** Show all panels, the slider, or one panel alone. */
+function show(choice) {
+  note({ panels: choice === "beside" ? null : choice });
+  draw();
+}
+
 function body() {
-  const slider = parameters().get("panels") === "slider" && open.panels.some(({ layer }) => layer.startsWith("prediction"));
+  const wanted = parameters().get("panels");
   const panels = make("div", { className: "panels" });
-  if (slider) panels.append(...underSlider());
-  else {
-    for (const panel of open.panels) panels.append(panelOf([panel], titleOf(panel.layer), panel.problem));
-  }
+  const one = open.panels.filter(({ layer }) => layer === wanted);
+  for (const panel of open.panels) panel.element = null;
+  if (wanted === "slider" && shared.overview.predictions.length) panels.append(underSlider());
+  else panels.append(...(one.length ? one : open.panels).map((panel) => panelOf([panel], titleOf(panel.layer), panel.problem)));
   return make("div", { className: "body" }, panels, factsOf());
 }
 
@@ -117,8 +131,7 @@ function panelOf(shown, title, problem) {
 /** Ground truth left of the divider, prediction right of it. */
 function underSlider() {
   const truth = open.panels.find(({ layer }) => layer === "truth");
-  const prediction = open.panels.find(({ layer }) => layer.startsWith("prediction"));
-  for (const panel of open.panels) panel.element = null;
+  const prediction = open.panels.find(({ layer }) => layer === `prediction-${predictionNumber()}`);
   const element = panelOf([truth, prediction], "ground truth | prediction", prediction.problem);
   const range = make("input", { type: "range", className: "divider", min: 0, max: 100, value: 50,
     "aria-label": "Divider between ground truth and prediction", oninput: () => {
@@ -128,7 +141,7 @@ function underSlider() {
   range.addEventListener("pointerdown", (event) => event.stopPropagation());
   element.append(range);
   open.divider = 0.5;
-  return [element];
+  return element;
 }
 
 function factsOf() {
@@ -139,10 +152,12 @@ function factsOf() {
     make("p", { id: "under", role: "status" }, "Point at a pixel: its classes appear here."));
   const heads = evaluations.length ? [["", ...evaluations.map(({ name }) => `IoU, ${name}`), "share"]] : [];
   side.append(make("h3", {}, "Classes"), plainTable([...heads, ...facts.classes.map(({ train_id: id, pixels: count }) => {
-    const box = make("input", { type: "checkbox", checked: !shared.hidden.has(id), onchange: () => {
-      if (box.checked) shared.hidden.delete(id);
-      else shared.hidden.add(id);
-      repaintSample();
+    const box = make("input", { type: "checkbox", checked: !currentLook().hidden.has(id), onchange: () => {
+      const { hidden } = currentLook();
+      if (box.checked) hidden.delete(id);
+      else hidden.add(id);
+      note({ hide: [...hidden].join(",") });
+      open.calls.repaint();
     } });
     const color = currentLook().colors[id] ?? [128, 128, 128];
     const scores = facts.scores.map((one) => one?.IoU[id]?.toFixed(3) ?? "");
@@ -230,7 +245,7 @@ function listen(element) {
   }, { passive: false });
   element.addEventListener("pointerdown", (event) => element.setPointerCapture(event.pointerId));
   element.addEventListener("pointermove", (event) => {
-    if (event.buttons) {
+    if (event.buttons && element.hasPointerCapture(event.pointerId)) {
       open.view.x += event.movementX;
       open.view.y += event.movementY;
       return place();
@@ -252,9 +267,19 @@ function name(column, row) {
 }
 
 /** Act on a key, if a sample is open and it is one of its keys. */
-export function sampleKey(key) {
+export function sampleKey({ key, shiftKey }) {
   if (!open) return false;
-  const actions = {
+  const move = (x, y) => () => {
+    open.view.x += x;
+    open.view.y += y;
+    place();
+  };
+  const alone = (layer) => () => show(parameters().get("panels") === layer ? "beside" : layer);
+  const moves = { ArrowLeft: move(60, 0), ArrowRight: move(-60, 0), ArrowUp: move(0, 60), ArrowDown: move(0, -60) };
+  const actions = shiftKey && key in moves ? moves : {
+    g: alone("truth"),
+    p: alone(`prediction-${predictionNumber()}`),
+    d: alone(`difference-${predictionNumber()}`),
     ArrowLeft: () => open.calls.step(-1),
     ArrowRight: () => open.calls.step(1),
     "+": () => zoom(1.5),

@@ -2,7 +2,7 @@
 
 import { button, choice, empty, make, number } from "./dom.js";
 import { getJson, getText, isFile } from "./data.js";
-import { fetchLayer, lookBar } from "./look.js";
+import { fetchLayers, lookBar } from "./look.js";
 import { paint } from "./masks.js";
 import { closeSample, openSample, repaintSample } from "./sample.js";
 import { currentLook, go, nameOf, note, parameters, say, shared } from "./state.js";
@@ -52,8 +52,15 @@ function query() {
     if (!(asked.get("sort") in RANGES)) asked.delete(name);
     else if (asked.has(name) && asked.get("sort") === "share") asked.set(name, asked.get(name) / 100);
   }
-  if (asked.get("sort") === "change" && !asked.has("other")) asked.set("other", 1);
+  if (asked.get("sort") === "change") asked.set("other", other());
   return asked;
+}
+
+/** The evaluation that a change leads to. */
+function other() {
+  const evaluation = Number(parameters().get("evaluation") ?? 0);
+  const given = Number(parameters().get("other") ?? -1);
+  return given >= 0 && given !== evaluation ? given : evaluation === 0 ? 1 : 0;
 }
 
 function filterBar() {
@@ -71,8 +78,6 @@ function filterBar() {
     return make("label", {}, label, field);
   };
   const ofClasses = classes.flatMap(({ name, images }, id) => images ? [[id, `${name} (${number(images)})`]] : []);
-  const known = orders.filter((order) =>
-    (order === "change" ? evaluations.length > 1 : evaluations.length || orders.indexOf(order) < 6));
   const falling = make("input", { type: "checkbox", name: "desc", checked: now.get("desc") === "1",
     onchange: () => change("desc", falling.checked ? "1" : "") });
   const unit = make("span");
@@ -85,7 +90,7 @@ function filterBar() {
   };
   limit();
   const clear = () => {
-    note(Object.fromEntries([...FILTERS, "sample"].map((name) => [name, null])));
+    note(Object.fromEntries([...FILTERS, "sample", "hide"].map((name) => [name, null])));
     shared.navigate();
   };
   document.title = `${number(samples)} samples - cocoseg view`;
@@ -94,8 +99,12 @@ function filterBar() {
     choice("Class", "class", [["", "any"], ...ofClasses], now.get("class") ?? "", (value) => change("class", value)),
     evaluations.length > 1 ? choice("Evaluation", "evaluation", evaluations.map(({ name }, i) => [i, name]),
       now.get("evaluation") ?? 0, (value) => change("evaluation", value === "0" ? "" : value)) : null,
-    choice("Sort", "sort", known.map((order) => [order, WORDS[order]]), now.get("sort") ?? "position",
+    choice("Sort", "sort", orders.map((order) => [order, WORDS[order]]), now.get("sort") ?? "position",
       (value) => {
+        note({ least: null, most: null });
+        for (const field of range.querySelectorAll("input")) field.value = "";
+        falling.checked = value === "suspicion";
+        note({ desc: falling.checked ? "1" : null });
         change("sort", value === "position" ? "" : value);
         limit();
       }),
@@ -109,13 +118,17 @@ function restriction() {
   const found = [];
   if (now.get("pair")) {
     const [truth, predicted] = now.get("pair").split(",").map(Number);
-    found.push(`${nameOf(truth)} predicted as ${nameOf(predicted)}, most pixels first`);
+    found.push(`${nameOf(truth)} predicted as ${nameOf(predicted)}${now.get("sort") ? "" : ", most such pixels first"}`);
   }
+  if (now.get("sort") === "change") found.push(`change to ${shared.overview.evaluations[other()].name}`);
   if (now.get("with")) found.push(`also with ${nameOf(Number(now.get("with")))}`);
   return found.length ? `: ${found.join("; ")}` : "";
 }
 
+let turn = 0; // of searches: answers of earlier ones are dropped
+
 async function search() {
+  const mine = ++turn;
   if (isFile) {
     positions = shared.overview.positions;
   } else {
@@ -124,16 +137,20 @@ async function search() {
     }
     say("searching …");
     try {
-      positions = (await getJson(`api/samples?${query()}`)).positions;
+      const found = await getJson(`api/samples?${query()}`);
+      if (mine !== turn || !grid.isConnected) return;
+      positions = found.positions;
     } catch (error) {
-      return say(error.message, true);
+      if (mine === turn && grid.isConnected) say(error.message, true);
+      return;
     }
   }
   grid.replaceChildren();
   count = 0;
+  adding = false;
   const { samples } = shared.overview;
   say(positions.length ? `${number(positions.length)} of ${number(samples)} samples${restriction()}` :
-    "No sample matches: search for less of the name, or choose another class.");
+    "No sample matches. Search for less of the name, choose another class, or remove the limits; Reset shows all.");
   await addCells();
 }
 
@@ -146,6 +163,7 @@ async function addCells() {
   const next = positions.slice(count, count + CHUNK);
   if (adding || !next.length) return;
   adding = true;
+  const mine = turn;
   const cells = next.map(cellOf);
   grid.append(...cells);
   count += next.length;
@@ -154,8 +172,9 @@ async function addCells() {
       (await getJson(`api/facts?positions=${next}`)).facts;
     cells.forEach((cell, i) => describe(cell, facts[i]));
   } catch (error) {
-    say(error.message, true);
+    if (mine === turn) say(error.message, true);
   }
+  if (mine !== turn) return;
   adding = false;
   ends.unobserve(more); // so that it looks again: the end may still be in sight
   ends.observe(more);
@@ -188,26 +207,42 @@ function cellOf(position) {
 }
 
 function describe(cell, facts) {
-  const scored = facts.scores[Number(parameters().get("evaluation") ?? 0)];
-  const text = scored?.mIoU === undefined || scored.mIoU === null ? facts.key : `${facts.key} · mIoU ${scored.mIoU.toFixed(3)}`;
+  const text = `${facts.key}${valueOf(facts)}`;
   const names = facts.classes.map(({ train_id: id }) => nameOf(id));
   const open = cell.querySelector(".open");
+  cell.text = text;
   if (!open.classList.contains("wrong")) open.querySelector("span").textContent = text;
   open.setAttribute("aria-label", `${text}: ${names.join(", ")}`);
   cell.querySelector("input")?.setAttribute("aria-label", `Pick ${facts.key}`);
 }
 
+/** What the samples are sorted by, or their mIoU. */
+function valueOf({ scores, classes, width, height }) {
+  const now = parameters();
+  const [scored, train_id] = [scores[Number(now.get("evaluation") ?? 0)], Number(now.get("class") ?? -1)];
+  const share = classes.find((one) => one.train_id === train_id)?.pixels / (width * height);
+  const values = {
+    IoU: ["IoU", scored?.IoU[train_id]], confidence: ["confidence", scored?.confidence], quality: ["label quality", scored?.quality],
+    share: ["share", share], change: ["change", scores[other()]?.mIoU - scored?.mIoU],
+  };
+  const [name, value] = values[now.get("sort")] ?? ["mIoU", scored?.mIoU];
+  return typeof value === "number" && !Number.isNaN(value) ? ` · ${name} ${value.toFixed(3)}` : "";
+}
+
 async function fillCell(cell) {
   cell.content = {};
-  const open = cell.querySelector(".open");
+  const { layer } = currentLook();
+  const [open, span] = [cell.querySelector(".open"), cell.querySelector(".open span")];
   try {
-    const content = await fetchLayer(cell.position, currentLook().layer, { side: THUMBNAIL });
-    if (!cell.content) return; // scrolled away meanwhile
+    const [content] = await fetchLayers(cell.position, [layer], { side: THUMBNAIL });
+    if (!cell.content || layer !== currentLook().layer) return; // scrolled away, or another is shown now
     cell.content = content;
     paint(cell.querySelector("canvas"), content.image, content.mask, currentLook(), content.other);
+    open.classList.toggle("wrong", Boolean(content.problem));
+    span.textContent = content.problem ?? cell.text ?? span.textContent;
   } catch (error) {
     open.classList.add("wrong");
-    open.querySelector("span").textContent = error.message;
+    span.textContent = error.message;
   }
 }
 
@@ -222,7 +257,6 @@ function repaint() {
 
 function reload() {
   for (const cell of grid.children) {
-    cell.querySelector(".open").classList.remove("wrong");
     if (cell.content) fillCell(cell);
   }
   repaintSample();
@@ -234,7 +268,7 @@ function pickBar() {
   return make("div", { className: "picks", role: "group", "aria-label": "Picked samples" },
     make("span", { id: "picked" }, picked()),
     button("Copy keys", copyKeys), button("Save list", saveList),
-    button("Pick none", () => {
+    button("Clear selection", () => {
       shared.picked.clear();
       for (const box of grid.querySelectorAll(".cell > input")) box.checked = false;
       countPicked();
@@ -242,21 +276,22 @@ function pickBar() {
 }
 
 function picked() {
-  return shared.picked.size ? `${number(shared.picked.size)} picked:` : "All that are found:";
+  return shared.picked.size ? `${number(shared.picked.size)} picked:` : "All results:";
 }
 
 function countPicked() {
   document.querySelector("#picked").textContent = picked();
 }
 
-async function listed() {
+async function listed(form = "") {
   const chosen = [...shared.picked].sort((one, other) => one - other);
-  return getText(`api/list?${chosen.length ? `positions=${chosen}` : query()}`);
+  return getText(`api/list?${chosen.length ? `positions=${chosen}` : query()}${form}`);
 }
 
 async function copyKeys() {
   try {
-    const keys = (await listed()).split("\n").map((line) => line.slice(line.lastIndexOf("/") + 1));
+    const keys = (await listed("&keys=1")).split("\n");
+    if (!navigator.clipboard) throw new Error("The browser copies only from https or from localhost: save the list.");
     await navigator.clipboard.writeText(keys.join("\n"));
     say(`${number(keys.length - 1)} keys are in the clipboard.`);
   } catch (error) {
@@ -284,8 +319,11 @@ async function show(position) {
     await openSample(position, {
       step: (step) => {
         const next = positions[positions.indexOf(position) + step];
-        if (next !== undefined) show(next);
+        if (next === undefined) return;
+        note({ box: null });
+        show(next);
       },
+      repaint,
       closed: () => note({ sample: null, box: null }),
     });
   } catch (error) {

@@ -4,7 +4,8 @@ import { isFile } from "./data.js";
 import { colorsOf } from "./masks.js";
 
 /** Set once at the start; see `Answers.overview`. */
-export const shared = { overview: null, hidden: new Set(), picked: new Set(), navigate: null };
+export const shared = { overview: null, picked: new Set(), navigate: null };
+const KEPT = ["palette", "opacity", "fill", "outline", "hide"]; // from page to page
 
 let address = location.search; // a browser may refuse to change that of a file
 
@@ -30,7 +31,12 @@ export function note(changes) {
 
 /** Go to another state of the page. */
 export function go(wanted) {
-  address = `?${new URLSearchParams(wanted)}`;
+  const next = new URLSearchParams(wanted);
+  for (const name of KEPT) {
+    const value = parameters().get(name);
+    if (value !== null && !next.has(name)) next.set(name, value);
+  }
+  address = `?${next}`;
   if (!isFile) history.pushState(null, "", address);
   shared.navigate();
 }
@@ -44,7 +50,7 @@ export function say(text, wrong = false) {
 
 /** What masks look like now. */
 export function currentLook() {
-  const { overview, hidden } = shared;
+  const { overview } = shared;
   const now = parameters();
   const pair = now.get("pair");
   return {
@@ -55,8 +61,16 @@ export function currentLook() {
     colors: colorsOf(overview, now.get("palette") ?? "classes"),
     ignore: overview.ignore_index,
     pair: pair ? pair.split(",").map(Number) : null,
-    hidden,
+    hidden: new Set((now.get("hide") ?? "").split(",").filter(Boolean).map(Number)),
   };
+}
+
+/** Which prediction is meant: that of the layer, or else of the evaluation. */
+export function predictionNumber() {
+  const now = parameters();
+  const [, number] = (now.get("layer") ?? "").split("-");
+  const { prediction } = shared.overview.evaluations[Number(now.get("evaluation") ?? 0)] ?? {};
+  return Number(number ?? prediction ?? 0);
 }
 
 /** The name of a class. */
