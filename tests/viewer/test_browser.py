@@ -397,7 +397,7 @@ def test_late_answers_change_nothing(watch: Callable[..., Watched], samples: lis
     held: list[Any] = []
 
     def hold(pattern: str, act: Callable[[], None]) -> None:
-        page.route(pattern, held.append)
+        page.route(pattern, lambda route: held.append(route))
         act()
         while not held:
             page.wait_for_timeout(20)

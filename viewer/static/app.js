@@ -63,7 +63,7 @@ document.addEventListener("keydown", (event) => {
   const onSlider = event.target.matches("input[type=range]") && event.key.startsWith("Arrow");
   if (document.querySelector("#help").open) return;
   if (event.key === "?") document.querySelector("#help").showModal();
-  else if (onSlider || !(sampleKey(event) || lookKey(event.key))) return;
+  else if (onSlider || !(sampleKey(event) || lookKey(event))) return;
   event.preventDefault();
 });
 
