@@ -67,7 +67,10 @@ def write_program(program: ExportedProgram, description: Mapping[str, Any], path
     buffer = io.BytesIO()
     with quiet():
         torch.export.save(program, buffer, extra_files={DESCRIPTION: json.dumps(description)})
-    path.write_bytes(buffer.getbuffer())
+    # Not by `write_bytes`: its frame, which an error keeps, holds the buffer; then the collection of
+    # garbage crashes in CPython 3.12.1.
+    with path.open("wb") as file:
+        file.write(buffer.getbuffer())
 
 
 def run_program(path: Path) -> Callable[[Tensor], Tensor]:
