@@ -67,8 +67,8 @@ def write_program(program: ExportedProgram, description: Mapping[str, Any], path
     buffer = io.BytesIO()
     with quiet():
         torch.export.save(program, buffer, extra_files={DESCRIPTION: json.dumps(description)})
-    # Not by `write_bytes`: its frame, which an error keeps, holds the buffer, and then CPython 3.12.1
-    # crashes when it collects garbage.
+    # Not by `write_bytes`: its frame, which an error keeps, holds the buffer; CPython 3.12.1 then
+    # crashes in its garbage collector.
     with path.open("wb") as file:
         file.write(buffer.getbuffer())
 
