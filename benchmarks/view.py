@@ -202,7 +202,7 @@ def rows(folder: Path) -> Iterator[Row]:
         server = Server([str(shards)], {})
         page = browser.new_context(viewport=_VIEWPORT).new_page()
         forget(shards)
-        yield Row.limit("command until its address", server.seconds, 5, "s")
+        yield Row("command until its address", "", f"{server.seconds:.1f} s")
         yield Row.limit("page until 60 thumbnails, cold", open_page(page, server.address), 2, "s")
         further = pages(page, shards)
         yield Row.limit("60 more, cold (median)", statistics.median(further), 0.5, "s")
