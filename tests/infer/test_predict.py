@@ -219,7 +219,7 @@ def test_a_list_names_images(infer, put, photos, out, tmp_path):
     ("text", "said"),
     [
         (b"", "lists no file"),
-        (b"\xff\xfe", "not a list of paths"),
+        (b"\xff\xfe", "is not a list in UTF-8"),
         (b"a.jpg\ns3://b/c.jpg", "two lists"),
         (b"a.jpg\n/\n", "is not an image file"),
     ],
