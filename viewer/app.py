@@ -107,7 +107,7 @@ class _Guard:
 
         try:
             await self._app(scope, receive, answer)
-        except Exception as error:  # a bug: the page says so, and goes on
+        except Exception as error:  # a bug: the page says so
             log.exception("%s", request.url.path[:200])
             if not begun:
                 problem = f"{type(error).__name__}: see what 'cocoseg view' printed"

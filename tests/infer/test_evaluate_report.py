@@ -100,7 +100,7 @@ def test_one_class_and_hundreds_of_16_bits(classes):
 
 
 def score(position, miou):
-    return ImageScore(position, f"k{position}", "a.jpg", 1, 1, 1, miou, 0.0, 0, 0.0, 1.0, ())
+    return ImageScore(position, f"k{position}", "a.jpg", 1, 1, 1, miou, 0.0, 0, 0.0, 1.0, 1.0, ())
 
 
 def shown(one):
