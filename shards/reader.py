@@ -20,7 +20,7 @@ from ..storage import locate
 from ..storage.retry import ATTEMPTS, pause
 from ..taxonomy import Taxonomy
 from .config import ReadConfig
-from .decode import decode_mask, decode_photo, decode_sample, of_bits
+from .decode import decode_photo, decode_sample
 from .files import ShardFiles, open_files
 from .manifest import (
     MEMBERS,
@@ -186,22 +186,6 @@ class ShardSet:
             return decode_photo(self._member(place, "image"), place.row, place.where)
         except DataError as error:
             raise place.bad(error) from None
-
-    def read_mask(self, position: int) -> Mask:
-        """Read and decode the mask alone: train ids, shape (H, W), of the taxonomy's bits.
-
-        Raises
-        ------
-        BadSample
-            As `read`.
-        """
-        place = self._place(position)
-        try:
-            size = (place.row.height, place.row.width)
-            mask = decode_mask(self._member(place, "mask"), place.where, expected=size)
-        except DataError as error:
-            raise place.bad(error) from None
-        return of_bits(mask, self.taxonomy.bits)
 
     def read_meta(self, position: int) -> dict[str, Any]:
         """Read the JSON of a sample; empty if it has none, or anything but an object.
