@@ -1,7 +1,6 @@
 """What the output folders of ``infer`` and ``eval`` hold beside the masks, and their settings."""
 
 import json
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +9,7 @@ from ..colors import colormap
 from ..config import parse_yaml, to_yaml
 from ..errors import ConfigError
 from ..model.config import COMPUTATION_KEYS, ModelConfig
-from ..storage import LocalPath, Location, locate
+from ..storage import Location
 from ..storage.output import FILES, OutputFolder, read_ledger
 from ..taxonomy import Taxonomy
 from .config import InferConfig
@@ -94,12 +93,6 @@ def recorded_settings(folder: Location) -> dict[str, Any]:
     except (ConfigError, KeyError, TypeError):  # another program's
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def resolved(place: str | Location) -> str:
-    """Return the one name of a place: absolute, links followed, no slash behind it."""
-    place = locate(place)
-    return os.path.realpath(place) if isinstance(place, LocalPath) else place.url
 
 
 def classes_json(config: InferConfig, taxonomy: Taxonomy) -> str:

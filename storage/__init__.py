@@ -27,6 +27,12 @@ def locate(place: str | os.PathLike[str] | Location) -> Location:
     return LocalPath(path.rstrip("/") or path[:1])
 
 
+def resolved(place: str | os.PathLike[str] | Location) -> str:
+    """Return the one name of a place: absolute, links followed, no slash behind it."""
+    place = locate(place)
+    return os.path.realpath(place) if isinstance(place, LocalPath) else place.url
+
+
 def last_parts(place: str | os.PathLike[str] | Location) -> str:
     """Return the end of a location, ``PARENT/NAME``: enough to recognize it."""
     return "/".join(str(locate(place)).rpartition("://")[2].rstrip("/").split("/")[-2:])

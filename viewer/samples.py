@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import CocosegError, ConfigError
 from ..shards.reader import ShardSet
-from ..storage import LocalPath, locate
+from ..storage import LocalPath, locate, resolved
 from .evaluations import ScoredSamples
 from .sources import EvaluationFiles
 
@@ -258,16 +258,11 @@ class SampleTable:
 
         Shards that were moved since are not recognized; then a key may be of any of them.
         """
-        scored = {_real(str(folder)) for folder in evaluation.metrics.get("shards", ())}
-        parts = [i for i, folder in enumerate(self._shards.folders) if _real(folder) in scored]
+        scored = {resolved(str(folder)) for folder in evaluation.metrics.get("shards", ())}
+        parts = [i for i, folder in enumerate(self._shards.folders) if resolved(folder) in scored]
         found = defaultdict(list)
         for part in parts or range(len(self._shards.folders)):
             first = self._ends[part] - len(self._shards.indices[part])
             for position in range(first, self._ends[part]):
                 found[self.keys[position]].append(position)
         return found
-
-
-def _real(folder: str) -> str:
-    place = locate(folder)
-    return os.path.realpath(place) if isinstance(place, LocalPath) else place.url

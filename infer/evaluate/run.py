@@ -37,11 +37,11 @@ from ...shards.order import evaluation_batches
 from ...shards.png import Mask, encode_mask
 from ...shards.reader import Sample, ShardSet
 from ...shards.tarball import key_path
-from ...storage import Location, locate
+from ...storage import Location, locate, resolved
 from ...storage.output import OutputFolder, explained
 from ...taxonomy import Taxonomy
 from ..config import InferConfig
-from ..folder import CLASSES, SETTINGS, classes_json, resolved, used_settings
+from ..folder import CLASSES, SETTINGS, classes_json, used_settings
 from ..predictor import SLOW, explained_memory
 from ..views import views_of
 from .images import ImageScore, ShownImage, Worst

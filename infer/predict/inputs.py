@@ -21,7 +21,7 @@ from ...shards.config import ReadConfig
 from ...shards.manifest import MANIFEST_NAME
 from ...shards.reader import ShardSet
 from ...shards.tarball import key_path
-from ...storage import LocalPath, Location, locate, stamps
+from ...storage import LocalPath, Location, locate, resolved, stamps
 from ...storage.lists import read_list
 from ...storage.location import LOCK
 from ...storage.output import FILES, folders_of
@@ -34,7 +34,6 @@ from ..folder import (
     SETTINGS,
     files_of_outputs,
     mask_file,
-    resolved,
 )
 
 _RESERVED = {*FOLDERS, PROGRESS, PREDICTIONS, COCO_JSON, SETTINGS, CLASSES, FILES, LOCK}

@@ -25,10 +25,10 @@ from ...model.precision import dtype_name, tf32
 from ...model.predictor import ComingPrediction, Inputs, Predictor
 from ...printable import redacted
 from ...results import Result
-from ...storage import locate
+from ...storage import locate, resolved
 from ...storage.output import OutputFolder, explained
 from ..config import InferConfig
-from ..folder import CLASSES, SETTINGS, classes_json, refuse_loss, resolved, used_settings
+from ..folder import CLASSES, SETTINGS, classes_json, refuse_loss, used_settings
 from ..predictor import SLOW, explained_memory, load_predictor
 from ..views import views_of
 from .inputs import InputImage, list_inputs
