@@ -2,6 +2,8 @@
 
     RUN/checkpoints/step-00000100/   config.json, model.safetensors, preprocessor_config.json,
                                      taxonomy.json, training_state.pt, digests.json
+    RUN/metrics.jsonl, RUN/tensorboard
+                                     what the run recorded
     RUN/best, RUN/last               relative links; on object stores one-line pointer files
 
 A command accepts a run, a checkpoint folder, a lone file of weights, or a name of the hub.
@@ -22,6 +24,9 @@ STATE_NAME = "training_state.pt"
 DIGESTS_NAME = "digests.json"
 """SHA-256 of the other files; without it a checkpoint is not finished."""
 CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+"""Folder of what a run records for TensorBoard."""
 WEIGHT_SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt")
 """Of lone files of weights."""
 

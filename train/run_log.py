@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event
 from torch.utils.tensorboard import SummaryWriter
 
+from ..checkpoint.layout import METRICS, TENSORBOARD
 from ..checkpoint.save import explained
 from ..errors import CocosegError
 from ..storage import LocalPath, Location
@@ -25,8 +26,6 @@ from ..storage.lock import temporary_folder
 
 log = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
-TENSORBOARD = "tensorboard"
 _SCORES = "val"  # how the names of what validation found begin, pictures' too
 
 

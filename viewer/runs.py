@@ -4,11 +4,12 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..checkpoint.layout import METRICS, TENSORBOARD
 from ..config import parse_yaml
 from ..errors import ConfigError
 from ..storage import Location
 
-METRICS, TENSORBOARD, SETTINGS = "metrics.jsonl", "tensorboard", "config.yaml"
+_SETTINGS = "config.yaml"
 _PICTURES = "validation/"  # how the names of the pictures begin
 _MOST_LINES = 4000  # of one answer; validations are never left out
 
@@ -42,7 +43,7 @@ def read_metrics(run: Location, start: int) -> dict[str, Any]:
 def read_settings(run: Location) -> dict[str, Any]:
     """Return the settings of a run, ``section.key`` → value; empty where it has none."""
     try:
-        content = parse_yaml((run / SETTINGS).read_bytes())
+        content = parse_yaml((run / _SETTINGS).read_bytes())
     except ConfigError:
         return {}
     return {

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..checkpoint.layout import METRICS
 from ..errors import ConfigError, DataError
 from ..photo import is_image_name
 from ..results import Result
@@ -120,7 +121,7 @@ def open_sources(paths: Sequence[str]) -> Sources:
     images: list[PictureFolder] = []
     for path in paths:
         place = locate(path)
-        there = place.present([MANIFEST_NAME, "metrics.json", "metrics.jsonl", "predictions.jsonl"])
+        there = place.present([MANIFEST_NAME, "metrics.json", METRICS, "predictions.jsonl"])
         if MANIFEST_NAME in there:
             shards.append(path)
         elif "metrics.json" in there:
@@ -128,7 +129,7 @@ def open_sources(paths: Sequence[str]) -> Sources:
             evaluations.append(_read_evaluation(place, len(predictions) if own else None))
             if own:
                 predictions.append(PictureFolder(last_parts(place), place / "predictions"))
-        elif "metrics.jsonl" in there:
+        elif METRICS in there:
             runs.append(PictureFolder(last_parts(place), place))
         elif "predictions.jsonl" in there:
             predictions.append(PictureFolder(last_parts(place), place))
