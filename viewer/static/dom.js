@@ -73,6 +73,18 @@ export function empty(text, command = null) {
   return make("div", { className: "empty" }, make("p", {}, text), command && make("pre", {}, command));
 }
 
+/** An observer that calls `fill` with an element once, when it comes near the screen. */
+export function whenVisible(fill) {
+  const observer = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (!isIntersecting) continue;
+      observer.unobserve(target);
+      fill(target);
+    }
+  }, { rootMargin: "400px" });
+  return observer;
+}
+
 /** A colored square. */
 export function swatch([red, green, blue]) {
   const element = make("span", { className: "swatch" });

@@ -1,11 +1,10 @@
 // Labels that may be wrong, the most suspicious first.
 
-import { choice, empty, make, number, table } from "./dom.js";
+import { choice, empty, link, make, number, table, whenVisible } from "./dom.js";
 import { getJson } from "./data.js";
 import { fetchLayer, lookBar } from "./look.js";
 import { paint } from "./masks.js";
-import { goToSample } from "./samples.js";
-import { currentLook, nameOf, note, parameters, shared } from "./state.js";
+import { currentLook, go, nameOf, note, parameters, shared } from "./state.js";
 
 const SHOWN = 60;
 
@@ -47,24 +46,18 @@ export async function showLabels(main) {
     { title: "annotated", value: ({ annotated }) => nameOf(annotated), cell: ({ annotated }) => nameOf(annotated) },
     { title: "predicted", value: ({ predicted }) => nameOf(predicted), cell: ({ predicted }) => nameOf(predicted) },
     { title: "image", value: ({ file_name: name }) => name, cell: ({ file_name: name, position, box }) =>
-      make("a", { href: `?${new URLSearchParams({ tab: "samples", sample: position, box })}` }, name) },
+      link({ tab: "samples", sample: position, box }, name) },
   ], found));
 }
 
-const visible = new IntersectionObserver((entries) => {
-  for (const { target, isIntersecting } of entries) {
-    if (!isIntersecting) continue;
-    visible.unobserve(target);
-    fill(target);
-  }
-}, { rootMargin: "400px" });
+const visible = whenVisible(fill);
 
 function cellOf(region, evaluation) {
   const words = region.kind === "missing object" ? `${region.kind}: ${nameOf(region.predicted)}` :
     region.kind === "extra object" ? `${region.kind}: ${nameOf(region.annotated)}` :
       `${region.kind}: ${nameOf(region.annotated)}, predicted ${nameOf(region.predicted)}`;
   const open = make("button", { type: "button", className: "open",
-    onclick: () => goToSample(region.position, { box: region.box, ...(evaluation ? { evaluation } : {}) }) },
+    onclick: () => go({ tab: "samples", sample: region.position, box: region.box, ...(evaluation ? { evaluation } : {}) }) },
   make("canvas"), make("span", {}, `${region.suspicion.toFixed(2)} ${words}`));
   const cell = make("div", { className: "cell", role: "listitem" }, open);
   cell.region = region;

@@ -1,6 +1,6 @@
 // Images that 'cocoseg prepare' left out, and why.
 
-import { choice, empty, make, number, table } from "./dom.js";
+import { choice, empty, make, number, table, whenVisible } from "./dom.js";
 import { getImage, getJson } from "./data.js";
 import { note, parameters, shared } from "./state.js";
 
@@ -32,13 +32,7 @@ export async function showLeftOut(main) {
   if (rows.length > MOST) main.append(make("p", {}, `Not listed: ${number(rows.length - MOST)} more; quarantine.jsonl has all.`));
 }
 
-const visible = new IntersectionObserver((entries) => {
-  for (const { target, isIntersecting } of entries) {
-    if (!isIntersecting) continue;
-    visible.unobserve(target);
-    fill(target);
-  }
-}, { rootMargin: "400px" });
+const visible = whenVisible(fill);
 
 function pictureOf(i) {
   const element = make("div", { className: "small" });

@@ -5,7 +5,7 @@ import { getJson, getText, isFile } from "./data.js";
 import { fetchLayers, lookBar } from "./look.js";
 import { paint } from "./masks.js";
 import { closeSample, openSample, repaintSample } from "./sample.js";
-import { currentLook, go, nameOf, note, parameters, say, shared } from "./state.js";
+import { currentLook, nameOf, note, parameters, say, shared } from "./state.js";
 
 const CHUNK = 60;      // cells that are added at once
 const THUMBNAIL = 320; // pixels
@@ -101,10 +101,9 @@ function filterBar() {
       now.get("evaluation") ?? 0, (value) => change("evaluation", value === "0" ? "" : value)) : null,
     choice("Sort", "sort", orders.map((order) => [order, WORDS[order]]), now.get("sort") ?? "position",
       (value) => {
-        note({ least: null, most: null });
         for (const field of range.querySelectorAll("input")) field.value = "";
         falling.checked = value === "suspicion";
-        note({ desc: falling.checked ? "1" : null });
+        note({ least: null, most: null, desc: falling.checked ? "1" : null });
         change("sort", value === "position" ? "" : value);
         limit();
       }),
@@ -330,9 +329,4 @@ async function show(position) {
     closeSample();
     say(error.message, true);
   }
-}
-
-/** Show a sample out of another page. */
-export function goToSample(position, more = {}) {
-  go({ tab: "samples", sample: position, ...more });
 }
